@@ -1,0 +1,248 @@
+"""What gateway, manager, worker and child say to each other, as JSON bytes.
+
+Rule 1: everything here is a message, not state; fields may be added, never repurposed.
+Rule 2: a sender that repeats itself changes nothing: submissions carry (gateway, number), reports
+carry (worker, number), outcomes carry the lease token. Rule 3: bytes of user JSON (`Raw`) pass
+through unparsed.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from jobs.errors import (
+    Conflict,
+    Corrupt,
+    DraymanError,
+    InvalidInput,
+    KeyReused,
+    LeaseLost,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+
+__all__ = [
+    "Accepted",
+    "Assignment",
+    "Batch",
+    "BatchReply",
+    "FileInfo",
+    "OrderlyStop",
+    "Orders",
+    "Outcome",
+    "OutcomeKind",
+    "Output",
+    "Progress",
+    "Refused",
+    "Report",
+    "Submission",
+    "decode_batch",
+    "decode_batch_reply",
+    "decode_orders",
+    "decode_report",
+    "encode",
+    "refusal_of",
+]
+
+NOTHING = msgspec.Raw(b"null")
+
+
+# --- gateway -> manager -----------------------------------------------------------------------
+
+
+class Submission(msgspec.Struct, frozen=True, array_like=True):
+    """One job to accept: its gateway-minted id and its encoded JobSpec."""
+
+    job_id: str
+    spec: msgspec.Raw
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one gateway hands over in one call; committed whole, in one segment."""
+
+    #: Random name of this gateway's life; numbers start at 1 within it.
+    gateway: str
+    number: int
+    submissions: list[Submission]
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True):
+    """The job is durable. `job_id` is the first job's id when the request was a replay."""
+
+    job_id: str
+    replayed: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, tag="no", tag_field="t", omit_defaults=True):
+    """A DraymanError as data; `raise_()` gives it back."""
+
+    error: str
+    args: list[Any]
+
+    def exception(self) -> DraymanError:
+        """Return the error this stands for."""
+        error = _ERRORS[self.error](*self.args)
+        assert isinstance(error, DraymanError)
+        return error
+
+
+class BatchReply(msgspec.Struct, frozen=True):
+    """One result a submission, in order. Sent only after all of them are durable."""
+
+    results: list[Accepted | Refused]
+
+
+_ERRORS: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        Conflict,
+        Corrupt,
+        InvalidInput,
+        KeyReused,
+        LeaseLost,
+        NotFound,
+        Overloaded,
+        Unavailable,
+    )
+}
+
+
+def refusal_of(error: DraymanError) -> Refused:
+    """Return `error` as data that crosses process borders."""
+    return Refused(type(error).__name__, list(error.args))
+
+
+# --- manager <-> worker -----------------------------------------------------------------------
+
+
+class FileInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One output file of an attempt; `path` is its place in the store."""
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str = "application/octet-stream"
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a successful attempt produced."""
+
+    #: The handler's result as JSON, if small enough to travel inline.
+    result: msgspec.Raw = NOTHING
+    #: Where a large result lies in the store.
+    result_ref: str | None = None
+    files: list[FileInfo] = []
+
+
+OutcomeKind = Literal["ok", "failed", "discarded", "snoozed", "stopped", "returned", "crashed"]
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """How one leased attempt ended.
+
+    ok         finished; `output` is an encoded Output
+    failed     raised, asked for a retry, or ran out of time; `error`, `cause`, maybe `delay_s`
+    discarded  raised Discard; `error`
+    snoozed    raised Snooze; `delay_s`
+    stopped    obeyed or was killed by a stop that was ordered; `cause` names the order
+    returned   never started; give it to someone else
+    crashed    its process died; `cause` (`signal 11`, `oom`, `exit 3`), `error` (last log lines),
+               `alone`: nothing else ran in that process
+    """
+
+    token: int
+    kind: OutcomeKind
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    output: msgspec.Raw = NOTHING
+    error: str = ""
+    cause: str = ""
+    delay_s: float | None = None
+    alone: bool = True
+    #: Where the attempt's log lies in the store; empty if it printed nothing.
+    log: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a running attempt is. Never journalled."""
+
+    token: int
+    fraction: float | None
+    message: str = ""
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A worker's whole situation. Level-triggered: each report stands by itself.
+
+    A report without `outcomes` may be held by the manager until there are orders or the poll time
+    is over; one with outcomes is answered as soon as they are durable.
+    """
+
+    worker: str
+    #: Counts up by one a report within the worker's life; a lower one than seen is refused.
+    number: int
+    #: Number of the last Orders applied, from the manager of `epoch`.
+    applied: int
+    epoch: int
+    pool: str
+    queues: list[str]
+    #: How many more tasks could start right now.
+    free: int
+    #: How many more tasks are welcome beyond `free`, to be started later.
+    prefetch: int = 0
+    #: Every token held whose outcome is not yet confirmed durable, in start order.
+    held: list[int] = []
+    #: Those of `held` that have started.
+    started: list[int] = []
+    outcomes: list[Outcome] = []
+    progress: list[Progress] = []
+    node: str = ""
+    pid: int = 0
+    draining: bool = False
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """The right to run one attempt: a lease with its token."""
+
+    token: int
+    job_id: str
+    task_id: str
+    attempt: int
+    spec: msgspec.Raw
+    #: What the last accepted checkpoint held, as JSON.
+    checkpoint: msgspec.Raw = NOTHING
+    #: Run it in a process with nothing else in it: it is suspected of killing one.
+    alone: bool = False
+
+
+class OrderlyStop(msgspec.Struct, frozen=True, array_like=True):
+    """Ask the attempt to stop (repeated until it is gone); kill it after its grace."""
+
+    token: int
+    #: `cancel`, `drain` or `expired`.
+    reason: str
+
+
+class Orders(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The manager's answer to a report. Everything in it is durable."""
+
+    #: The manager's claim on the journal; a worker refuses a lower one than it has seen.
+    epoch: int
+    number: int
+    assignments: list[Assignment] = []
+    stops: list[OrderlyStop] = []
+    #: Unstarted tokens to give back; answer each with a `returned` outcome, or by starting it.
+    recall: list[int] = []
+    #: Tokens that are nobody's any more: kill the attempt, drop its output, say nothing more.
+    drop: list[int] = []
+    #: Finish or hand back everything, then exit.
+    drain: bool = False
+
+
+encode = msgspec.json.Encoder().encode
+decode_batch = msgspec.json.Decoder(Batch).decode
+decode_batch_reply = msgspec.json.Decoder(BatchReply).decode
+decode_report = msgspec.json.Decoder(Report).decode
+decode_orders = msgspec.json.Decoder(Orders).decode

@@ -1,0 +1,169 @@
+"""All a handler may touch: one `Context` per attempt.
+
+Rule 1: a handler sees Drayman only through this class, so it runs the same on a worker and in a
+plain test (`jobs.testing`). Rule 2: every call that says "durable" returns only once it is.
+Rule 3: `progress`, `checkpoint`, `once` and `check` raise `StopRequested` once a stop was asked
+for (cancel, time limit, drain): a handler that calls any of them is stoppable without more code.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+from jobs.outcome import StopRequested
+
+__all__ = ["Context", "Files", "InDoubt", "Runtime", "StopRequested"]
+
+#: What `once` does when an earlier attempt claimed the key and died before recording the outcome.
+InDoubt = Literal["repeat", "skip", "fail"]
+
+
+class Runtime(Protocol):
+    """What carries a context: a worker's child process, or a test's scripted stand-in."""
+
+    def progress(self, fraction: float | None, message: str) -> None:
+        """Show progress; throttled, never durable."""
+
+    def stop_reason(self) -> str | None:
+        """Return why this attempt should stop, or None."""
+
+    def checkpoint(self, value: Any) -> None:
+        """Make `value` durable as the place to resume from. Raise LeaseLost if superseded."""
+
+    def once_claim(self, key: str) -> tuple[Literal["new", "done", "in_doubt"], Any]:
+        """Claim `key` durably for this task; return the state found and any recorded value."""
+
+    def once_done(self, key: str, value: Any) -> None:
+        """Record durably that the effect `key` happened with `value`."""
+
+    def secret(self, name: str) -> str:
+        """Return the secret, and redact it from whatever leaves this attempt."""
+
+    def log(self, message: str) -> None:
+        """Append one line to the attempt's log."""
+
+    def open_output(self, name: str) -> BinaryIO:
+        """Open an output file of this attempt for writing; durable once closed."""
+
+    def fetch(self, uri: str, into: Path) -> Path:
+        """Copy what `uri` names into the directory `into` and return its path."""
+
+
+class Files:
+    """Files of one attempt: inputs by URI, outputs by name, scratch space that goes with it."""
+
+    def __init__(self, runtime: Runtime, workdir: Path) -> None:
+        self._runtime = runtime
+        #: Scratch directory of this attempt; removed when it ends.
+        self.workdir = workdir
+
+    def open_output(self, name: str) -> BinaryIO:
+        """Open the output file `name` for writing bytes; durable when closed.
+
+        Raises InvalidInput for a name that is not a plain file name.
+        """
+        return self._runtime.open_output(name)
+
+    def save(self, path: Path, name: str | None = None) -> None:
+        """Keep the file at `path` as the output `name`; durable on return."""
+        with path.open("rb") as source, self.open_output(name or path.name) as output:
+            while block := source.read(1 << 20):
+                output.write(block)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep `data` as the output file `name`; durable on return."""
+        with self.open_output(name) as output:
+            output.write(data)
+
+    def fetch(self, uri: str) -> Path:
+        """Return a local path that holds what `uri` names (`upload:`, `file:`, `s3:`, ...)."""
+        return self._runtime.fetch(uri, self.workdir)
+
+
+class Context:
+    """What a handler receives as its first argument."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        job_id: str,
+        task_id: str,
+        attempt: int,
+        tenant: str,
+        labels: dict[str, str],
+        workdir: Path,
+        checkpoint: Any = None,
+    ) -> None:
+        self._runtime = runtime
+        self.job_id = job_id
+        self.task_id = task_id
+        #: Numbered from 1; a retry sees 2.
+        self.attempt = attempt
+        self.tenant = tenant
+        self.labels = labels
+        #: What the last accepted `checkpoint` of any earlier attempt held, or None.
+        self.resumed_from = checkpoint
+        self.files = Files(runtime, workdir)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a stop was asked for. Cheap: poll it in tight loops."""
+        return self._runtime.stop_reason() is not None
+
+    def check(self) -> None:
+        """Raise StopRequested if a stop was asked for."""
+        reason = self._runtime.stop_reason()
+        if reason is not None:
+            raise StopRequested(reason)
+
+    def progress(self, fraction: float | None = None, message: str = "") -> None:
+        """Show how far the attempt is: `fraction` in 0..1, a short `message`, or both."""
+        self.check()
+        if fraction is not None:
+            fraction = min(1.0, max(0.0, float(fraction)))
+        self._runtime.progress(fraction, message)
+
+    def checkpoint(self, value: Any) -> None:
+        """Save a JSON value that the next attempt finds in `resumed_from`. Durable on return.
+
+        Raises LeaseLost when another attempt has taken over: stop then.
+        """
+        self.check()
+        self._runtime.checkpoint(value)
+
+    def once(self, key: str, effect: Callable[[str], Any], *, in_doubt: InDoubt = "fail") -> Any:
+        """Run `effect(idempotency_key)` unless an attempt of this task already did.
+
+        A durable claim comes first, a durable record after, and the recorded JSON value is what
+        later attempts get. If an attempt died between the two nobody knows whether the effect
+        happened: `in_doubt` says whether to `repeat` it, `skip` it (returns None) or `fail`
+        (raises RuntimeError). The key passed to `effect` is the same on every attempt: hand it to
+        services that deduplicate.
+        """
+        self.check()
+        found, value = self._runtime.once_claim(key)
+        if found == "done":
+            return value
+        if found == "in_doubt":
+            if in_doubt == "skip":
+                return None
+            if in_doubt == "fail":
+                raise RuntimeError(
+                    f"once({key!r}): an earlier attempt may or may not have done this; "
+                    "choose in_doubt='repeat' or 'skip', or check by hand and retry the job"
+                )
+        value = effect(f"{self.job_id}:{self.task_id}:{key}")
+        self._runtime.once_done(key, value)
+        return value
+
+    def log(self, message: str) -> None:
+        """Append a line to this attempt's log. `print` lands there too."""
+        self._runtime.log(message)
+
+    def secret(self, name: str) -> str:
+        """Return the worker's secret `name`; it is redacted from logs, errors and results.
+
+        Raises InvalidInput naming the secret and where to set it when it is missing.
+        """
+        return self._runtime.secret(name)

@@ -1,0 +1,107 @@
+"""What a job type is: a name, a typed handler, and how it wants to be run."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from jobs.context import Context
+from jobs.retry import RetryPolicy
+
+__all__ = ["DEFAULT_MAX_ATTEMPTS", "JobDefinition", "job"]
+
+NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+DEFAULT_MAX_ATTEMPTS = 3
+Handler = Callable[[Context, Any], Any]
+
+
+@dataclass(frozen=True)
+class JobDefinition:
+    """A job type. Calling it calls the handler, so it stays an ordinary function in tests."""
+
+    name: str
+    handler: Handler
+    params_model: type[BaseModel]
+    #: `def` handlers go to `default` (one at a time per process), `async def` to `io`.
+    queue: str
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    #: Soft limit of one attempt; a stop is requested when it passes. None: no limit.
+    timeout_s: float | None = None
+    #: After a requested stop, how long until the attempt's processes are killed.
+    grace_s: float = 10.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Equal requests within this window are one job. Needs no key from the caller.
+    unique_for_s: float | None = None
+    #: Which params make requests equal; empty means all of them.
+    unique_by: tuple[str, ...] = ()
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the handler is `async def`."""
+        return inspect.iscoroutinefunction(self.handler)
+
+    @property
+    def summary(self) -> str:
+        """First line of the handler's docstring."""
+        return (inspect.getdoc(self.handler) or "").partition("\n")[0]
+
+    def __call__(self, ctx: Context, params: Any) -> Any:
+        return self.handler(ctx, params)
+
+
+def job(
+    name: str,
+    *,
+    queue: str | None = None,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    timeout_s: float | None = None,
+    grace_s: float = 10.0,
+    retry: RetryPolicy | None = None,
+    unique_for_s: float | None = None,
+    unique_by: tuple[str, ...] = (),
+) -> Callable[[Handler], JobDefinition]:
+    """Declare `handler(ctx, params)` as the job type `name`; `params` is a pydantic model.
+
+    Raises TypeError or ValueError at import, naming what to change, if the declaration is wrong.
+    """
+
+    def declare(handler: Handler) -> JobDefinition:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"job name {name!r}: use lower-case words joined by dots")
+        if max_attempts < 1:
+            raise ValueError(f"job {name!r}: max_attempts must be at least 1, got {max_attempts}")
+        model = _params_model(name, handler)
+        unknown = [f for f in unique_by if f not in model.model_fields]
+        if unknown:
+            raise ValueError(f"job {name!r}: unique_by names no such params: {', '.join(unknown)}")
+        default_queue = "io" if inspect.iscoroutinefunction(handler) else "default"
+        return JobDefinition(
+            name=name,
+            handler=handler,
+            params_model=model,
+            queue=queue or default_queue,
+            max_attempts=max_attempts,
+            timeout_s=timeout_s,
+            grace_s=grace_s,
+            retry=retry or RetryPolicy(),
+            unique_for_s=unique_for_s,
+            unique_by=unique_by,
+        )
+
+    return declare
+
+
+def _params_model(name: str, handler: Handler) -> type[BaseModel]:
+    parameters = list(inspect.signature(handler).parameters.values())
+    if len(parameters) != 2:
+        raise TypeError(f"job {name!r}: write the handler as handler(ctx, params)")
+    model = typing.get_type_hints(handler).get(parameters[1].name)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise TypeError(
+            f"job {name!r}: annotate {parameters[1].name!r} with a pydantic model, got {model!r}"
+        )
+    return model

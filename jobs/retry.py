@@ -1,0 +1,35 @@
+"""When a failed attempt is tried again.
+
+Exponential backoff with full jitter (M. Brooker, "Exponential Backoff And Jitter", AWS
+Architecture Blog, 2015): the wait is uniform in [0, min(max_s, base_s * factor ** (n - 1))].
+The random draw comes from the caller, so that the rules stay pure and replayable.
+"""
+
+import msgspec
+
+__all__ = ["RetryPolicy"]
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How long to wait before attempt n + 1. Seconds throughout."""
+
+    base_s: float = 2.0
+    factor: float = 2.0
+    max_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not (self.base_s >= 0 and self.factor >= 1 and self.max_s >= 0):
+            raise ValueError(
+                f"RetryPolicy needs base_s >= 0, factor >= 1, max_s >= 0; got {self!r}"
+            )
+
+    def wait_s(self, failures: int, draw: float, at_least_s: float | None = None) -> float:
+        """Return the wait after the `failures`-th failure; `draw` is uniform in [0, 1).
+
+        `at_least_s` is what the handler asked for (`Retry(after_s=...)`); it is taken as it is.
+        """
+        if at_least_s is not None:
+            return at_least_s
+        exponent = min(failures - 1, 64)  # beyond 2**64 the cap has long decided
+        ceiling: float = min(self.max_s, self.base_s * self.factor**exponent)
+        return draw * ceiling
