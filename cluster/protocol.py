@@ -23,6 +23,7 @@ from jobs.errors import (
 )
 
 __all__ = [
+    "NOTHING",
     "Accepted",
     "Assignment",
     "Batch",
@@ -34,12 +35,16 @@ __all__ = [
     "OutcomeKind",
     "Output",
     "Progress",
+    "Record",
+    "Recorded",
     "Refused",
     "Report",
     "Submission",
     "decode_batch",
     "decode_batch_reply",
     "decode_orders",
+    "decode_record",
+    "decode_record_reply",
     "decode_report",
     "encode",
     "refusal_of",
@@ -241,7 +246,30 @@ class Orders(msgspec.Struct, frozen=True, omit_defaults=True):
     drain: bool = False
 
 
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something a running attempt wants durable now; refused with LeaseLost if superseded.
+
+    checkpoint  `value` is where the next attempt resumes
+    once_claim  the effect `key` is about to happen
+    once_done   the effect `key` happened, with `value`
+    """
+
+    token: int
+    op: Literal["checkpoint", "once_claim", "once_done"]
+    key: str = ""
+    value: msgspec.Raw = NOTHING
+
+
+class Recorded(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True):
+    """The record is durable. For `once_claim`: what was found, and the recorded value."""
+
+    found: Literal["new", "done", "in_doubt"] = "new"
+    value: msgspec.Raw = NOTHING
+
+
 encode = msgspec.json.Encoder().encode
+decode_record = msgspec.json.Decoder(Record).decode
+decode_record_reply: Any = msgspec.json.Decoder(Recorded | Refused).decode
 decode_batch = msgspec.json.Decoder(Batch).decode
 decode_batch_reply = msgspec.json.Decoder(BatchReply).decode
 decode_report = msgspec.json.Decoder(Report).decode

@@ -1,0 +1,174 @@
+"""What the manager answers when asked: jobs, attempts, queues and workers as others see them.
+
+Views are snapshots of durable state: nothing in them can be undone by a crash, except `progress`,
+which is never journalled. Moments are epoch seconds, UTC.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from cluster.protocol import NOTHING, FileInfo
+
+__all__ = [
+    "AttemptView",
+    "DeadLetterQuery",
+    "ErrorView",
+    "JobPage",
+    "JobQuery",
+    "JobStatus",
+    "JobView",
+    "ProgressView",
+    "QueueView",
+    "TaskView",
+    "WorkerView",
+]
+
+JobStatus = Literal["scheduled", "pending", "processing", "completed", "failed", "cancelled"]
+
+
+class ProgressView(msgspec.Struct, frozen=True):
+    """How far the running attempt says it is."""
+
+    fraction: float | None = None
+    message: str = ""
+
+
+class ErrorView(msgspec.Struct, frozen=True):
+    """Why an attempt, or the job, did not succeed. Never a stack trace."""
+
+    message: str
+    #: `error`, `discarded`, `timeout`, `oom`, `signal 9`, `lease lost`, ...
+    cause: str = "error"
+    attempt: int = 0
+    at: float = 0.0
+
+
+class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One job."""
+
+    id: str
+    type: str
+    status: JobStatus
+    queue: str
+    tenant: str
+    priority: int
+    submitted_at: float
+    attempts: int
+    max_attempts: int
+    recoveries: int = 0
+    labels: dict[str, str] = {}
+    started_at: float | None = None
+    finished_at: float | None = None
+    run_at: float | None = None
+    expires_at: float | None = None
+    next_attempt_at: float | None = None
+    #: Why a cancelled job is cancelled: `cancelled`, `expired`.
+    reason: str | None = None
+    #: A stop was asked for and has not bitten yet.
+    stopping: str | None = None
+    progress: ProgressView | None = None
+    #: 0 is next; None when not waiting in a queue.
+    queue_position: int | None = None
+    #: Seconds until it is expected to start, from the measured rate; None when unknown.
+    eta_s: float | None = None
+    error: ErrorView | None = None
+    result: msgspec.Raw = NOTHING
+    result_ref: str | None = None
+    files: list[FileInfo] = []
+    traceparent: str | None = None
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """Newest first; `next_after` is the cursor of the next page, None on the last."""
+
+    jobs: list[JobView]
+    next_after: str | None
+
+
+class JobQuery(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which jobs. None matches all; `tenant` None is for admins only."""
+
+    tenant: str | None = None
+    status: JobStatus | None = None
+    type: str | None = None
+    queue: str | None = None
+    label: tuple[str, str] | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+class DeadLetterQuery(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which dead letters; all that are given must match."""
+
+    tenant: str | None = None
+    type: str | None = None
+    queue: str | None = None
+    cause: str | None = None
+    ids: list[str] | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+class AttemptView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One leased execution of a task, numbered from 1."""
+
+    task_id: str
+    number: int
+    #: `running`, `succeeded`, `failed`, `discarded`, `crashed`, `interrupted`, `stopped`,
+    #: `snoozed`
+    outcome: str
+    worker: str
+    leased_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    error: str = ""
+    cause: str = ""
+    #: Where its log lies in the store; empty if it printed nothing.
+    log: str = ""
+
+
+class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One unit of dispatch of a job."""
+
+    task_id: str
+    state: str
+    attempts: int
+    recoveries: int = 0
+    worker: str | None = None
+    files: list[FileInfo] = []
+
+
+class QueueView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One named line."""
+
+    name: str
+    pools: list[str]
+    paused: bool
+    ready: int
+    leased: int
+    scheduled: int
+    backing_off: int
+    dead: int
+    #: Seconds the oldest ready task has waited.
+    oldest_age_s: float = 0.0
+    #: Tasks finished a second, measured over the last minute.
+    drain_rate: float = 0.0
+    workers: int = 0
+    depth_max: int = 0
+
+
+class WorkerView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One worker as the manager knows it."""
+
+    name: str
+    pool: str
+    queues: list[str]
+    node: str
+    pid: int
+    held: int
+    started: int
+    free: int
+    #: Seconds since its last report.
+    silent_s: float
+    draining: bool = False

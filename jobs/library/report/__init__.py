@@ -1,0 +1,15 @@
+"""The annual report, from tables to PDF.
+
+Read `tables.py` (opening what a URI names), `activity.py` (one pass over the flights), `fleet.py`
+and `weather.py` (joins), `headline.py` (the figures), `gather.py` (all of it into one `Report`),
+then `charts.py`, `layout.py`, `sections.py` and `compose.py` (the pages).
+
+Rule 1: sums are sums of integers, so that neither threads nor batch sizes change a figure.
+Rule 2: whatever is listed is sorted by a total order. Rule 3: no clock, no entropy.
+Rule 4: memory is bounded by the number of keys (hours, airports, aircraft), never by rows.
+"""
+
+from jobs.library.report.compose import compose
+from jobs.library.report.gather import gather
+
+__all__ = ["compose", "gather"]

@@ -1,0 +1,354 @@
+"""A table of the report: what a URI names, checked, and read as a stream of clean batches.
+
+Rule 1: every file is checked (format, columns, types) before the first row is read, because Arrow
+fills a column that one file of many lacks with nulls, and a report made of those is silently wrong.
+Rule 2: the reader holds a few batches, whatever the size of files and row groups.
+Rule 3: messages name the table, the file and the fix, and never show credentials.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from jobs.errors import InvalidInput, NotFound
+from jobs.outcome import Discard
+
+__all__ = ["COLUMNS", "Kind", "Table", "open_table"]
+
+#: `whole` must be integers; `rounded` becomes integers; `number` stays a float.
+Kind = Literal["whole", "rounded", "number", "text"]
+
+#: The columns the report reads; any others are left alone.
+COLUMNS: Mapping[str, Mapping[str, Kind]] = {
+    "flights": {
+        "year": "whole",
+        "month": "whole",
+        "day": "whole",
+        "hour": "whole",
+        "carrier": "text",
+        "tailnum": "text",
+        "origin": "text",
+        "dest": "text",
+        "dep_time": "rounded",
+        "dep_delay": "rounded",
+        "arr_delay": "rounded",
+        "air_time": "rounded",
+        "distance": "rounded",
+    },
+    "airlines": {"carrier": "text", "name": "text"},
+    "airports": {"faa": "text", "name": "text"},
+    "planes": {
+        "tailnum": "text",
+        "year": "rounded",
+        "manufacturer": "text",
+        "model": "text",
+        "seats": "rounded",
+    },
+    "weather": {
+        "origin": "text",
+        "year": "whole",
+        "month": "whole",
+        "day": "whole",
+        "hour": "whole",
+        "wind_speed": "number",
+        "precip": "number",
+        "visib": "number",
+    },
+}
+
+SUFFIXES = (".parquet", ".pq", ".csv")
+STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+NULLS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
+BATCH_ROWS = 1 << 17
+SAMPLE_BYTES = 1 << 16
+#: Reading columns through a small buffer, instead of row group by row group, is what keeps memory
+#: flat when somebody wrote one row group of twenty million rows.
+PARQUET_SCAN = ds.ParquetFragmentScanOptions(
+    use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One checked table. `rows` is exact for Parquet and an estimate for CSV."""
+
+    name: str
+    #: What the reader is told about where the rows came from.
+    shown: str
+    dataset: Any
+    rows: int
+
+    def batches(
+        self, keep: Any = None, tick: Callable[[int], None] = lambda rows: None
+    ) -> Iterator[Any]:
+        """Yield the rows that match the expression `keep`, cleaned, as Arrow tables in file order.
+
+        `tick` gets the number of rows of each batch read, before the filter; parts of Parquet
+        files whose statistics rule a match out are skipped and ticked at once.
+        """
+        columns = COLUMNS[self.name]
+        for fragment in self.dataset.get_fragments():
+            try:
+                for batch in self._scan(fragment, keep, tick):
+                    yield pa.table(
+                        {name: _clean(batch.column(name), kind) for name, kind in columns.items()}
+                    )
+            except pa.ArrowInvalid as error:
+                raise _bad(
+                    self.name,
+                    f"{_base(fragment.path)} cannot be read ({_first_line(error)})",
+                    "correct the file",
+                ) from error
+
+    def _scan(self, fragment: Any, keep: Any, tick: Callable[[int], None]) -> Iterator[Any]:
+        schema = _whole_schema(fragment, self.dataset.schema)
+        options = None
+        if isinstance(fragment, ds.ParquetFileFragment):
+            options = PARQUET_SCAN
+            if keep is not None:
+                before = fragment.metadata.num_rows
+                fragment = fragment.subset(filter=keep, schema=schema)
+                kept = sum(group.num_rows for group in fragment.row_groups)
+                tick(before - kept)
+                if not kept:
+                    return
+        for batch in fragment.to_batches(
+            schema=schema,
+            columns=list(COLUMNS[self.name]),
+            batch_size=BATCH_ROWS,
+            batch_readahead=2,
+            fragment_readahead=1,
+            fragment_scan_options=options,
+        ):
+            tick(batch.num_rows)
+            rows = batch if keep is None else batch.filter(keep)
+            if rows.num_rows:
+                yield rows
+
+
+def open_table(name: str, uri: str, fetch: Callable[[str], Path]) -> Table:
+    """Return the table `name` found at `uri`; `fetch` makes other URIs (`upload:`...) local.
+
+    Raises Discard, naming the fix, if nothing is there, it is neither Parquet nor CSV, or a column
+    is missing or of the wrong type.
+    """
+    shown = _without_secrets(uri)
+    filesystem, base, pattern = _locate(name, uri, shown, fetch)
+    paths = _list(name, filesystem, base, pattern, shown)
+    parquet = _is_parquet(name, filesystem, paths[0])
+    form = ds.ParquetFileFormat() if parquet else _csv_format(name)
+    try:
+        dataset = ds.dataset(paths, filesystem=filesystem, format=form, partitioning="hive")
+        for fragment in dataset.get_fragments():
+            _check_columns(name, fragment, _whole_schema(fragment, dataset.schema))
+    except pa.ArrowInvalid as error:
+        kind = "Parquet" if parquet else "CSV"
+        raise _bad(
+            name,
+            f"a file of {shown} is not {kind} ({_first_line(error)})",
+            f"give {kind} files only",
+        ) from error
+    if parquet:
+        rows = sum(fragment.metadata.num_rows for fragment in dataset.get_fragments())
+    else:
+        rows = sum(_estimate_rows(filesystem, path) for path in paths)
+    return Table(name, _base(shown), dataset, rows)
+
+
+def _locate(
+    name: str, uri: str, shown: str, fetch: Callable[[str], Path]
+) -> tuple[Any, str, str | None]:
+    """Return the file system, the path in it up to the first wildcard, and the pattern after it."""
+    parts = urlsplit(uri)
+    if parts.scheme in STORES:
+        path, pattern = _split_glob(parts.path)
+        base = urlunsplit(parts._replace(path=path))
+        try:
+            filesystem, root = fs.FileSystem.from_uri(base)
+        except pa.ArrowInvalid as error:
+            raise _bad(
+                name, f"{shown} is not a usable URI ({_first_line(error)})", "correct it"
+            ) from error
+        return filesystem, root.rstrip("/"), pattern
+    if parts.scheme == "file":
+        path, pattern = _split_glob(unquote(parts.path))
+    elif "://" in uri or uri.startswith("upload:"):
+        path, pattern = str(_fetched(name, uri, shown, fetch)), None
+    else:
+        path, pattern = _split_glob(uri)
+    return fs.LocalFileSystem(), str(Path(path or ".").resolve()), pattern
+
+
+def _fetched(name: str, uri: str, shown: str, fetch: Callable[[str], Path]) -> Path:
+    try:
+        return fetch(uri)
+    except (NotFound, InvalidInput, FileNotFoundError) as error:
+        raise _bad(
+            name, f"{shown} cannot be fetched ({error})", "upload it, or correct the URI"
+        ) from error
+
+
+def _split_glob(path: str) -> tuple[str, str | None]:
+    segments = path.split("/")
+    for n, segment in enumerate(segments):
+        if any(sign in segment for sign in "*?["):
+            return "/".join(segments[:n]) or ("/" if path.startswith("/") else ""), "/".join(
+                segments[n:]
+            )
+    return path, None
+
+
+def _list(name: str, filesystem: Any, base: str, pattern: str | None, shown: str) -> list[str]:
+    found = filesystem.get_file_info(base)
+    if found.type == fs.FileType.NotFound:
+        raise _bad(name, f"there is nothing at {shown}", f"correct the URI in params.{name}")
+    if found.type == fs.FileType.File:
+        return [base]
+    paths = sorted(
+        info.path
+        for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+        if info.type == fs.FileType.File and _belongs(info.path[len(base) :].lstrip("/"), pattern)
+    )
+    if not paths:
+        raise _bad(
+            name,
+            f"no {' or '.join(SUFFIXES)} files at {shown}",
+            f"correct the URI in params.{name}",
+        )
+    return paths
+
+
+def _belongs(relative: str, pattern: str | None) -> bool:
+    # Writers leave _SUCCESS, _metadata and .crc files beside their data.
+    if any(segment.startswith(("_", ".")) for segment in relative.split("/")):
+        return False
+    if pattern is None:
+        return relative.lower().endswith(SUFFIXES)
+    return fnmatchcase(relative, pattern)
+
+
+def _is_parquet(name: str, filesystem: Any, path: str) -> bool:
+    """Tell Parquet from CSV by content: names lie, and uploads may have none."""
+    with filesystem.open_input_file(path) as file:
+        sample = file.read(SAMPLE_BYTES)
+    if sample.startswith(b"PAR1"):
+        return True
+    if not sample:
+        raise _bad(name, f"{_base(path)} is empty", "give a Parquet or CSV file with rows")
+    # A cut multi-byte character at the end of the sample is not an error of the file.
+    text = sample.decode("utf-8", errors="ignore")
+    if (
+        b"\0" in sample
+        or len(sample) - len(text.encode()) > 3
+        or path.endswith((".parquet", ".pq"))
+    ):
+        raise _bad(
+            name,
+            f"{_base(path)} is neither Parquet nor CSV",
+            "give a Parquet file, or CSV in UTF-8 with commas and a header line",
+        )
+    return False
+
+
+def _csv_format(name: str) -> Any:
+    types = {"whole": pa.int64(), "rounded": pa.float64(), "number": pa.float64()}
+    return ds.CsvFileFormat(
+        convert_options=pacsv.ConvertOptions(
+            column_types={c: types.get(k, pa.string()) for c, k in COLUMNS[name].items()},
+            null_values=NULLS,
+            strings_can_be_null=True,
+        )
+    )
+
+
+def _whole_schema(fragment: Any, common: Any) -> Any:
+    """Return the file's own schema plus the columns that its folder names (`year=2013/`) give."""
+    schema = fragment.physical_schema
+    for key in ds.get_partition_keys(fragment.partition_expression):
+        if key not in schema.names:
+            schema = schema.append(common.field(key))
+    return schema
+
+
+def _check_columns(name: str, fragment: Any, schema: Any) -> None:
+    wanted = COLUMNS[name]
+    where = _base(fragment.path)
+    missing = [column for column in wanted if column not in schema.names]
+    if missing:
+        one = len(missing) == 1
+        raise _bad(
+            name,
+            f"{where} has no column{'' if one else 's'} {', '.join(missing)}",
+            f"add {'it' if one else 'them'}; found {', '.join(schema.names[:24])}",
+        )
+    for column, kind in wanted.items():
+        found = schema.field(column).type
+        if not _fits(found, kind):
+            need = "text" if kind == "text" else "numbers"
+            raise _bad(
+                name,
+                f"column {column} of {where} holds {found}, not {need}",
+                f"write it as {need}",
+            )
+
+
+def _fits(found: Any, kind: Kind) -> bool:
+    types = pa.types
+    if types.is_null(found):
+        return True
+    if kind == "text":
+        value = found.value_type if types.is_dictionary(found) else found
+        return bool(
+            types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+        )
+    return bool(types.is_integer(found) or types.is_floating(found) or types.is_decimal(found))
+
+
+def _clean(column: Any, kind: Kind) -> Any:
+    if kind == "text":
+        text = column.cast(pa.string())
+        return pc.if_else(pc.equal(text, ""), None, text)
+    if pa.types.is_integer(column.type) and kind != "number":
+        return column.cast(pa.int64())
+    numbers = column.cast(pa.float64())
+    numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
+    if kind == "number":
+        return numbers
+    return (numbers if kind == "whole" else pc.round(numbers)).cast(pa.int64())
+
+
+def _estimate_rows(filesystem: Any, path: str) -> int:
+    with filesystem.open_input_file(path) as file:
+        sample = file.read(SAMPLE_BYTES)
+        size: int = file.size()
+    lines = max(1, sample.count(b"\n"))
+    return max(1, size * lines // max(1, len(sample)))
+
+
+def _without_secrets(uri: str) -> str:
+    """Drop `user:password@` and the query, where credentials hide, from a URI with a host."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _bad(table: str, problem: str, fix: str) -> Discard:
+    return Discard(f"{table}: {problem}; {fix}")

@@ -1,0 +1,67 @@
+"""`report.annual`: a PDF report of one airline's year.
+
+Rule 1: the same params over the same tables give the same bytes (see `report/__init__.py`).
+Rule 2: input that no retry can mend raises `Discard`, which names the table and the fix; a store
+that does not answer stays an ordinary error, so the attempt is tried again.
+Rule 3: this file imports neither pyarrow nor reportlab at the top: the registry imports every job
+type in every process, and the two cost a third of a second.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.context import Context
+from jobs.definition import job
+
+__all__ = ["OUTPUT_NAME", "ReportParams", "annual_report"]
+
+OUTPUT_NAME = "report.pdf"
+
+TableUri = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="A Parquet or CSV file, a folder or a glob of them: a local path, file://, "
+        "s3://, gs://, abfs://, or the URI an upload returned",
+    ),
+]
+
+
+class ReportParams(BaseModel):
+    """Which airline, which year, and where its tables are."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    carrier: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9]{1,8}$", description="Airline code as in the flights table"),
+    ]
+    year: Annotated[int, Field(ge=1900, le=2200)]
+    flights: TableUri
+    #: Each table below adds its section or its names; without it the report leaves them out.
+    airlines: TableUri | None = None
+    airports: TableUri | None = None
+    planes: TableUri | None = None
+    weather: TableUri | None = None
+    title: Annotated[
+        str | None,
+        Field(min_length=1, max_length=60, description="Heading of the cover"),
+    ] = None
+    destinations: Annotated[
+        int, Field(ge=1, le=100, description="Rows of the destinations table")
+    ] = 20
+
+
+@job("report.annual", timeout_s=3600)
+def annual_report(ctx: Context, params: ReportParams) -> dict[str, Any]:
+    """Write the annual report of one airline as a PDF, from tables of millions of flights."""
+    from jobs.library.report import compose, gather
+
+    report = gather(ctx, params)
+    data, pages = compose(report, lambda page: ctx.progress(message=f"Writing page {page}"))
+    ctx.progress(0.98, "Saving the report")
+    ctx.files.write(OUTPUT_NAME, data)
+    ctx.progress(1.0, f"Report of {pages} pages is ready")
+    return {"file": OUTPUT_NAME, "pages": pages, "headline": report.headline.as_dict()}
