@@ -1,0 +1,109 @@
+"""What can be asked of the queue. A command may be refused; an event never is."""
+
+import msgspec
+
+from cluster.protocol import Outcome, Record
+from cluster.queue.spec import JobSpec
+
+__all__ = [
+    "Cancel",
+    "Command",
+    "Finish",
+    "Lease",
+    "LoseWorker",
+    "PauseQueue",
+    "Reclaim",
+    "ResumeQueue",
+    "Revive",
+    "SaveRecord",
+    "Submit",
+    "Tick",
+]
+
+
+class Submit(msgspec.Struct, frozen=True):
+    """Accept a job. Refused: KeyReused, Overloaded, InvalidInput."""
+
+    job_id: str
+    spec: JobSpec
+    raw: bytes
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Give `worker` up to `limit` tasks of `queues`."""
+
+    worker: str
+    queues: list[str]
+    limit: int
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """A worker says how an attempt ended. An outcome whose token is stale changes nothing."""
+
+    worker: str
+    outcome: Outcome
+    #: Uniform in [0, 1), drawn by the caller, for the backoff's jitter.
+    draw: float = 0.0
+
+
+class LoseWorker(msgspec.Struct, frozen=True):
+    """A worker is dead: its process ended, or it was silent for too long."""
+
+    worker: str
+    cause: str
+
+
+class Reclaim(msgspec.Struct, frozen=True):
+    """Leases that their worker does not know of (the order never arrived) are nobody's."""
+
+    worker: str
+    tokens: list[int]
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """End a job. Refused with Conflict when it has already ended otherwise."""
+
+    job_id: str
+
+
+class Revive(msgspec.Struct, frozen=True):
+    """Give a failed job's dead tasks a new budget. Refused with Conflict if it has none."""
+
+    job_id: str
+
+
+class SaveRecord(msgspec.Struct, frozen=True):
+    """A running attempt wants something durable. Refused with LeaseLost if superseded."""
+
+    record: Record
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time passed: what is due moves on."""
+
+
+class PauseQueue(msgspec.Struct, frozen=True):
+    """Lease nothing of this queue until it is resumed."""
+
+    queue: str
+
+
+class ResumeQueue(msgspec.Struct, frozen=True):
+    """Lease tasks of this queue again."""
+
+    queue: str
+
+
+Command = (
+    Submit
+    | Lease
+    | Finish
+    | LoseWorker
+    | Reclaim
+    | Cancel
+    | Revive
+    | SaveRecord
+    | Tick
+    | PauseQueue
+    | ResumeQueue
+)

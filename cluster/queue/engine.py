@@ -1,0 +1,631 @@
+"""What happens (`decide`) and what it changes (`evolve`).
+
+    events = decide(state, rules, command, now)   # or raises, and nothing changed
+    for event in events: evolve(state, event, now)
+
+Rule 1: `decide` writes nothing; `evolve` decides nothing and reads nothing but state and event.
+Rule 2: replaying the journal's events through `evolve` gives the live state, always.
+Rule 3: what a worker says counts only with the current token; anything else changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cluster.queue import commands as c
+from cluster.queue import events as e
+from cluster.queue.dispatch import pick
+from cluster.queue.model import (
+    GatewayMarks,
+    Job,
+    Line,
+    PastAttempt,
+    Rules,
+    State,
+    Task,
+)
+from cluster.queue.state import TERMINAL, Move, TaskState, moved
+from jobs.errors import Conflict, InvalidInput, KeyReused, LeaseLost, NotFound, Overloaded
+
+__all__ = ["FIRST_TASK", "decide", "evolve", "job_status"]
+
+#: The task of a job that has only one.
+FIRST_TASK = "0"
+#: Tasks one Tick moves on at most, so that a million due at once do not stall the commit loop.
+TICK_MAX = 2_000
+
+S = TaskState
+
+
+def decide(state: State, rules: Rules, command: c.Command, now: float) -> list[e.Event]:
+    """Return what `command` makes happen. Raises a DraymanError if it is refused."""
+    return _DECIDE[type(command)](state, rules, command, now)
+
+
+def evolve(state: State, event: e.Event, at: float) -> None:
+    """Apply one event that happened at `at`. Raises IllegalTransition on a broken journal."""
+    _EVOLVE[type(event)](state, event, at)
+    state.seq += 1
+    state.at = at
+
+
+def job_status(job: Job) -> str:
+    """Derive the status users see from the job's tasks."""
+    states = {task.state for task in job.tasks}
+    if S.LEASED in states:
+        return "processing"
+    if S.DEAD in states:
+        return "failed"
+    if S.CANCELLED in states:
+        return "cancelled"
+    if states == {S.SUCCEEDED}:
+        return "completed"
+    if states == {S.WAITING}:
+        return "scheduled"
+    return "processing" if S.SUCCEEDED in states else "pending"
+
+
+# --- decide -----------------------------------------------------------------------------------
+
+
+def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e.Event]:
+    spec = command.spec
+    if command.job_id in state.jobs:
+        return []  # a resent batch: the id was minted once, so this is the same request
+    if spec.key is not None:
+        holder = state.keys.find(spec.key, now)
+        if holder is not None:
+            job_id, fingerprint = holder
+            if fingerprint != spec.fingerprint:
+                raise KeyReused(job_id)
+            return []
+        if len(state.keys) >= rules.idempotency_keys_max:
+            raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
+    limits = rules.queues.get(spec.queue)
+    if limits is None:
+        known = ", ".join(sorted(rules.queues))
+        raise InvalidInput("queue", f"no queue {spec.queue!r}; use one of: {known}")
+    line = state.lines.get(spec.queue)
+    if line is not None and _depth(line) >= limits.depth_max:
+        raise Overloaded("queue", f"queue {spec.queue!r} is full ({limits.depth_max} tasks)", 5.0)
+    return [e.JobSubmitted(command.job_id, spec, command.raw)]
+
+
+def _depth(line: Line) -> int:
+    counts = line.counts
+    return counts[S.READY] + counts[S.LEASED] + counts[S.WAITING] + counts[S.BACKING_OFF]
+
+
+def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.Event]:
+    token = state.next_token
+    worker = command.worker
+    return [
+        e.TaskLeased(task.job.id, task.id, task.attempt + 1, token + i, worker)
+        for i, task in enumerate(pick(state, worker, command.queues, command.limit))
+    ]
+
+
+def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e.Event]:
+    outcome = command.outcome
+    task = state.leases.get(outcome.token)
+    if task is None or task.worker != command.worker:
+        return []  # late or doubled: the lease is someone else's, or nobody's
+    if outcome.kind == "ok" and task.stop != "cancel":
+        return [
+            e.TaskSucceeded(
+                task.job.id,
+                task.id,
+                task.attempt,
+                task.token,
+                outcome.started_at,
+                outcome.ended_at,
+                outcome.log,
+                outcome.output,
+            )
+        ]
+    return [_FINISH[outcome.kind](rules, task, outcome, command.draw, now)]
+
+
+def _lease_of(task: Task, outcome: Any) -> dict[str, Any]:
+    return {
+        "job_id": task.job.id,
+        "task_id": task.id,
+        "attempt": task.attempt,
+        "token": task.token,
+        "started_at": outcome.started_at,
+        "ended_at": outcome.ended_at,
+        "log": outcome.log,
+    }
+
+
+def _cancelled(task: Task, outcome: Any, reason: str) -> e.Event:
+    return e.TaskCancelled(reason=reason, **_lease_of(task, outcome))
+
+
+def _failed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    cause = outcome.cause or "error"
+    failures = task.failures + 1
+    if failures >= task.job.spec.max_attempts:
+        return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
+    wait_s = task.job.spec.retry.wait_s(failures, draw, outcome.delay_s)
+    return e.AttemptFailed(
+        error=outcome.error, cause=cause, retry_at=now + wait_s, **_lease_of(task, outcome)
+    )
+
+
+def _discarded(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    cause = outcome.cause or "discarded"
+    return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
+
+
+def _snoozed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    retry_at = now + (outcome.delay_s or 0.0)
+    return e.TaskSnoozed(retry_at=retry_at, **_lease_of(task, outcome))
+
+
+def _stopped(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    return _release(rules, task, outcome.cause or "stopped", outcome=outcome)
+
+
+def _returned(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    return e.LeaseReleased(
+        task.job.id, task.id, task.attempt, task.token, cause="returned", started=False
+    )
+
+
+def _crashed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    if task.stop == "cancel":
+        return _cancelled(task, outcome, "cancelled")
+    if not (outcome.alone or task.suspect):
+        return _release(rules, task, outcome.cause, outcome=outcome, suspect=True)
+    return _recover(rules, task, outcome)
+
+
+def _ok_after_cancel(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
+    return _cancelled(task, outcome, "cancelled")  # its output is dropped
+
+
+_FINISH: dict[str, Callable[[Rules, Task, Any, float, float], e.Event]] = {
+    "ok": _ok_after_cancel,
+    "failed": _failed,
+    "discarded": _discarded,
+    "snoozed": _snoozed,
+    "stopped": _stopped,
+    "returned": _returned,
+    "crashed": _crashed,
+}
+
+
+def _recover(rules: Rules, task: Task, outcome: Any) -> e.Event:
+    """Charge a recovery: its process died under it alone."""
+    if task.recoveries >= rules.recoveries_max:
+        return e.TaskDied(
+            error=outcome.error, cause=outcome.cause, charged="recovery", **_lease_of(task, outcome)
+        )
+    return e.AttemptCrashed(error=outcome.error, cause=outcome.cause, **_lease_of(task, outcome))
+
+
+def _release(
+    rules: Rules, task: Task, cause: str, *, outcome: Any, suspect: bool = False
+) -> e.Event:
+    """Make the task ready again, uncharged, unless that happened absurdly often."""
+    if task.interruptions >= rules.interruptions_max:
+        return e.TaskDied(
+            error=f"interrupted {task.interruptions} times, last by: {cause}",
+            cause=cause,
+            charged="interruption",
+            **_lease_of(task, outcome),
+        )
+    return e.LeaseReleased(
+        cause=cause, started=True, suspect=suspect or task.suspect, **_lease_of(task, outcome)
+    )
+
+
+class _Lost(msgspec.Struct, frozen=True):
+    """The outcome of an attempt whose worker cannot tell any more."""
+
+    cause: str
+    error: str
+    started_at: float
+    ended_at: float
+    log: str = ""
+
+
+def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) -> list[e.Event]:
+    """Requeue all a dead worker held; charge only whom its death can be blamed on.
+
+    The one task it held, or the one suspect among them. If it held several and none was suspect,
+    nobody is charged and all become suspects: run apart, the next death names the culprit.
+    """
+    tasks = [state.leases[token] for token in state.held.get(command.worker, ())]
+    known_culprit = any(task.suspect for task in tasks)
+    found: list[e.Event] = []
+    for task in tasks:
+        error = f"the worker died: {command.cause}"
+        lost = _Lost(command.cause, error, task.leased_at, now)
+        if task.stop == "cancel":
+            found.append(_cancelled(task, lost, "cancelled"))
+        elif len(tasks) == 1 or task.suspect:
+            found.append(_recover(rules, task, lost))
+        else:
+            suspect = not known_culprit
+            found.append(_release(rules, task, command.cause, outcome=lost, suspect=suspect))
+    return found
+
+
+def _reclaim(state: State, rules: Rules, command: c.Reclaim, now: float) -> list[e.Event]:
+    found: list[e.Event] = []
+    for token in command.tokens:
+        task = state.leases.get(token)
+        if task is None or task.worker != command.worker:
+            continue
+        lost = _Lost("lease lost", "", 0.0, 0.0)
+        if task.stop == "cancel":
+            found.append(_cancelled(task, lost, "cancelled"))
+        else:
+            found.append(_release(rules, task, "lease lost", outcome=lost))
+    return found
+
+
+def _cancel(state: State, rules: Rules, command: c.Cancel, now: float) -> list[e.Event]:
+    job = _job(state, command.job_id)
+    status = job_status(job)
+    if status == "cancelled":
+        return []
+    if status in ("completed", "failed"):
+        raise Conflict(f"job {job.id} is {status}; only unfinished jobs can be cancelled")
+    found: list[e.Event] = []
+    for task in job.tasks:
+        if task.state is S.LEASED:
+            if task.stop != "cancel":
+                found.append(e.StopRequested(job.id, task.id, task.attempt, task.token, "cancel"))
+        elif task.state not in TERMINAL:
+            found.append(e.TaskCancelled(job.id, task.id, "cancelled"))
+    return found
+
+
+def _revive(state: State, rules: Rules, command: c.Revive, now: float) -> list[e.Event]:
+    job = _job(state, command.job_id)
+    dead = [task for task in job.tasks if task.state is S.DEAD]
+    if not dead:
+        status = job_status(job)
+        raise Conflict(f"job {job.id} is {status}; only failed jobs can be retried")
+    return [e.TaskRedriven(job.id, task.id) for task in dead]
+
+
+def _save_record(state: State, rules: Rules, command: c.SaveRecord, now: float) -> list[e.Event]:
+    record = command.record
+    task = state.leases.get(record.token)
+    if task is None or task.stop == "cancel":
+        raise LeaseLost(record.token)
+    lease = (task.job.id, task.id, task.attempt, task.token)
+    if record.op == "checkpoint":
+        return [e.CheckpointSaved(*lease, record.value)]
+    if record.op == "once_done":
+        return [e.OnceDone(*lease, record.key, record.value)]
+    if task.once is not None and record.key in task.once:
+        return []  # an earlier attempt claimed it; the reply says what became of that
+    return [e.OnceClaimed(*lease, record.key)]
+
+
+def _tick(state: State, rules: Rules, command: c.Tick, now: float) -> list[e.Event]:
+    expired = [t for t in state.expiries.due(now, TICK_MAX) if t.state in _UNSTARTED]
+    gone = set(map(id, expired))
+    due = [t for t in state.timers.due(now, TICK_MAX) if id(t) not in gone]
+    return [
+        *(e.TaskCancelled(t.job.id, t.id, "expired") for t in expired),
+        *(e.TaskReady(t.job.id, t.id) for t in due),
+    ]
+
+
+_UNSTARTED = frozenset({S.WAITING, S.READY, S.BACKING_OFF})
+
+
+def _pause(state: State, rules: Rules, command: c.PauseQueue, now: float) -> list[e.Event]:
+    return [] if _known_line(state, rules, command.queue).paused else [e.QueuePaused(command.queue)]
+
+
+def _resume(state: State, rules: Rules, command: c.ResumeQueue, now: float) -> list[e.Event]:
+    line = _known_line(state, rules, command.queue)
+    return [e.QueueResumed(command.queue)] if line.paused else []
+
+
+def _known_line(state: State, rules: Rules, name: str) -> Line:
+    if name not in rules.queues:
+        raise NotFound("queue", name)
+    return state.lines.get(name) or Line(name)
+
+
+def _job(state: State, job_id: str) -> Job:
+    job = state.jobs.get(job_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+_DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
+    c.Submit: _submit,
+    c.Lease: _lease,
+    c.Finish: _finish,
+    c.LoseWorker: _lose_worker,
+    c.Reclaim: _reclaim,
+    c.Cancel: _cancel,
+    c.Revive: _revive,
+    c.SaveRecord: _save_record,
+    c.Tick: _tick,
+    c.PauseQueue: _pause,
+    c.ResumeQueue: _resume,
+}
+
+
+# --- evolve -----------------------------------------------------------------------------------
+
+
+def _move(state: State, task: Task, move: Move) -> Line:
+    """Move the task and keep its queue's counts; return the queue."""
+    old = task.state
+    new = moved(old, move)
+    task.state = new
+    line = state.lines[task.job.spec.queue]
+    line.counts[old] -= 1
+    line.counts[new] += 1
+    return line
+
+
+def _make_ready(state: State, task: Task, move: Move, at: float) -> None:
+    line = _move(state, task, move)
+    task.ready_at = at
+    line.push(task)
+
+
+def _end_lease(state: State, event: Any) -> Task:
+    """Take the token away and keep what the attempt left behind."""
+    task = state.leases.pop(event.token)
+    del state.held[task.worker][event.token]
+    if not state.held[task.worker]:
+        del state.held[task.worker]
+    if task.stop:
+        stopping = state.stopping[task.worker]
+        del stopping[event.token]
+        if not stopping:
+            del state.stopping[task.worker]
+        task.stop = ""
+    task.token = 0
+    task.started_at = event.started_at
+    task.ended_at = event.ended_at
+    task.log = event.log
+    return task
+
+
+def _keep_attempt(task: Task, outcome: str, error: str = "", cause: str = "") -> None:
+    if task.past is None:
+        task.past = []
+    task.past.append(
+        PastAttempt(
+            task.attempt,
+            outcome,
+            task.worker,
+            task.leased_at,
+            task.started_at,
+            task.ended_at,
+            error,
+            cause,
+            task.log,
+        )
+    )
+
+
+def _find(state: State, event: Any) -> Task:
+    for task in state.jobs[event.job_id].tasks:
+        if task.id == event.task_id:
+            return task
+    raise NotFound("task", f"{event.job_id}/{event.task_id}")
+
+
+def _finished(job: Job, at: float) -> None:
+    if all(task.state in TERMINAL for task in job.tasks):
+        job.finished_at = at
+
+
+def _on_manager_started(state: State, event: e.ManagerStarted, at: float) -> None:
+    state.epoch = event.epoch
+
+
+def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
+    marks = state.gateways.get(event.gateway)
+    if marks is None:
+        marks = state.gateways[event.gateway] = GatewayMarks()
+    marks.add(event.number, bytes(event.refused))
+
+
+def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
+    spec = event.spec
+    job = Job(event.job_id, spec, event.raw, at, [])
+    line = state.line(spec.queue)
+    if spec.run_at is not None and spec.run_at > at:
+        task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
+        state.timers.add(spec.run_at, task)
+    else:
+        task = Task(job, FIRST_TASK, S.READY, ready_at=at)
+        line.push(task)
+    line.counts[task.state] += 1
+    job.tasks.append(task)
+    state.jobs[job.id] = job
+    if spec.key is not None:
+        state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
+    if spec.expires_at is not None:
+        state.expiries.add(spec.expires_at, task)
+
+
+def _on_ready(state: State, event: e.TaskReady, at: float) -> None:
+    task = _find(state, event)
+    move = Move.NEEDS_MET if task.state is S.WAITING else Move.BACKOFF_ELAPSED
+    _make_ready(state, task, move, at)
+
+
+def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
+    task = _find(state, event)
+    line = _move(state, task, Move.LEASED)
+    line.dropped(task)
+    token = event.token
+    task.token = token
+    task.attempt = event.attempt
+    task.worker = event.worker
+    task.leased_at = at
+    state.leases[token] = task
+    held = state.held.get(event.worker)
+    if held is None:
+        held = state.held[event.worker] = {}
+    held[token] = None
+    state.next_token = token + 1
+
+
+def _on_succeeded(state: State, event: e.TaskSucceeded, at: float) -> None:
+    task = _end_lease(state, event)
+    _move(state, task, Move.SUCCEEDED)
+    task.output = bytes(event.output)
+    task.suspect = False
+    _finished(task.job, at)
+
+
+def _on_failed(state: State, event: e.AttemptFailed, at: float) -> None:
+    task = _end_lease(state, event)
+    _keep_attempt(task, "failed", event.error, event.cause)
+    _move(state, task, Move.FAILED)
+    task.failures += 1
+    task.suspect = False
+    task.due_at = event.retry_at
+    state.timers.add(event.retry_at, task)
+
+
+def _on_crashed(state: State, event: e.AttemptCrashed, at: float) -> None:
+    task = _end_lease(state, event)
+    _keep_attempt(task, "crashed", event.error, event.cause)
+    task.recoveries += 1
+    _make_ready(state, task, Move.CRASHED, at)
+
+
+def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
+    task = _end_lease(state, event)
+    if event.started:
+        _keep_attempt(task, "interrupted", cause=event.cause)
+        task.interruptions += 1
+        task.suspect = event.suspect
+        _make_ready(state, task, Move.RELEASED, at)
+    else:
+        task.attempt -= 1  # it never ran: the number, and the place at the head, are free again
+        line = _move(state, task, Move.RELEASED)
+        line.push_front(task)
+
+
+def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
+    task = _end_lease(state, event)
+    _keep_attempt(task, "snoozed")
+    _move(state, task, Move.SNOOZED)
+    task.suspect = False
+    task.due_at = event.retry_at
+    state.timers.add(event.retry_at, task)
+
+
+def _on_died(state: State, event: e.TaskDied, at: float) -> None:
+    task = _end_lease(state, event)
+    outcome = {"recovery": "crashed", "interruption": "interrupted"}.get(event.charged, "failed")
+    _keep_attempt(task, outcome, event.error, event.cause)
+    _move(state, task, Move.EXHAUSTED)
+    if event.charged == "attempt":
+        task.failures += 1
+    elif event.charged == "recovery":
+        task.recoveries += 1
+    task.suspect = False
+    state.dead[task.job.id, task.id] = task
+    _finished(task.job, at)
+
+
+def _on_cancelled(state: State, event: e.TaskCancelled, at: float) -> None:
+    if event.token is not None:
+        task = _end_lease(state, event)
+        _keep_attempt(task, "stopped", cause=event.reason)
+    else:
+        task = _find(state, event)
+    was_ready = task.state is S.READY
+    line = _move(state, task, Move.CANCELLED)
+    if was_ready:
+        line.dropped(task)
+    task.suspect = False
+    task.job.reason = event.reason
+    _finished(task.job, at)
+
+
+def _on_stop_requested(state: State, event: e.StopRequested, at: float) -> None:
+    task = state.leases[event.token]
+    task.stop = event.reason
+    state.stopping.setdefault(task.worker, {})[event.token] = event.reason
+
+
+def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
+    task = state.dead.pop((event.job_id, event.task_id))
+    task.failures = task.recoveries = task.interruptions = 0
+    task.job.finished_at = 0.0
+    _make_ready(state, task, Move.REDRIVEN, at)
+
+
+def _on_checkpoint(state: State, event: e.CheckpointSaved, at: float) -> None:
+    task = state.leases[event.token]
+    task.checkpoint = bytes(event.value)
+    task.interruptions = 0  # it moves forward: being interrupted often is not the same as stuck
+
+
+def _on_once_claimed(state: State, event: e.OnceClaimed, at: float) -> None:
+    task = state.leases[event.token]
+    if task.once is None:
+        task.once = {}
+    task.once[event.key] = None
+
+
+def _on_once_done(state: State, event: e.OnceDone, at: float) -> None:
+    task = state.leases[event.token]
+    if task.once is None:
+        task.once = {}
+    task.once[event.key] = bytes(event.value)
+
+
+def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:
+    state.line(event.queue).paused = True
+
+
+def _on_resumed(state: State, event: e.QueueResumed, at: float) -> None:
+    state.line(event.queue).paused = False
+
+
+_EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
+    e.ManagerStarted: _on_manager_started,
+    e.BatchAccepted: _on_batch_accepted,
+    e.JobSubmitted: _on_submitted,
+    e.TaskReady: _on_ready,
+    e.TaskLeased: _on_leased,
+    e.TaskSucceeded: _on_succeeded,
+    e.AttemptFailed: _on_failed,
+    e.AttemptCrashed: _on_crashed,
+    e.LeaseReleased: _on_released,
+    e.TaskSnoozed: _on_snoozed,
+    e.TaskDied: _on_died,
+    e.TaskCancelled: _on_cancelled,
+    e.StopRequested: _on_stop_requested,
+    e.TaskRedriven: _on_redriven,
+    e.CheckpointSaved: _on_checkpoint,
+    e.OnceClaimed: _on_once_claimed,
+    e.OnceDone: _on_once_done,
+    e.QueuePaused: _on_paused,
+    e.QueueResumed: _on_resumed,
+}

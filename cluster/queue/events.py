@@ -1,0 +1,310 @@
+"""What can happen, as the journal records it.
+
+Rule 1: an event holds everything `evolve` needs: jitter, due times and ids were drawn before.
+Rule 2: fields may be added with a default; a field or kind is never repurposed. Rule 3: a new
+version of the rules still reads every older event (`SCHEMA_VERSION` stands in each segment).
+
+A row of the journal is (kind, job_id, task_id, attempt, token) and the rest as JSON in `data`.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
+
+from cluster.queue.spec import JobSpec, decode_spec
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AttemptCrashed",
+    "AttemptFailed",
+    "BatchAccepted",
+    "CheckpointSaved",
+    "Event",
+    "JobSubmitted",
+    "LeaseReleased",
+    "ManagerStarted",
+    "OnceClaimed",
+    "OnceDone",
+    "QueuePaused",
+    "QueueResumed",
+    "Row",
+    "StopRequested",
+    "TaskCancelled",
+    "TaskDied",
+    "TaskLeased",
+    "TaskReady",
+    "TaskRedriven",
+    "TaskSnoozed",
+    "TaskSucceeded",
+    "from_row",
+    "to_row",
+]
+
+SCHEMA_VERSION = 1
+NOTHING = msgspec.Raw(b"null")
+
+#: kind, job_id, task_id, attempt, token, data
+Row = tuple[str, str, str | None, int | None, int | None, bytes]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened."""
+
+    kind: ClassVar[str]
+
+
+class ManagerStarted(Event, frozen=True):
+    """A manager claimed the journal; `epoch` is the number of the segment that says so."""
+
+    kind = "manager_started"
+    epoch: int
+    cluster_id: str
+    version: str = ""
+
+
+class BatchAccepted(Event, frozen=True):
+    """A gateway's batch is committed; `refused` maps positions to what was refused there."""
+
+    kind = "batch_accepted"
+    gateway: str
+    number: int
+    refused: msgspec.Raw = NOTHING
+
+
+class JobSubmitted(Event, frozen=True):
+    """A job was accepted, with one task. `data` is the submitted spec, byte for byte."""
+
+    kind = "job_submitted"
+    job_id: str
+    spec: JobSpec
+    raw: bytes
+
+
+class TaskEvent(Event, frozen=True):
+    """Something that happened to one task."""
+
+    job_id: str
+    task_id: str
+
+
+class LeaseEvent(TaskEvent, frozen=True):
+    """Something that happened under one lease."""
+
+    attempt: int
+    token: int
+
+
+class TaskReady(TaskEvent, frozen=True):
+    """What the task waited for is there: its time came."""
+
+    kind = "task_ready"
+
+
+class TaskLeased(LeaseEvent, frozen=True):
+    """A worker may run the task."""
+
+    kind = "task_leased"
+    worker: str
+
+
+class AttemptEnd(LeaseEvent, frozen=True):
+    """An attempt ended; moments are epoch seconds, 0 where it never started."""
+
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    log: str = ""
+
+
+class TaskSucceeded(AttemptEnd, frozen=True):
+    """The output is committed: exactly once, by the holder of the token."""
+
+    kind = "task_succeeded"
+    output: msgspec.Raw = NOTHING
+
+
+class AttemptFailed(AttemptEnd, frozen=True):
+    """Charged an attempt; tried again at `retry_at`."""
+
+    kind = "attempt_failed"
+    error: str = ""
+    cause: str = ""
+    retry_at: float = 0.0
+
+
+class AttemptCrashed(AttemptEnd, frozen=True):
+    """Its process died under it alone: charged a recovery, ready again at once."""
+
+    kind = "attempt_crashed"
+    error: str = ""
+    cause: str = ""
+
+
+class LeaseReleased(AttemptEnd, frozen=True):
+    """Ready again, charged nothing. `suspect`: a process died while it ran beside others."""
+
+    kind = "lease_released"
+    cause: str = ""
+    #: Whether it may have run; if not, the attempt's number is used again.
+    started: bool = True
+    suspect: bool = False
+
+
+class TaskSnoozed(AttemptEnd, frozen=True):
+    """The handler asked to run later; charged nothing."""
+
+    kind = "task_snoozed"
+    retry_at: float = 0.0
+
+
+class TaskDied(AttemptEnd, frozen=True):
+    """Into the dead letters: attempts or recoveries exhausted, or discarded by its handler."""
+
+    kind = "task_died"
+    error: str = ""
+    cause: str = ""
+    #: Which budget was charged last: `attempt`, `recovery`, or `interruption`.
+    charged: str = "attempt"
+
+
+class TaskCancelled(TaskEvent, frozen=True):
+    """Final. Under a lease: the stop bit (or the lease died)."""
+
+    kind = "task_cancelled"
+    reason: str
+    attempt: int | None = None
+    token: int | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    log: str = ""
+
+
+class StopRequested(LeaseEvent, frozen=True):
+    """The attempt was asked to stop; it keeps its lease and slots until it did."""
+
+    kind = "stop_requested"
+    reason: str
+
+
+class TaskRedriven(TaskEvent, frozen=True):
+    """An operator revived a dead letter with a new budget."""
+
+    kind = "task_redriven"
+
+
+class CheckpointSaved(LeaseEvent, frozen=True):
+    """The next attempt resumes from `value`."""
+
+    kind = "checkpoint_saved"
+    value: msgspec.Raw
+
+
+class OnceClaimed(LeaseEvent, frozen=True):
+    """The effect `key` is about to happen."""
+
+    kind = "once_claimed"
+    key: str
+
+
+class OnceDone(LeaseEvent, frozen=True):
+    """The effect `key` happened."""
+
+    kind = "once_done"
+    key: str
+    value: msgspec.Raw
+
+
+class QueuePaused(Event, frozen=True):
+    """No task of the queue is leased until it is resumed."""
+
+    kind = "queue_paused"
+    queue: str
+
+
+class QueueResumed(Event, frozen=True):
+    """Tasks of the queue are leased again."""
+
+    kind = "queue_resumed"
+    queue: str
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+_COLUMNS = ("job_id", "task_id", "attempt", "token")
+_encode = msgspec.json.Encoder().encode
+
+
+class _Codec:
+    """Turns events of one class into rows and back."""
+
+    def __init__(self, cls: type[Event]) -> None:
+        self.cls = cls
+        fields = msgspec.structs.fields(cls)
+        self.columns = [c for c in _COLUMNS if any(f.name == c for f in fields)]
+        rest = [f for f in fields if f.name not in _COLUMNS]
+        self.names = [f.name for f in rest]
+        self.data = msgspec.defstruct(
+            f"{cls.__name__}Data",
+            [(f.name, f.type) if f.required else (f.name, f.type, f.default) for f in rest],
+            omit_defaults=True,
+        )
+        self.decode = msgspec.json.Decoder(self.data).decode
+
+    def to_row(self, event: Any) -> Row:
+        data = _encode(self.data(*[getattr(event, name) for name in self.names]))
+        return (
+            event.kind,
+            getattr(event, "job_id", ""),
+            getattr(event, "task_id", None),
+            getattr(event, "attempt", None),
+            getattr(event, "token", None),
+            data,
+        )
+
+    def from_row(self, row: Row) -> Event:
+        data = self.decode(row[5])
+        values = {name: getattr(data, name) for name in self.names}
+        values.update((c, row[1 + _COLUMNS.index(c)]) for c in self.columns)
+        return self.cls(**values)
+
+
+def _classes(cls: type[Event]) -> list[type[Event]]:
+    found = [cls] if "kind" in cls.__dict__ else []
+    for sub in cls.__subclasses__():
+        found += _classes(sub)
+    return found
+
+
+_CODECS = {cls: _Codec(cls) for cls in _classes(Event) if cls is not JobSubmitted}
+_BY_KIND = {cls.kind: codec for cls, codec in _CODECS.items()}
+
+# The three rows that every job writes are spelled out: a generic codec costs several times more.
+_quote = msgspec.json.encode
+
+
+def _submitted_row(event: JobSubmitted) -> Row:
+    return ("job_submitted", event.job_id, None, None, None, event.raw)
+
+
+def _leased_row(event: TaskLeased) -> Row:
+    data = b'{"worker":%b}' % _quote(event.worker)
+    return ("task_leased", event.job_id, event.task_id, event.attempt, event.token, data)
+
+
+_HOT: dict[type[Event], Callable[[Any], Row]] = {
+    JobSubmitted: _submitted_row,
+    TaskLeased: _leased_row,
+}
+
+
+def to_row(event: Event) -> Row:
+    """Return `event` as a row of the journal."""
+    hot = _HOT.get(type(event))
+    return hot(event) if hot is not None else _CODECS[type(event)].to_row(event)
+
+
+def from_row(row: Row) -> Event:
+    """Return the event a row stands for. Raises KeyError for a kind this version does not know."""
+    if row[0] == "job_submitted":
+        return JobSubmitted(job_id=row[1], spec=decode_spec(row[5]), raw=row[5])
+    return _BY_KIND[row[0]].from_row(row)

@@ -1,0 +1,333 @@
+"""What the queue remembers: jobs, their tasks, who holds what, and who is next.
+
+Rule 1: only `engine.evolve` writes here. Rule 2: everything can be rebuilt from the journal, so
+nothing here depends on the clock, on chance or on the order of a set. Moments are epoch seconds.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from cluster.queue.spec import JobSpec
+from cluster.queue.state import TERMINAL, TaskState
+
+__all__ = [
+    "GatewayMarks",
+    "Job",
+    "KeyIndex",
+    "Line",
+    "PastAttempt",
+    "QueueLimits",
+    "Rules",
+    "State",
+    "Task",
+    "Timer",
+]
+
+#: Batches of one gateway whose replies can still be asked for again.
+GATEWAY_WINDOW = 1024
+
+
+class QueueLimits(msgspec.Struct, frozen=True):
+    """What one queue bears."""
+
+    #: Unfinished tasks from outside; more are refused with Overloaded.
+    depth_max: int = 1_000_000
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """Settings that decide; the same for every command of a manager's life."""
+
+    queues: dict[str, QueueLimits]
+    #: Crashes, OOM kills and lost workers a task may survive.
+    recoveries_max: int = 3
+    #: Uncharged losses (its worker died beside it, a planned stop) before it is looked at.
+    interruptions_max: int = 100
+    idempotency_keys_max: int = 10_000_000
+
+
+class PastAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An attempt that ended without success, or was superseded."""
+
+    number: int
+    outcome: str
+    worker: str
+    leased_at: float
+    started_at: float
+    ended_at: float
+    error: str = ""
+    cause: str = ""
+    log: str = ""
+
+
+class Task(msgspec.Struct, eq=False):
+    """The unit of dispatch, leasing and retry."""
+
+    job: "Job"
+    #: Unique within the job.
+    id: str
+    state: TaskState
+    #: Number of the last attempt leased, from 1; 0 before the first. Never reused once started.
+    attempt: int = 0
+    #: Attempts charged against `max_attempts`; a redrive starts them anew.
+    failures: int = 0
+    recoveries: int = 0
+    interruptions: int = 0
+    #: The current lease's fencing value; 0 when not LEASED.
+    token: int = 0
+    worker: str = ""
+    leased_at: float = 0.0
+    #: When the timer moves it on (WAITING, BACKING_OFF).
+    due_at: float = 0.0
+    #: Its ticket in the line (READY); lower goes first within a priority.
+    ticket: int = 0
+    ready_at: float = 0.0
+    #: Why it was asked to stop, while LEASED.
+    stop: str = ""
+    #: A process died while this ran beside others: run it alone until it is known.
+    suspect: bool = False
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    #: Encoded Output of the attempt that succeeded.
+    output: bytes = b""
+    log: str = ""
+    past: list[PastAttempt] | None = None
+    checkpoint: bytes = b""
+    #: Effects under `ctx.once`: key -> recorded JSON, or None while only claimed.
+    once: dict[str, bytes | None] | None = None
+
+
+class Job(msgspec.Struct, eq=False):
+    """One submitted request."""
+
+    id: str
+    spec: JobSpec
+    #: `spec` as its bytes, which is what workers and the journal get.
+    raw: bytes
+    submitted_at: float
+    tasks: list[Task]
+    finished_at: float = 0.0
+    #: Why it was cancelled.
+    reason: str = ""
+
+
+class Line:
+    """Ready tasks of one queue, by priority and then by ticket.
+
+    Entries are removed lazily: a task that left READY stays in its deque until it is at the head.
+    """
+
+    __slots__ = ("_order", "_tickets", "buckets", "counts", "name", "paused", "suspects")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.paused = False
+        self.buckets: dict[int, deque[Task]] = {}
+        #: Ready tasks that must run alone.
+        self.suspects: dict[Task, None] = {}
+        #: Tasks of this queue in each state.
+        self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
+        self._order: list[int] = []
+        self._tickets = 0
+
+    def push(self, task: Task) -> None:
+        """Put a task that became READY at the end of its priority."""
+        self._tickets += 1
+        task.ticket = self._tickets
+        if task.suspect:
+            self.suspects[task] = None
+        else:
+            self._bucket(task).append(task)
+
+    def push_front(self, task: Task) -> None:
+        """Put a task that was already at the head back there: it lost a lease it never used."""
+        if task.suspect:
+            self.suspects[task] = None
+        else:
+            self._bucket(task).appendleft(task)
+
+    def dropped(self, task: Task) -> None:
+        """Forget a task that left READY, as far as that is cheap now."""
+        if task.suspect:
+            self.suspects.pop(task, None)
+            return
+        bucket = self.buckets[task.job.spec.priority]
+        while bucket and bucket[0].state is not TaskState.READY:
+            bucket.popleft()
+
+    def ready(self) -> Iterator[Task]:
+        """Yield ready tasks, next first, suspects apart. The line must not change meanwhile."""
+        for priority in self._order:
+            for task in self.buckets[priority]:
+                if task.state is TaskState.READY and not task.suspect:
+                    yield task
+
+    def head(self) -> Task | None:
+        """Return the next ready task."""
+        return next(self.ready(), None)
+
+    def position(self, task: Task) -> int:
+        """Return about how many ready tasks go before `task`; O(priorities)."""
+        ahead = 0
+        for priority in self._order:
+            bucket = self.buckets[priority]
+            if priority == task.job.spec.priority:
+                first = next((t for t in bucket if t.state is TaskState.READY), task)
+                return ahead + min(max(0, task.ticket - first.ticket), len(bucket))
+            ahead += len(bucket)
+        return ahead
+
+    def _bucket(self, task: Task) -> deque[Task]:
+        priority = task.job.spec.priority
+        bucket = self.buckets.get(priority)
+        if bucket is None:
+            bucket = self.buckets[priority] = deque()
+            self._order = sorted(self.buckets, reverse=True)
+        return bucket
+
+
+class Timer:
+    """Tasks and the moment each is due, earliest first.
+
+    An entry is never removed when its task moves on; it is dropped once it is met at the head and
+    `live(at, task)` says that it means nothing any more.
+    """
+
+    __slots__ = ("_count", "_heap", "_live")
+
+    def __init__(self, live: Callable[[float, Task], bool]) -> None:
+        self._heap: list[tuple[float, int, Task]] = []
+        self._count = 0
+        self._live = live
+
+    def add(self, at: float, task: Task) -> None:
+        """Remember that `task` is due at `at`."""
+        self._count += 1
+        heapq.heappush(self._heap, (at, self._count, task))
+
+    def next_at(self) -> float | None:
+        """Return when the earliest entry is due."""
+        self._drop_stale()
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float, limit: int) -> list[Task]:
+        """Return up to `limit` tasks due by `now`, earliest first; they stay until they move on."""
+        self._drop_stale()
+        heap = self._heap
+        found: list[Task] = []
+        frontier = [(heap[0], 0)] if heap else []
+        while frontier and len(found) < limit:
+            (at, _, task), i = heapq.heappop(frontier)
+            if at > now:
+                break
+            if self._live(at, task):
+                found.append(task)
+            for child in (2 * i + 1, 2 * i + 2):
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
+        return found
+
+    def _drop_stale(self) -> None:
+        while self._heap and not self._live(self._heap[0][0], self._heap[0][2]):
+            heapq.heappop(self._heap)
+
+
+def _timer_live(at: float, task: Task) -> bool:
+    return task.due_at == at and task.state in (TaskState.WAITING, TaskState.BACKING_OFF)
+
+
+def _expiry_live(at: float, task: Task) -> bool:
+    return task.state not in TERMINAL
+
+
+class KeyIndex:
+    """Idempotency keys within their window: which job each stands for."""
+
+    __slots__ = ("_by_hour", "_entries", "_purged_hour")
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[str, str, float]] = {}
+        self._by_hour: dict[int, list[str]] = {}
+        self._purged_hour = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: str, now: float) -> tuple[str, str] | None:
+        """Return (job id, fingerprint) of the request that holds `key`, if it still does."""
+        entry = self._entries.get(key)
+        if entry is None or entry[2] <= now:
+            return None
+        return entry[0], entry[1]
+
+    def add(self, key: str, job_id: str, fingerprint: str, expires_at: float, now: float) -> None:
+        """Give `key` to `job_id` until `expires_at`."""
+        hour = int(now // 3600)
+        if hour > self._purged_hour:
+            self._purge(now, hour)
+        self._entries[key] = (job_id, fingerprint, expires_at)
+        self._by_hour.setdefault(int(expires_at // 3600), []).append(key)
+
+    def items(self) -> Iterator[tuple[str, tuple[str, str, float]]]:
+        """Yield every entry, expired ones that were not purged yet included."""
+        return iter(self._entries.items())
+
+    def _purge(self, now: float, hour: int) -> None:
+        self._purged_hour = hour
+        for past in [h for h in self._by_hour if h < hour]:
+            for key in self._by_hour.pop(past):
+                entry = self._entries.get(key)
+                if entry is not None and entry[2] <= now:
+                    del self._entries[key]
+
+
+class GatewayMarks:
+    """Which batches of one gateway are committed, and what was refused in each."""
+
+    __slots__ = ("high", "window")
+
+    def __init__(self) -> None:
+        self.high = 0
+        self.window: dict[int, bytes] = {}
+
+    def add(self, number: int, refused: bytes) -> None:
+        """Remember batch `number`; the oldest beyond the window is forgotten."""
+        self.high = max(self.high, number)
+        self.window[number] = refused
+        while len(self.window) > GATEWAY_WINDOW:
+            del self.window[next(iter(self.window))]
+
+
+class State:
+    """Everything. One per manager; `evolve` alone writes it."""
+
+    def __init__(self) -> None:
+        #: Number of the last event.
+        self.seq = 0
+        #: Moment of the last event: time never runs backwards past it.
+        self.at = 0.0
+        self.epoch = 0
+        self.next_token = 1
+        #: In order of submission.
+        self.jobs: dict[str, Job] = {}
+        self.keys = KeyIndex()
+        self.gateways: dict[str, GatewayMarks] = {}
+        self.lines: dict[str, Line] = {}
+        self.leases: dict[int, Task] = {}
+        #: worker -> tokens it holds, in order of leasing.
+        self.held: dict[str, dict[int, None]] = {}
+        #: worker -> tokens asked to stop, and why.
+        self.stopping: dict[str, dict[int, str]] = {}
+        self.timers = Timer(_timer_live)
+        self.expiries = Timer(_expiry_live)
+        #: (job id, task id) of dead letters, oldest first.
+        self.dead: dict[tuple[str, str], Task] = {}
+
+    def line(self, name: str) -> Line:
+        """Return the queue `name`, new if nothing was ever in it."""
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = Line(name)
+        return line
