@@ -451,7 +451,7 @@ def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
 
 def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     spec = event.spec
-    job = Job(event.job_id, spec, event.raw, at, [])
+    job = Job(event.job_id, spec, event.raw, at, len(state.order) + 1, [])
     line = state.line(spec.queue)
     if spec.run_at is not None and spec.run_at > at:
         task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
@@ -462,6 +462,7 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     line.counts[task.state] += 1
     job.tasks.append(task)
     state.jobs[job.id] = job
+    state.order.append(job)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
     if spec.expires_at is not None:

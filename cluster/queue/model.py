@@ -107,6 +107,8 @@ class Job(msgspec.Struct, eq=False):
     #: `spec` as its bytes, which is what workers and the journal get.
     raw: bytes
     submitted_at: float
+    #: Its place in the order of submission, from 1.
+    number: int
     tasks: list[Task]
     finished_at: float = 0.0
     #: Why it was cancelled.
@@ -310,8 +312,9 @@ class State:
         self.at = 0.0
         self.epoch = 0
         self.next_token = 1
-        #: In order of submission.
         self.jobs: dict[str, Job] = {}
+        #: The jobs in order of submission: the one numbered n lies at n - 1.
+        self.order: list[Job] = []
         self.keys = KeyIndex()
         self.gateways: dict[str, GatewayMarks] = {}
         self.lines: dict[str, Line] = {}

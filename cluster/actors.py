@@ -1,0 +1,310 @@
+"""Everything that knows Ray: thin actors around plain classes, and the ports between them.
+
+Rule 1: every `ray.remote` stands here. Rule 2: an actor adds a place to run and nothing else.
+Rule 3: mutating calls are never retried by Ray (`max_task_retries=0`): whoever calls repeats with
+the same number, so that the receiver can tell.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+import uuid
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import ray
+import structlog
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+
+from cluster import manager as plain_manager
+from cluster import worker as plain_worker
+from cluster.gateway import Gateway, ManagerAway
+from cluster.ids import uuid7_maker
+from cluster.settings import NAMESPACE, ClusterSettings, PoolSettings
+from jobs.errors import DraymanError, Unavailable
+
+__all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
+
+log = structlog.get_logger(__name__)
+
+MANAGER = "manager"
+WORKER_PREFIX = "worker-"
+VERSION = "0.1.0"
+
+#: Ray's mailbox is unbounded and a parked poll holds a slot, so the bound is ours: polls of every
+#: worker and calls of every gateway fit with room to spare.
+MANAGER_CONCURRENCY = 4_000
+#: Starting a worker's process and its imports on a busy machine.
+WORKER_START_S = 120.0
+#: Exit code of a manager that must not go on. Ray starts another, which replays the journal.
+FATAL_EXIT = 70
+
+
+class RealClock:
+    """The machine's clocks."""
+
+    def wall(self) -> float:
+        """Return epoch seconds, UTC."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+        return time.monotonic()
+
+    async def sleep(self, delay_s: float) -> None:
+        """Wait."""
+        await asyncio.sleep(delay_s)
+
+
+# --- the manager's actor ----------------------------------------------------------------------
+
+
+class QueueManager:
+    """Ray's shell around `cluster.manager.Manager`. Detached; Ray restarts it when it dies."""
+
+    async def __init__(self, settings: bytes) -> None:
+        self._settings = msgspec.json.decode(settings, type=ClusterSettings)
+        # One thread: segments are written in order, and nothing else blocks it.
+        io = ThreadPoolExecutor(1, "journal")
+        loop = asyncio.get_running_loop()
+
+        def offload(function: Any, *args: Any) -> Awaitable[Any]:
+            return loop.run_in_executor(io, function, *args)
+
+        self._manager = await plain_manager.build(
+            self._settings,
+            RayWorkers(self._settings),
+            clock=RealClock(),
+            offload=offload,
+            draw=random.random,
+            nonce=lambda: uuid.uuid4().hex,
+            on_fatal=_die,
+        )
+        await self._manager.start(VERSION)
+
+    async def ready(self) -> int:
+        """Return the manager's process id once it is started."""
+        return os.getpid()
+
+    async def submit(self, payload: bytes) -> bytes:
+        """Accept a batch."""
+        return await self._manager.submit(payload)
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Take a worker's report, give orders."""
+        return await self._manager.exchange(payload)
+
+    async def record(self, payload: bytes) -> bytes:
+        """Make a checkpoint or an effect durable."""
+        return await self._manager.record(payload)
+
+    async def call(self, payload: bytes) -> bytes:
+        """Answer a query."""
+        return await self._manager.call(payload)
+
+    async def drain(self, grace_s: float) -> None:
+        """Let every worker finish or hand back its work, then stop deciding."""
+        await self._manager.drain(grace_s)
+
+
+def _die(error: DraymanError) -> None:
+    """End the process: what it holds in memory may not be what the journal says."""
+    log.critical("manager_exits", reason=str(error))
+    sys.stderr.flush()
+    os._exit(FATAL_EXIT)
+
+
+# --- the worker's actor -----------------------------------------------------------------------
+
+
+class Worker:
+    """Ray's shell around `cluster.worker.Worker`. Detached, so it outlives the manager."""
+
+    async def __init__(self, name: str, pool: bytes, settings: bytes) -> None:
+        pool_settings = msgspec.json.decode(pool, type=PoolSettings)
+        cluster = msgspec.json.decode(settings, type=ClusterSettings)
+        self._worker = plain_worker.Worker(
+            name=name,
+            pool=pool_settings.name,
+            queues=pool_settings.queues,
+            concurrency=pool_settings.concurrency,
+            mode=pool_settings.mode,
+            store_url=cluster.store,
+            job_modules=cluster.job_modules,
+            manager=RayManager(manager_handle()),
+        )
+        self._run = asyncio.get_running_loop().create_task(self._run_then_exit())
+
+    async def _run_then_exit(self) -> None:
+        try:
+            await self._worker.run()
+        finally:
+            # A worker that ended must not linger as an actor that does nothing.
+            os._exit(0)
+
+    async def ready(self) -> int:
+        """Return the worker's process id."""
+        return os.getpid()
+
+    async def watch(self) -> None:
+        """Never return: the caller learns of this process's death from the call's failure."""
+        await asyncio.Event().wait()
+
+    async def drain(self, grace_s: float) -> None:
+        """Finish or hand back everything, then exit."""
+        await self._worker.drain(grace_s)
+
+
+# --- ports ------------------------------------------------------------------------------------
+
+
+class RayManager:
+    """The manager as gateways and workers reach it."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def submit(self, payload: bytes) -> bytes:
+        """Accept an encoded Batch."""
+        return await self._call("submit", payload)
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Take an encoded Report; return encoded Orders."""
+        return await self._call("exchange", payload)
+
+    async def record(self, payload: bytes) -> bytes:
+        """Take an encoded Record; return an encoded Recorded or Refused."""
+        return await self._call("record", payload)
+
+    async def call(self, payload: bytes) -> bytes:
+        """Answer an encoded Query."""
+        return await self._call("call", payload)
+
+    async def _call(self, method: str, payload: bytes) -> bytes:
+        try:
+            reply: bytes = await getattr(self._handle, method).remote(payload)
+        except (RayActorError, ActorUnavailableError) as error:
+            raise ManagerAway(str(error).partition("\n")[0]) from error
+        return reply
+
+
+class RayWorkers:
+    """Workers as the manager starts, watches and ends them."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = settings
+
+    async def spawn(self, pool: PoolSettings) -> str:
+        """Start a worker; return its name once it runs. Raises Unavailable if Ray cannot yet."""
+        name = f"{WORKER_PREFIX}{pool.name}-{uuid.uuid4().hex[:8]}"
+        actor = ray.remote(Worker).options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=100,
+        )
+        handle = actor.remote(name, msgspec.json.encode(pool), msgspec.json.encode(self._settings))
+        try:
+            await asyncio.wait_for(_ready(handle), WORKER_START_S)
+        except (RayError, TimeoutError) as error:
+            ray.kill(handle)
+            raise Unavailable(f"worker {name} did not start: {error}", 1.0) from error
+        return name
+
+    async def live(self) -> dict[str, str]:
+        """Return the pool of every living worker by name."""
+        found: dict[str, str] = {}
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            name = actor["name"]
+            if actor["namespace"] == NAMESPACE and name.startswith(WORKER_PREFIX):
+                found[name] = name.removeprefix(WORKER_PREFIX).rpartition("-")[0]
+        return found
+
+    async def watch(self, worker: str) -> str:
+        """Return why the worker died, once it did."""
+        while True:
+            try:
+                handle = ray.get_actor(worker, namespace=NAMESPACE)
+                await handle.watch.remote()
+            except ActorDiedError:
+                return "worker died"
+            except ValueError:  # Ray knows no such name (any more)
+                return "worker died"
+            except ActorUnavailableError:
+                # Out of reach is not dead: look again, silence is judged by the heartbeat.
+                await asyncio.sleep(1.0)
+
+    async def kill(self, worker: str) -> None:
+        """End the worker by force."""
+        with contextlib.suppress(ValueError, RayError):  # already gone
+            ray.kill(ray.get_actor(worker, namespace=NAMESPACE))
+
+
+async def _ready(handle: Any) -> int:
+    pid: int = await handle.ready.remote()
+    return pid
+
+
+def start_manager(settings: ClusterSettings) -> Any:
+    """Start the manager, or find the one that runs; return its handle once it is ready.
+
+    Raises what kept it from starting, as Unavailable with the reason.
+    """
+    actor = ray.remote(QueueManager).options(
+        name=MANAGER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=MANAGER_CONCURRENCY,
+    )
+    handle = actor.remote(msgspec.json.encode(settings))
+    try:
+        ray.get(handle.ready.remote(), timeout=WORKER_START_S)
+    except RayError as error:
+        ray.kill(handle)
+        raise Unavailable(f"the queue manager did not start: {error}") from error
+    return handle
+
+
+def manager_handle() -> Any:
+    """Return the running manager's handle. Raises Unavailable if there is none."""
+    try:
+        return ray.get_actor(MANAGER, namespace=NAMESPACE)
+    except ValueError as error:
+        raise Unavailable("no queue manager runs on this Ray cluster; start it first") from error
+
+
+def connect_gateway(handle: Any) -> Gateway:
+    """Return a gateway to the manager, for the running event loop."""
+    return Gateway(
+        RayManager(handle),
+        new_id=uuid7_maker(),
+        incarnation=uuid.uuid4().hex,
+        monotonic=time.monotonic,
+    )
+
+
+def stop_cluster(grace_s: float) -> None:
+    """Drain the workers, then end them and the manager. What is unfinished stays in the store."""
+    handle = manager_handle()
+    try:
+        ray.get(handle.drain.remote(grace_s), timeout=grace_s + 10.0)
+    except RayError as error:
+        log.warning("drain_failed", error=str(error).partition("\n")[0])
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(WORKER_PREFIX):
+            with contextlib.suppress(ValueError):  # it exited by itself meanwhile
+                ray.kill(ray.get_actor(actor["name"], namespace=NAMESPACE))
+    ray.kill(handle)

@@ -1,0 +1,219 @@
+"""The one commit loop: what is decided here becomes durable in order, or nothing leaves.
+
+Rule 1: `run` decides and evolves with no await between, and puts the events into the open batch.
+Rule 2: one write is in flight at a time; whatever gathers meanwhile is the next batch, so load
+makes batches bigger rather than more. Rule 3: nothing leaves the manager before `barrier()`:
+everything its decision could have seen is durable then, also for a command that had no event.
+Rule 4: a write in doubt is repeated with the same bytes until it is settled. Rule 5: a manager
+that was fenced, or finds its journal corrupt, ends its process: memory never outlives the journal.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import structlog
+
+from cluster.queue import commands as c
+from cluster.queue.engine import decide, evolve
+from cluster.queue.events import Event, from_row, to_row
+from cluster.queue.model import Rules, State
+from cluster.store.journal import Journal
+from cluster.store.segment import Rows, SegmentHeader
+from jobs.errors import DraymanError, Unavailable
+
+__all__ = ["Clock", "CommitLog", "Offload"]
+
+log = structlog.get_logger(__name__)
+
+#: Runs blocking work of the store elsewhere than on the loop. The simulation replaces it.
+Offload = Callable[..., Awaitable[Any]]
+
+#: Events that may wait for a store in trouble before new work is refused.
+BACKLOG_MAX = 50_000
+#: How long a write may be in doubt before new work is refused.
+STUCK_S = 1.0
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 2.0
+
+
+class Clock(Protocol):
+    """Both kinds of time, and waiting."""
+
+    def wall(self) -> float:
+        """Return epoch seconds, UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+
+    async def sleep(self, delay_s: float) -> None:
+        """Wait."""
+
+
+class _Batch:
+    """Events that become durable together."""
+
+    __slots__ = ("ats", "done", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ats: list[float] = []
+        self.done = asyncio.Event()
+
+
+class CommitLog:
+    """State, and the journal that it can be rebuilt from."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        journal_id: str,
+        state: State,
+        rules: Rules,
+        *,
+        clock: Clock,
+        offload: Offload,
+        nonce: Callable[[], str],
+        on_fatal: Callable[[DraymanError], None],
+        linger_s: float = 0.0,
+    ) -> None:
+        self.state = state
+        self.rules = rules
+        #: Number of the last segment written or read.
+        self.number = 0
+        self._journal, self._journal_id = journal, journal_id
+        self._clock, self._offload, self._nonce = clock, offload, nonce
+        self._on_fatal, self._linger_s = on_fatal, linger_s
+        self._open = _Batch()
+        self._writing: _Batch | None = None
+        self._wake = asyncio.Event()
+        self._in_doubt_since: float | None = None
+
+    # --- deciding -----------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Return the moment of the next event: never before the last one's."""
+        return max(round(self._clock.wall(), 6), self.state.at)
+
+    def run(self, command: c.Command) -> list[Event]:
+        """Decide `command`, evolve by it and queue its events for the next commit.
+
+        Nothing is durable on return: await `barrier()` before anything leaves. Raises what
+        `decide` raises.
+        """
+        now = self.now()
+        events = decide(self.state, self.rules, command, now)
+        for event in events:
+            self._apply(event, now)
+        return events
+
+    def record(self, event: Event) -> None:
+        """Add an event that no rule decides (a batch's mark)."""
+        self._apply(event, self.now())
+
+    def _apply(self, event: Event, now: float) -> None:
+        evolve(self.state, event, now)
+        batch = self._open
+        batch.events.append(event)
+        batch.ats.append(now)
+        if len(batch.events) == 1:
+            self._wake.set()
+
+    async def barrier(self) -> None:
+        """Return once everything decided so far is durable."""
+        batch = self._open if self._open.events else self._writing
+        if batch is not None:
+            await batch.done.wait()
+
+    def check_writable(self) -> None:
+        """Raise Unavailable while the journal cannot be written, before memory outgrows it."""
+        stuck = self._in_doubt_since
+        if stuck is not None and self._clock.monotonic() - stuck > STUCK_S:
+            raise Unavailable("the journal cannot be written now", 2.0)
+        if len(self._open.events) > BACKLOG_MAX:
+            raise Unavailable("the journal is behind", 1.0)
+
+    # --- writing ------------------------------------------------------------------------------
+
+    async def replay(self) -> None:
+        """Rebuild the state from what the journal holds beyond `number`."""
+        await self._offload(self._replay)
+
+    def _replay(self) -> None:
+        for header, rows in self._journal.read(after=self.number):
+            self.number = header.number
+            columns = (rows.kind, rows.job_id, rows.task_id, rows.attempt, rows.token, rows.data)
+            for at, *row in zip(rows.at, *columns, strict=True):
+                evolve(self.state, from_row(tuple(row)), at)
+
+    async def claim(self, event_of: Callable[[int], Event]) -> None:
+        """Take the next segment with `event_of(number)`; older managers are fenced from then on.
+
+        Raises Fenced if someone else took it first.
+        """
+        number = self.number + 1
+        self._apply(event_of(number), self.now())
+        batch, self._open = self._open, _Batch()
+        self._wake.clear()
+        await self._commit(batch, epoch=number)
+        batch.done.set()
+
+    async def write_forever(self) -> None:
+        """Commit batch after batch until cancelled or fenced."""
+        while True:
+            await self._wake.wait()
+            if self._linger_s:
+                await self._clock.sleep(self._linger_s)
+            self._wake.clear()
+            batch, self._open = self._open, _Batch()
+            self._writing = batch
+            try:
+                await self._commit(batch, epoch=self.state.epoch)
+            except DraymanError as error:
+                self._on_fatal(error)
+                return
+            self._writing = None
+            batch.done.set()
+
+    async def _commit(self, batch: _Batch, *, epoch: int) -> None:
+        kinds, job_ids, task_ids, attempts, tokens, data = map(
+            list, zip(*map(to_row, batch.events), strict=True)
+        )
+        count = len(kinds)
+        # What gathered since belongs to the next batch, but is already in the state's count.
+        first = self.state.seq - len(self._open.events) - count + 1
+        rows = Rows(
+            list(range(first, first + count)),
+            batch.ats,
+            kinds,
+            job_ids,
+            task_ids,
+            attempts,
+            tokens,
+            data,
+        )
+        header = SegmentHeader(
+            number=self.number + 1,
+            epoch=epoch,
+            nonce=self._nonce(),
+            journal_id=self._journal_id,
+            first_seq=first,
+            rows=count,
+        )
+        prepared = None
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                if prepared is None:
+                    prepared = await self._offload(self._journal.prepare, header, rows)
+                await self._offload(self._journal.commit, prepared)
+            except (Unavailable, OSError) as error:
+                if self._in_doubt_since is None:
+                    self._in_doubt_since = self._clock.monotonic()
+                log.warning("journal_write_in_doubt", segment=header.number, error=str(error))
+                await self._clock.sleep(wait_s)
+                wait_s = min(RETRY_MAX_S, wait_s * 2)
+                continue
+            self._in_doubt_since = None
+            self.number = header.number
+            return

@@ -1,0 +1,528 @@
+"""The manager: owns the truth, commits it, and tells workers what to do.
+
+A single-threaded asyncio shell around the pure rules: a call comes in, is decided and evolved with
+no await between, and answered once that is durable (`commit.py`). Rule 1: no reply, order or read
+leaves before `barrier()`. Rule 2: nothing here is needed after a crash that the journal or the
+workers' next reports do not bring back. Rule 3: it knows no Ray: workers are reached by a port.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from cluster.commit import Clock, CommitLog, Offload
+from cluster.protocol import (
+    NOTHING,
+    Accepted,
+    Assignment,
+    Batch,
+    BatchReply,
+    OrderlyStop,
+    Orders,
+    Recorded,
+    Refused,
+    Report,
+    decode_batch,
+    decode_record,
+    decode_report,
+    encode,
+    refusal_of,
+)
+from cluster.queries import Query, Reader, decode_query
+from cluster.queue import commands as c
+from cluster.queue.events import BatchAccepted, ManagerStarted, TaskLeased
+from cluster.queue.model import State, Task
+from cluster.queue.spec import decode_spec
+from cluster.rates import Rates
+from cluster.sessions import Session
+from cluster.settings import ClusterSettings, PoolSettings
+from cluster.store.identity import open_identity
+from cluster.store.journal import Journal
+from cluster.store.objects import Objects, open_store, probe
+from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound
+
+__all__ = ["Manager", "WorkerPort", "build"]
+
+log = structlog.get_logger(__name__)
+
+#: How long a report without news is held when there are no orders. Short enough that the next
+#: report doubles as a heartbeat, long enough that idle workers cost next to nothing.
+POLL_S = 5.0
+#: How often timers, silence and idle capacity are looked at.
+TICK_S = 0.1
+#: A loop that stood still longer than this (a pause, a suspended machine) forgives silence.
+GAP_S = 1.0
+#: Unstarted work is taken back from a worker that sat on it this long while another is idle.
+RECALL_AFTER_S = 0.1
+#: Longest `wait` for a job: proxies between cut longer polls.
+WAIT_MAX_S = 30.0
+
+
+class WorkerPort(Protocol):
+    """How workers are started, watched and ended."""
+
+    async def spawn(self, pool: PoolSettings) -> str:
+        """Start a worker of `pool` and return its name, never used before."""
+
+    async def live(self) -> dict[str, str]:
+        """Return the pool of every living worker by name."""
+
+    async def watch(self, worker: str) -> str:
+        """Return why it died, once it did."""
+
+    async def kill(self, worker: str) -> None:
+        """End it by force."""
+
+
+class Manager:
+    """One life of the queue manager."""
+
+    def __init__(
+        self,
+        commit: CommitLog,
+        settings: ClusterSettings,
+        workers: WorkerPort,
+        *,
+        clock: Clock,
+        draw: Callable[[], float],
+    ) -> None:
+        self._commit = commit
+        self._settings = settings
+        self._workers = workers
+        self._clock = clock
+        self._draw = draw
+        self._sessions: dict[str, Session] = {}
+        #: Workers declared dead: whatever they still say is answered with `drop`.
+        self._gone: dict[str, None] = {}
+        self._rates = Rates(clock)
+        self._reader = Reader(commit.state, commit.rules, self._sessions, self._rates, settings)
+        self._waiting: dict[str, list[asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticked_at = clock.monotonic()
+        self._draining = False
+
+    @property
+    def _state(self) -> State:
+        return self._commit.state
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self, version: str) -> None:
+        """Replay the journal, claim it, take over the living workers and start what is missing.
+
+        On return the claim is durable and no older manager can commit any more.
+        """
+        await self._commit.replay()
+        cluster_id = self._settings.cluster_id
+        await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
+        self._go(self._commit.write_forever())
+        live = await self._workers.live()
+        for name in live:
+            self._adopt(name)
+        for name in [name for name in self._state.held if name not in live]:
+            self._commit.run(c.LoseWorker(name, "worker lost"))
+        for pool in self._settings.pools:
+            for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
+                self._go(self._spawn(pool))
+        self._go(self._tick_forever())
+        log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
+
+    async def stop(self) -> None:
+        """Stop deciding. What was decided is committed first."""
+        await self._commit.barrier()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """Give out no more work, let the workers finish or hand back theirs, then stop."""
+        self._draining = True
+        for session in self._sessions.values():
+            session.release()
+        deadline = self._clock.monotonic() + grace_s
+        while self._state.leases and self._clock.monotonic() < deadline:
+            await self._clock.sleep(TICK_S)
+        await self.stop()
+
+    def _go(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("manager_task_failed", exc_info=error)
+
+    # --- submitting ---------------------------------------------------------------------------
+
+    async def submit(self, payload: bytes) -> bytes:
+        """Accept a gateway's batch; answer once all of it is durable. Safe to repeat."""
+        batch = decode_batch(payload)
+        try:
+            self._commit.check_writable()
+        except DraymanError as error:
+            return encode(BatchReply([refusal_of(error)] * len(batch.submissions)))
+        results = self._accept(batch)
+        self._dispatch()
+        await self._commit.barrier()
+        return encode(BatchReply(results))
+
+    def _accept(self, batch: Batch) -> list[Accepted | Refused]:
+        marks = self._state.gateways.get(batch.gateway)
+        if marks is not None and (refused := marks.window.get(batch.number)) is not None:
+            return self._answer_again(batch, refused)
+        if marks is not None and batch.number <= marks.high - len(marks.window):
+            raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
+        results: list[Accepted | Refused] = []
+        refused_at: dict[str, Refused] = {}
+        for i, submission in enumerate(batch.submissions):
+            raw = bytes(submission.spec)
+            try:
+                spec = decode_spec(raw)
+                events = self._commit.run(c.Submit(submission.job_id, spec, raw))
+            except DraymanError as error:
+                refused_at[str(i)] = refusal_of(error)
+                results.append(refused_at[str(i)])
+                continue
+            if events:
+                results.append(Accepted(submission.job_id))
+            else:
+                results.append(self._replayed(submission.job_id, spec.key))
+        self._commit.record(
+            BatchAccepted(batch.gateway, batch.number, msgspec.Raw(encode(refused_at)))
+        )
+        return results
+
+    def _replayed(self, job_id: str, key: str | None) -> Accepted:
+        found = self._state.keys.find(key, self._commit.now()) if key is not None else None
+        first = found[0] if found is not None else job_id
+        return Accepted(first, replayed=first != job_id)
+
+    def _answer_again(self, batch: Batch, refused: bytes) -> list[Accepted | Refused]:
+        """Answer a repeated batch as the first time: ids were minted once."""
+        refusals = msgspec.json.decode(refused, type=dict[str, Refused])
+        return [
+            refusals.get(str(i))
+            or self._replayed(submission.job_id, decode_spec(submission.spec).key)
+            for i, submission in enumerate(batch.submissions)
+        ]
+
+    # --- exchanging with workers --------------------------------------------------------------
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Take a worker's report and return its orders, both durable on return.
+
+        A report without outcomes is held up to `POLL_S` until there are orders for it.
+        """
+        report = decode_report(payload)
+        if report.worker in self._gone:
+            return encode(Orders(self._state.epoch, 0, drop=report.held, drain=True))
+        session = self._sessions.get(report.worker) or self._adopt(report.worker)
+        if report.number <= session.report:
+            return encode(Orders(self._state.epoch, 0))
+        session.release()
+        session.take(report, self._state.epoch, self._clock.monotonic())
+        for outcome in report.outcomes:
+            self._finish(report.worker, outcome)
+        lost = session.lacks(self._state)
+        if lost:
+            log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
+            self._commit.run(c.Reclaim(report.worker, lost))
+        drop = session.has_too_many(self._state)
+        self._lease(session, session.free + session.prefetch)
+        if lost:
+            self._dispatch()
+        if not (report.outcomes or drop or session.next or self._news(session)):
+            await self._park(session)
+        return await self._orders(session, report, drop)
+
+    def _news(self, session: Session) -> bool:
+        """Whether there is something to say that the worker was not told yet."""
+        stopping = self._state.stopping.get(session.worker, {})
+        return bool(
+            session.recall
+            or session.unconfirmed
+            or (self._draining and not session.draining)
+            or any(token not in session.told for token in stopping)
+        )
+
+    async def _park(self, session: Session) -> None:
+        session.parked = parked = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(parked.wait(), POLL_S)
+        if session.parked is parked:
+            session.parked = None
+
+    async def _orders(self, session: Session, report: Report, drop: list[int]) -> bytes:
+        if report.number != session.report:  # a later report superseded this one
+            return encode(Orders(self._state.epoch, 0))
+        number, assignments = session.take_next(self._state)
+        stopping = self._state.stopping.get(session.worker, {})
+        session.told = set(stopping)
+        recall, session.recall = session.recall, []
+        orders = Orders(
+            self._state.epoch,
+            number,
+            assignments,
+            [OrderlyStop(token, reason) for token, reason in stopping.items()],
+            recall,
+            drop,
+            self._draining,
+        )
+        await self._commit.barrier()
+        return encode(orders)
+
+    def _finish(self, worker: str, outcome: Any) -> None:
+        task = self._state.leases.get(outcome.token)
+        if not self._commit.run(c.Finish(worker, outcome, self._draw())):
+            return
+        assert task is not None
+        self._ended_lease(task)
+
+    def _ended_lease(self, task: Task) -> None:
+        session = self._sessions.get(task.worker)
+        if session is not None and session.progress:
+            live = self._state.leases
+            for token in [t for t in session.progress if t not in live]:
+                del session.progress[token]
+        job = task.job
+        if job.finished_at:
+            self._rates.finished(job.spec.queue)
+            for waiter in self._waiting.pop(job.id, ()):
+                waiter.set()
+
+    def _lease(self, session: Session, limit: int) -> None:
+        if limit <= 0 or session.draining or self._draining:
+            return
+        events = self._commit.run(c.Lease(session.worker, session.queues, limit))
+        if events:
+            session.assign([self._assignment(event) for event in events])
+
+    def _assignment(self, event: Any) -> Assignment:
+        assert isinstance(event, TaskLeased)
+        task = self._state.leases[event.token]
+        checkpoint = msgspec.Raw(task.checkpoint) if task.checkpoint else NOTHING
+        return Assignment(
+            event.token,
+            event.job_id,
+            event.task_id,
+            event.attempt,
+            msgspec.Raw(task.job.raw),
+            checkpoint,
+            task.suspect,
+        )
+
+    def _dispatch(self) -> None:
+        """Give ready tasks to parked workers: idle ones first, then those that welcome more."""
+        parked = [s for s in self._sessions.values() if s.parked is not None]
+        for session in parked:
+            self._lease(session, session.free)
+        for session in parked:
+            self._lease(session, session.prefetch)
+            if session.next:
+                session.release()
+
+    def _adopt(self, worker: str) -> Session:
+        session = self._sessions[worker] = Session(worker, self._clock.monotonic())
+        self._go(self._watch(worker))
+        return session
+
+    async def _watch(self, worker: str) -> None:
+        cause = await self._workers.watch(worker)
+        self._lose(worker, cause)
+
+    def _lose(self, worker: str, cause: str) -> None:
+        session = self._sessions.pop(worker, None)
+        if session is None:
+            return
+        self._gone[worker] = None
+        while len(self._gone) > 1000:
+            del self._gone[next(iter(self._gone))]
+        session.release()
+        tasks = [self._state.leases[t] for t in self._state.held.get(worker, ())]
+        log.warning("worker_lost", worker=worker, cause=cause, tasks=len(tasks))
+        self._commit.run(c.LoseWorker(worker, cause))
+        for task in tasks:
+            self._ended_lease(task)
+        self._dispatch()
+        pool = next((p for p in self._settings.pools if p.name == session.pool), None)
+        if pool is not None and not (session.draining or self._draining):
+            self._go(self._spawn(pool))
+
+    async def _spawn(self, pool: PoolSettings) -> None:
+        wait_s = 0.5
+        while True:
+            try:
+                name = await self._workers.spawn(pool)
+            except DraymanError as error:
+                log.warning("worker_not_started", pool=pool.name, error=str(error))
+                await self._clock.sleep(wait_s)
+                wait_s = min(30.0, wait_s * 2)
+                continue
+            if name not in self._sessions and name not in self._gone:
+                self._adopt(name).pool = pool.name
+            return
+
+    # --- time ---------------------------------------------------------------------------------
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await self._clock.sleep(TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        """Move on what is due, forget the silent, and take back what others could do now."""
+        now = self._clock.monotonic()
+        gap, self._ticked_at = now - self._ticked_at, now
+        if gap > GAP_S:
+            for session in self._sessions.values():
+                session.seen_at += gap
+        if self._commit.run(c.Tick()):
+            self._wake_waiters()
+            self._dispatch()
+        for session in list(self._sessions.values()):
+            if now - session.seen_at > self._heartbeat_timeout_s(session):
+                self._go(self._workers.kill(session.worker))
+                self._lose(session.worker, "lease lost")
+        self._take_back(now)
+
+    def _heartbeat_timeout_s(self, session: Session) -> float:
+        if not session.report:
+            return 120.0  # still starting: imports on a busy machine take their time
+        timeouts = [p.heartbeat_timeout_s for p in self._settings.pools if p.name == session.pool]
+        return timeouts[0] if timeouts else 15.0
+
+    def _take_back(self, now: float) -> None:
+        idle = [s for s in self._sessions.values() if s.parked is not None and s.free > 0]
+        for session in idle:
+            queues = set(session.queues)
+            for other in self._sessions.values():
+                if other is session or not queues.intersection(other.queues):
+                    continue
+                waiting = [t for t in other.held if t not in other.started]
+                if waiting and not other.recall and now - other.seen_at > RECALL_AFTER_S:
+                    other.recall = waiting[-session.free :]
+                    other.release()
+                    return
+
+    def _wake_waiters(self) -> None:
+        for job_id in [j for j in self._waiting if self._state.jobs[j].finished_at]:
+            for waiter in self._waiting.pop(job_id):
+                waiter.set()
+
+    # --- everything else ----------------------------------------------------------------------
+
+    async def record(self, payload: bytes) -> bytes:
+        """Make what a running attempt says durable, or refuse it with LeaseLost."""
+        record = decode_record(payload)
+        try:
+            task = self._state.leases.get(record.token)
+            claimed = None if task is None or task.once is None else task.once.get(record.key, b"")
+            events = self._commit.run(c.SaveRecord(record))
+        except DraymanError as error:
+            await self._commit.barrier()
+            return encode(refusal_of(error))
+        reply = Recorded()
+        if not events:  # an effect that an earlier attempt claimed: did it happen?
+            reply = Recorded("done", msgspec.Raw(claimed)) if claimed else Recorded("in_doubt")
+        await self._commit.barrier()
+        return encode(reply)
+
+    async def call(self, payload: bytes) -> bytes:
+        """Answer one query or command: `+` and JSON, or `-` and a Refused."""
+        query = decode_query(payload)
+        try:
+            answer = await self._answer(query)
+        except DraymanError as error:
+            await self._commit.barrier()
+            return b"-" + encode(refusal_of(error))
+        await self._commit.barrier()
+        return b"+" + encode(answer)
+
+    async def _answer(self, query: Query) -> Any:
+        if query.op == "wait":
+            await self._wait(query.job_id, query.tenant, query.timeout_s)
+            return self._reader.job(query.job_id, query.tenant)
+        if query.op in ("cancel", "retry"):
+            self._reader.job(query.job_id, query.tenant)  # NotFound for another tenant's
+            command = c.Cancel if query.op == "cancel" else c.Revive
+            self._command(command(query.job_id))
+            return self._reader.job(query.job_id, query.tenant)
+        if query.op == "redrive":
+            return self._redrive(query)
+        if query.op in ("pause", "resume"):
+            pause = query.op == "pause"
+            self._command(c.PauseQueue(query.queue) if pause else c.ResumeQueue(query.queue))
+            return self._reader.queue(query.queue)
+        return self._reader.answer(query)
+
+    def _command(self, command: c.Command) -> None:
+        self._commit.check_writable()
+        if self._commit.run(command):
+            self._wake_waiters()
+            for session in self._sessions.values():
+                if self._news(session):
+                    session.release()
+            self._dispatch()
+
+    def _redrive(self, query: Query) -> int:
+        if query.dead is None:
+            raise InvalidInput("filter", "say which dead letters to redrive")
+        jobs = self._reader.dead_jobs(query.dead)
+        for job in jobs:
+            self._command(c.Revive(job.id))
+        return len(jobs)
+
+    async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
+        job = self._state.jobs.get(job_id)
+        if job is None or (tenant is not None and job.spec.tenant != tenant):
+            raise NotFound("job", job_id)
+        if job.finished_at:
+            return
+        done = asyncio.Event()
+        waiters = self._waiting.setdefault(job_id, [])
+        waiters.append(done)
+        try:
+            await asyncio.wait_for(done.wait(), min(timeout_s, WAIT_MAX_S))
+        except TimeoutError:
+            waiters.remove(done)
+            if not waiters:
+                self._waiting.pop(job_id, None)
+
+
+async def build(
+    settings: ClusterSettings,
+    workers: WorkerPort,
+    *,
+    clock: Clock,
+    offload: Offload,
+    draw: Callable[[], float],
+    nonce: Callable[[], str],
+    on_fatal: Callable[[DraymanError], None],
+    store: Objects | None = None,
+) -> Manager:
+    """Open the store the settings name, check it, and return a manager that is not started."""
+    objects = store if store is not None else await offload(open_store, settings.store)
+    journal_objects = objects
+    if settings.journal is not None and settings.journal != settings.store:
+        journal_objects = await offload(open_store, settings.journal)
+        await offload(probe, journal_objects)
+    await offload(probe, objects)
+    identity = await offload(open_identity, objects, journal_objects)
+    commit = CommitLog(
+        Journal(journal_objects, journal_id=identity.journal_id),
+        identity.journal_id,
+        State(),
+        settings.rules(),
+        clock=clock,
+        offload=offload,
+        nonce=nonce,
+        on_fatal=on_fatal,
+        linger_s=settings.commit_linger_ms / 1000,
+    )
+    return Manager(commit, settings, workers, clock=clock, draw=draw)

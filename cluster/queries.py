@@ -1,0 +1,349 @@
+"""What can be asked of the manager, and how the answer is read off its state.
+
+Rule 1: reading changes nothing and is bounded: a page looks at no more than `SCAN_MAX` jobs, and a
+page cut short says where to go on. Rule 2: another tenant's job is NotFound, as if it were not
+there. Rule 3: what is read may not be durable yet; the manager answers only after its barrier.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from cluster.protocol import Output
+from cluster.queue.engine import job_status
+from cluster.queue.model import Job, Line, PastAttempt, Rules, State, Task
+from cluster.queue.state import TERMINAL, TaskState
+from cluster.rates import Rates
+from cluster.sessions import Session
+from cluster.settings import ClusterSettings
+from cluster.views import (
+    AttemptView,
+    DeadLetterQuery,
+    ErrorView,
+    JobPage,
+    JobQuery,
+    JobView,
+    ProgressView,
+    QueueView,
+    TaskView,
+    WorkerView,
+)
+from jobs.errors import InvalidInput, NotFound
+
+__all__ = ["Query", "Reader", "decode_query"]
+
+SCAN_MAX = 10_000
+#: Output of a job that produced none (yet).
+EMPTY = Output()
+
+S = TaskState
+decode_output = msgspec.json.Decoder(Output).decode
+
+
+class Query(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One question or command for the manager; which fields matter depends on `op`."""
+
+    op: Literal[
+        "ping",
+        "job",
+        "jobs",
+        "tasks",
+        "attempts",
+        "cancel",
+        "retry",
+        "wait",
+        "queues",
+        "pause",
+        "resume",
+        "dead_letters",
+        "redrive",
+        "workers",
+    ]
+    job_id: str = ""
+    tenant: str | None = None
+    timeout_s: float = 0.0
+    queue: str = ""
+    jobs: JobQuery | None = None
+    dead: DeadLetterQuery | None = None
+
+
+decode_query = msgspec.json.Decoder(Query).decode
+
+
+class Reader:
+    """Reads views off the state."""
+
+    def __init__(
+        self,
+        state: State,
+        rules: Rules,
+        sessions: Mapping[str, Session],
+        rates: Rates,
+        settings: ClusterSettings,
+    ) -> None:
+        self._state, self._rules, self._sessions = state, rules, sessions
+        self._rates, self._settings = rates, settings
+        self._answers: dict[str, Callable[[Query], Any]] = {
+            "ping": lambda q: self._state.at,
+            "job": lambda q: self.job(q.job_id, q.tenant),
+            "jobs": lambda q: self.jobs(q.jobs or JobQuery()),
+            "tasks": lambda q: self.tasks(q.job_id, q.tenant),
+            "attempts": lambda q: self.attempts(q.job_id, q.tenant),
+            "queues": lambda q: self.queues(),
+            "dead_letters": lambda q: self.dead_letters(q.dead or DeadLetterQuery()),
+            "workers": lambda q: self.workers(),
+        }
+
+    def answer(self, query: Query) -> Any:
+        """Return the view that `query` asks for. Raises NotFound or InvalidInput."""
+        return self._answers[query.op](query)
+
+    def job(self, job_id: str, tenant: str | None) -> JobView:
+        """Return one job."""
+        return self._view(self._find(job_id, tenant))
+
+    def jobs(self, query: JobQuery) -> JobPage:
+        """Return a page of jobs, newest first."""
+        order = self._state.order
+        start = _cursor(query.after, len(order)) - 1
+        stop = max(-1, start - SCAN_MAX)
+        found: list[JobView] = []
+        for i in range(start, stop, -1):
+            if _matches(order[i], query):
+                found.append(self._view(order[i]))
+                if len(found) == query.limit:
+                    return JobPage(found, str(i) if i else None)
+        return JobPage(found, str(stop + 1) if stop >= 0 else None)
+
+    def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
+        """Return a job's tasks."""
+        return [
+            TaskView(
+                task.id,
+                task.state.value,
+                task.attempt,
+                task.recoveries,
+                task.worker or None,
+                _output(task).files,
+            )
+            for task in self._find(job_id, tenant).tasks
+        ]
+
+    def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
+        """Return every attempt of a job, oldest first."""
+        found: list[AttemptView] = []
+        for task in self._find(job_id, tenant).tasks:
+            found += [_past_attempt(task, past) for past in task.past or ()]
+            if task.state is S.LEASED:
+                found.append(
+                    AttemptView(task.id, task.attempt, "running", task.worker, task.leased_at)
+                )
+            elif task.state is S.SUCCEEDED:
+                found.append(
+                    AttemptView(
+                        task.id,
+                        task.attempt,
+                        "succeeded",
+                        task.worker,
+                        task.leased_at,
+                        task.started_at,
+                        task.ended_at,
+                        log=task.log,
+                    )
+                )
+        return found
+
+    def queues(self) -> list[QueueView]:
+        """Return every queue."""
+        return [self.queue(name) for name in sorted(self._rules.queues)]
+
+    def queue(self, name: str) -> QueueView:
+        """Return one queue."""
+        limits = self._rules.queues.get(name)
+        if limits is None:
+            raise NotFound("queue", name)
+        line = self._state.lines.get(name) or Line(name)
+        head = line.head()
+        counts = line.counts
+        return QueueView(
+            name=name,
+            pools=[pool.name for pool in self._settings.pools if name in pool.queues],
+            paused=line.paused,
+            ready=counts[S.READY],
+            leased=counts[S.LEASED],
+            scheduled=counts[S.WAITING],
+            backing_off=counts[S.BACKING_OFF],
+            dead=counts[S.DEAD],
+            oldest_age_s=max(0.0, self._state.at - head.ready_at) if head is not None else 0.0,
+            drain_rate=self._rates.per_s(name),
+            workers=sum(1 for s in self._sessions.values() if name in s.queues),
+            depth_max=limits.depth_max,
+        )
+
+    def dead_letters(self, query: DeadLetterQuery) -> JobPage:
+        """Return a page of failed jobs, longest dead first; the cursor is the last job's id."""
+        jobs = self._dead(query)
+        if query.after is not None:
+            ids = [job.id for job in jobs]
+            if query.after not in ids:
+                raise InvalidInput("after", "is no cursor of this list; begin again without it")
+            jobs = jobs[ids.index(query.after) + 1 :]
+        page = jobs[: query.limit]
+        more = len(jobs) > len(page)
+        return JobPage([self._view(job) for job in page], page[-1].id if more else None)
+
+    def dead_jobs(self, query: DeadLetterQuery) -> list[Job]:
+        """Return the failed jobs that match, longest dead first."""
+        return self._dead(query)
+
+    def workers(self) -> list[WorkerView]:
+        """Return every living worker."""
+        return [
+            WorkerView(
+                s.worker,
+                s.pool,
+                s.queues,
+                s.node,
+                s.pid,
+                len(s.held),
+                len(s.started),
+                s.free,
+                s.silent_s(self._rates.clock.monotonic()),
+                s.draining,
+            )
+            for s in self._sessions.values()
+        ]
+
+    def _find(self, job_id: str, tenant: str | None) -> Job:
+        job = self._state.jobs.get(job_id)
+        if job is None or (tenant is not None and job.spec.tenant != tenant):
+            raise NotFound("job", job_id)
+        return job
+
+    def _dead(self, query: DeadLetterQuery) -> list[Job]:
+        ids = None if query.ids is None else set(query.ids)
+        found: dict[str, Job] = {}
+        for task in self._state.dead.values():
+            spec = task.job.spec
+            if (
+                (query.tenant is None or spec.tenant == query.tenant)
+                and (query.type is None or spec.type == query.type)
+                and (query.queue is None or spec.queue == query.queue)
+                and (query.cause is None or _last(task).cause == query.cause)
+                and (ids is None or task.job.id in ids)
+            ):
+                found[task.job.id] = task.job
+        return list(found.values())
+
+    def _view(self, job: Job) -> JobView:
+        spec = job.spec
+        task = job.tasks[0]
+        output = _output(task)
+        position = self._position(task)
+        started = [t.started_at for t in job.tasks if t.started_at]
+        waiting = task.state in (S.WAITING, S.BACKING_OFF)
+        return JobView(
+            id=job.id,
+            type=spec.type,
+            status=job_status(job),  # type: ignore[arg-type]
+            queue=spec.queue,
+            tenant=spec.tenant,
+            priority=spec.priority,
+            submitted_at=job.submitted_at,
+            attempts=sum(t.attempt for t in job.tasks),
+            max_attempts=spec.max_attempts,
+            recoveries=sum(t.recoveries for t in job.tasks),
+            labels=spec.labels,
+            started_at=min(started) if started else _leased_at(task),
+            finished_at=job.finished_at or None,
+            run_at=spec.run_at,
+            expires_at=spec.expires_at,
+            next_attempt_at=task.due_at if waiting else None,
+            reason=job.reason or None,
+            stopping=task.stop or None,
+            progress=self._progress(task),
+            queue_position=position,
+            eta_s=self._eta_s(spec.queue, position),
+            error=_error(task),
+            result=output.result,
+            result_ref=output.result_ref,
+            files=output.files,
+            traceparent=spec.traceparent,
+        )
+
+    def _position(self, task: Task) -> int | None:
+        if task.state is not S.READY:
+            return None
+        return self._state.lines[task.job.spec.queue].position(task)
+
+    def _eta_s(self, queue: str, position: int | None) -> float | None:
+        if position is None:
+            return None
+        rate = self._rates.per_s(queue)
+        return position / rate if rate > 0 else None
+
+    def _progress(self, task: Task) -> ProgressView | None:
+        session = self._sessions.get(task.worker)
+        if task.state is S.SUCCEEDED:
+            return ProgressView(1.0, "")
+        if session is None or task.state is not S.LEASED:
+            return None
+        progress = session.progress.get(task.token)
+        return ProgressView(progress.fraction, progress.message) if progress else None
+
+
+def _leased_at(task: Task) -> float | None:
+    return task.leased_at if task.state is S.LEASED else None
+
+
+def _output(task: Task) -> Output:
+    return decode_output(task.output) if task.output else EMPTY
+
+
+def _last(task: Task) -> PastAttempt:
+    assert task.past
+    return task.past[-1]
+
+
+def _error(task: Task) -> ErrorView | None:
+    if task.state in TERMINAL and task.state is not S.DEAD:
+        return None
+    for past in reversed(task.past or ()):
+        if past.error:
+            return ErrorView(past.error, past.cause or "error", past.number, past.ended_at)
+    return None
+
+
+def _past_attempt(task: Task, past: PastAttempt) -> AttemptView:
+    return AttemptView(
+        task.id,
+        past.number,
+        past.outcome,
+        past.worker,
+        past.leased_at,
+        past.started_at or None,
+        past.ended_at or None,
+        past.error,
+        past.cause,
+        past.log,
+    )
+
+
+def _cursor(after: str | None, total: int) -> int:
+    if after is None:
+        return total
+    if not after.isdigit() or int(after) > total:
+        raise InvalidInput("after", "is no cursor of this list; begin again without it")
+    return int(after)
+
+
+def _matches(job: Job, query: JobQuery) -> bool:
+    spec = job.spec
+    return (
+        (query.tenant is None or spec.tenant == query.tenant)
+        and (query.type is None or spec.type == query.type)
+        and (query.queue is None or spec.queue == query.queue)
+        and (query.label is None or spec.labels.get(query.label[0]) == query.label[1])
+        and (query.status is None or job_status(job) == query.status)
+    )

@@ -1,0 +1,116 @@
+"""What the manager knows of each living worker beyond the journal: what it was told, what it has.
+
+A session is memory only. It is rebuilt from the worker's next report, so a manager that restarts
+needs nothing else to go on. Rule: what a worker has not confirmed is sent again, and what it says
+it does not have is nobody's; both are safe because a worker starts a token at most once.
+"""
+
+import asyncio
+
+from cluster.protocol import Assignment, Progress, Report
+from cluster.queue.model import State
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One worker, from its first sign of life to its death."""
+
+    def __init__(self, worker: str, now: float) -> None:
+        self.worker = worker
+        self.pool = ""
+        self.queues: list[str] = []
+        self.node = ""
+        self.pid = 0
+        self.free = 0
+        self.prefetch = 0
+        self.draining = False
+        #: Monotonic moment of the last report.
+        self.seen_at = now
+        self.held: list[int] = []
+        self.started: set[int] = set()
+        self.progress: dict[int, Progress] = {}
+        #: Number of the last report taken.
+        self.report = 0
+        #: Number of the last orders given.
+        self.order = 0
+        #: Assignments not confirmed yet, by the number of the orders they first went out with.
+        self.unconfirmed: dict[int, list[Assignment]] = {}
+        #: Assignments for the next orders.
+        self.next: list[Assignment] = []
+        self.recall: list[int] = []
+        #: Stops it was told of; they are repeated with every later reply, but wake nobody again.
+        self.told: set[int] = set()
+        #: Set when a parked report should be answered.
+        self.parked: asyncio.Event | None = None
+
+    def take(self, report: Report, epoch: int, now: float) -> None:
+        """Take in what the worker says of itself."""
+        self.report = report.number
+        self.seen_at = now
+        self.pool, self.queues = report.pool, report.queues
+        self.node, self.pid = report.node, report.pid
+        self.draining = report.draining
+        self.held = report.held
+        self.started = set(report.started)
+        if report.epoch == epoch:
+            for number in [n for n in self.unconfirmed if n <= report.applied]:
+                del self.unconfirmed[number]
+        self.free = 0 if report.draining else report.free
+        self.prefetch = 0 if report.draining else report.prefetch
+        for progress in report.progress:
+            self.progress[progress.token] = progress
+        promised = sum(map(len, self.unconfirmed.values())) + len(self.next)
+        if promised:  # capacity it reported before it knew of these
+            self.prefetch = max(0, self.prefetch - max(0, promised - self.free))
+            self.free = max(0, self.free - promised)
+
+    def lacks(self, state: State) -> list[int]:
+        """Return tokens leased to this worker that it does not have and was not just given."""
+        leased = state.held.get(self.worker)
+        if not leased:
+            return []
+        known = set(self.held)
+        known.update(a.token for batch in self.unconfirmed.values() for a in batch)
+        known.update(a.token for a in self.next)
+        return [token for token in leased if token not in known]
+
+    def has_too_many(self, state: State) -> list[int]:
+        """Return tokens the worker holds that are not its own any more."""
+        leases = state.leases
+        worker = self.worker
+        return [
+            token
+            for token in self.held
+            if (task := leases.get(token)) is None or task.worker != worker
+        ]
+
+    def assign(self, assignments: list[Assignment]) -> None:
+        """Put assignments into the next orders and count them against the capacity."""
+        self.next += assignments
+        beyond = max(0, len(assignments) - self.free)
+        self.free = max(0, self.free - len(assignments))
+        self.prefetch = max(0, self.prefetch - beyond)
+
+    def take_next(self, state: State) -> tuple[int, list[Assignment]]:
+        """Return the number and assignments of the next orders: new ones, and unconfirmed again."""
+        again = [
+            assignment
+            for batch in self.unconfirmed.values()
+            for assignment in batch
+            if assignment.token in state.leases
+        ]
+        self.order += 1
+        fresh, self.next = self.next, []
+        if fresh:
+            self.unconfirmed[self.order] = fresh
+        return self.order, again + fresh
+
+    def silent_s(self, now: float) -> float:
+        """Return how long ago its last report came."""
+        return max(0.0, now - self.seen_at)
+
+    def release(self) -> None:
+        """Answer the parked report, if there is one."""
+        if self.parked is not None:
+            self.parked.set()

@@ -1,0 +1,72 @@
+"""What a cluster is started with. Everything here is fixed for a manager's life."""
+
+import msgspec
+
+from cluster.queue.model import QueueLimits, Rules
+
+__all__ = ["NAMESPACE", "ClusterSettings", "PoolSettings", "default_pools"]
+
+#: Ray namespace of every actor of ours.
+NAMESPACE = "drayman"
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers of one resource shape serving some queues."""
+
+    name: str
+    queues: list[str]
+    #: Workers to keep running.
+    size: int
+    #: `process`: one handler at a time in a process of its own. `async`: many on one loop.
+    mode: str = "process"
+    #: Handlers at once in one worker.
+    concurrency: int = 1
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    #: Silence after which a worker is taken for hung. Longer forgives longer stalls of a whole
+    #: machine; shorter finds a hung one sooner. Crashes are seen at once, whatever this is.
+    heartbeat_timeout_s: float = 15.0
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One Drayman: where it keeps things and what runs its work."""
+
+    store: str
+    #: Where the journal lies, if not in the store.
+    journal: str | None = None
+    #: Modules that define job types, besides installed entry points.
+    job_modules: list[str] = []
+    pools: list[PoolSettings] = []
+    #: Tells this cluster from another on the same store.
+    cluster_id: str = ""
+    #: Wait this long for more events before a commit; 0 commits at once.
+    commit_linger_ms: float = 0.0
+    depth_max: int = 1_000_000
+    #: Take over a store whose last manager belonged to another cluster and was not stopped.
+    take_over: bool = False
+    #: Directories to put on the workers' import path.
+    python_path: list[str] = []
+
+    def rules(self) -> Rules:
+        """Return the rules these settings amount to."""
+        limits = QueueLimits(depth_max=self.depth_max)
+        return Rules({queue: limits for pool in self.pools for queue in pool.queues})
+
+    def pool(self, name: str) -> PoolSettings:
+        """Return the pool `name`."""
+        return next(pool for pool in self.pools if pool.name == name)
+
+
+def default_pools(cpus: int, gpus: int = 0) -> list[PoolSettings]:
+    """Return pools for a machine or cluster of this size: `cpu`, `io`, and `gpu` if it has any.
+
+    The workers hold logical CPUs only as bookkeeping (0): with two cores, the manager, the edge
+    and the workers share them anyway, and Ray must place all of these.
+    """
+    pools = [
+        PoolSettings(name="cpu", queues=["default"], size=max(2, cpus)),
+        PoolSettings(name="io", queues=["io"], size=1, mode="async", concurrency=100),
+    ]
+    if gpus:
+        pools.append(PoolSettings(name="gpu", queues=["gpu"], size=gpus, num_gpus=1.0))
+    return pools
