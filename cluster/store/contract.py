@@ -90,7 +90,9 @@ class Objects(Protocol):
     def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield what lies beneath a folder (`a/b/`, or `` for all) in lexicographic order.
 
-        `start_after` skips everything up to and including that path.
+        `start_after` skips everything up to and including that path; use it only in a folder
+        without subfolders, where every store agrees on the order (SeaweedFS sorts folder by folder
+        rather than by whole key).
         """
 
     def delete(self, paths: Iterable[str]) -> None:

@@ -279,6 +279,7 @@ class _LocalWriter(AbortOnError):
         self._objects, self._path = objects, path
         self._final, self._temporary = final, temporary
         self._file = os.fdopen(descriptor, "wb", buffering=1024 * 1024)
+        self._ended = False
 
     def write(self, data: bytes) -> int:
         """Take the next bytes."""
@@ -287,7 +288,7 @@ class _LocalWriter(AbortOnError):
 
     def close(self) -> None:
         """Make the object visible and durable."""
-        if self._file.closed:
+        if self._ended:
             return
         with self._objects._reported("write", self._path):
             try:
@@ -297,16 +298,18 @@ class _LocalWriter(AbortOnError):
             except BaseException:
                 self.abort()
                 raise
+            self._ended = True
             self._objects._replace(self._temporary, self._final, durable=True)
 
     def abort(self) -> None:
         """Remove the temporary file."""
-        if self._file.closed:
+        if self._ended:
             return
+        self._ended = True
         try:
             self._file.close()
         except OSError:
-            pass  # The buffer could not be written either; nobody will read it.
+            pass  # What is in its buffer could not be written; nobody will read it.
         _remove(self._temporary)
 
 

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,16 +78,14 @@ _READ_AHEAD_BYTES = 4 * 1024 * 1024
 
 #: S3 deletes so many keys in one request.
 _DELETE_BATCH = 1000
+_LIST_PAGE = 1000
 
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
-_FINAL = (
-    AlreadyExistsError,
-    InvalidPathError,
-    NotFoundError,
-    NotSupportedError,
-    UnknownConfigurationKeyError,
-    *_REFUSED,
-)
+_FINAL = (InvalidPathError, NotSupportedError, UnknownConfigurationKeyError)
+
+#: Listing reports a refusal as a generic error; its text still tells.
+_REFUSED_STATUS = re.compile(r"status code: 40[13]\b")
+_ERROR_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 T = TypeVar("T")
 
@@ -106,7 +105,7 @@ class RemoteObjects:
             )
         except (BaseError, ValueError) as error:
             raise InvalidInput(
-                "store", f"cannot open {url!r}: {error}; check {self._settings}"
+                "store", f"cannot open {url!r}: {_reason(error)}; check {self._settings}"
             ) from error
 
     def __repr__(self) -> str:
@@ -155,12 +154,15 @@ class RemoteObjects:
         return self._call("read", path, lambda: obstore.head(self._store, path)["size"])
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
-        """Yield what lies beneath a folder, a page at a time, resuming after an error."""
+        """Yield what lies beneath a folder, fetched a page at a time."""
         check_prefix(prefix)
-        last = start_after
-        while page := self._call("list", prefix, partial(self._page, prefix, last)):
-            yield from page
-            last = page[-1].path
+        stream = obstore.list(
+            self._store, prefix=prefix or None, offset=start_after or None, chunk_size=_LIST_PAGE
+        )
+        # One try: a stream that failed once ends at its next step, as if nothing were left.
+        while page := self._call("list", prefix, partial(next, stream, ()), tries=1):
+            for meta in page:
+                yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove the objects, many in one request."""
@@ -187,15 +189,6 @@ class RemoteObjects:
         check_path(path)
         return None
 
-    def _page(self, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
-        stream = obstore.list(
-            self._store, prefix=prefix or None, offset=start_after or None, chunk_size=1000
-        )
-        return [
-            ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
-            for meta in next(stream, ())
-        ]
-
     def _delete(self, paths: Sequence[str]) -> None:
         obstore.delete(self._store, paths)
 
@@ -214,34 +207,37 @@ class RemoteObjects:
 
         self._call("write", path, upload)
 
-    def _call(self, verb: str, path: str, request: Callable[[], T]) -> T:
+    def _call(self, verb: str, path: str, request: Callable[[], T], tries: int = _TRIES) -> T:
         """Make a request, repeating it while its error may pass."""
-        for attempt in range(_TRIES):
+        for left in reversed(range(tries)):
             try:
                 return request()
-            except _FINAL as error:
-                raise self._final(verb, path, error) from error
             except (BaseError, OSError) as error:
-                if attempt == _TRIES - 1:
-                    raise Unavailable(
-                        f"cannot {verb} {path!r} in {self.url}: {_first_line(error)}"
-                    ) from error
-                # Jitter, or all who were refused together come back together.
-                self._sleep(_FIRST_PAUSE_S * 2**attempt * (0.5 + random.random()))
+                final = self._final(verb, path, error)
+                if final is not None:
+                    raise final from error
+                if not left:
+                    where = f"cannot {verb} {path!r} in {self.url}"
+                    raise Unavailable(f"{where}: {_reason(error)}") from error
+                # Jitter, or all who failed together come back together.
+                self._sleep(_FIRST_PAUSE_S * 2 ** (tries - 1 - left) * (0.5 + random.random()))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _final(self, verb: str, path: str, error: BaseError) -> DraymanError:
-        if isinstance(error, NotFoundError):
-            if verb in {"read", "delete"} and "NoSuchBucket" not in str(error):
-                return NotFound("object", path)
+    def _final(self, verb: str, path: str, error: Exception) -> DraymanError | None:
+        """Return our error for one that repeating will not mend, None for any other."""
+        text = str(error)
+        if "NoSuchBucket" in text or (_is_missing(error) and verb in {"create", "write", "list"}):
             return InvalidInput("store", f"{self.url}: no such bucket; create it first")
-        if isinstance(error, _REFUSED):
+        if _is_missing(error):
+            return NotFound("object", path)
+        if isinstance(error, _REFUSED) or _REFUSED_STATUS.search(text):
             return Unavailable(
-                f"{self.url} refuses to {verb} {path!r}; check {self._settings}: "
-                f"{_first_line(error)}",
+                f"{self.url} refuses to {verb} {path!r}: {_reason(error)}; check {self._settings}",
                 retry_after_s=10.0,
             )
-        return InvalidInput("store", f"{self.url} cannot {verb} {path!r}: {_first_line(error)}")
+        if isinstance(error, _FINAL):
+            return InvalidInput("store", f"{self.url} can't {verb} {path!r}: {_reason(error)}")
+        return None
 
 
 class _RemoteReader(io.RawIOBase):
@@ -320,6 +316,13 @@ def _s3_endpoint() -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
-def _first_line(error: Exception) -> str:
+def _is_missing(error: Exception) -> bool:
+    # obstore raises the built-in one for a missing object.
+    return isinstance(error, FileNotFoundError | NotFoundError)
+
+
+def _reason(error: Exception) -> str:
     """Return what an operator needs; obstore appends a debug dump of the whole chain."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = str(error).strip() or type(error).__name__
+    code = _ERROR_CODE.search(text)
+    return text.splitlines()[0] + (f" ({code[1]})" if code else "")
