@@ -34,7 +34,7 @@ from cluster.views import (
     TaskView,
     WorkerView,
 )
-from jobs.errors import InvalidInput, Overloaded, Unavailable
+from jobs.errors import DraymanError, InvalidInput, Overloaded, Unavailable
 
 __all__ = ["Gateway", "ManagerAway", "ManagerPort"]
 
@@ -122,10 +122,20 @@ class Gateway:
         submission = Submission(self._new_id(), msgspec.Raw(encode_spec(spec)))
         self._pending.append(_Waiting(submission, answer))
         if len(self._senders) < IN_FLIGHT:
-            sender = asyncio.get_running_loop().create_task(self._send())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+            self._start_sender()
         return answer
+
+    def _start_sender(self) -> None:
+        sender = asyncio.get_running_loop().create_task(self._send())
+        self._senders.add(sender)
+        sender.add_done_callback(self._sender_ended)
+
+    def _sender_ended(self, sender: "asyncio.Task[None]") -> None:
+        self._senders.discard(sender)
+        if not sender.cancelled() and (error := sender.exception()) is not None:
+            log.error("gateway_sender_failed", exc_info=error)
+        if self._pending:  # they came after its last look, before it was known to have ended
+            self._start_sender()
 
     @staticmethod
     def _overloaded() -> Overloaded:
@@ -134,16 +144,18 @@ class Gateway:
     async def _send(self) -> None:
         while self._pending:
             batch = self._gather()
+            failure: DraymanError = Unavailable("the request may or may not have been taken", 2.0)
             try:
                 results = await self._deliver(batch)
+                for waiting, result in zip(batch, results, strict=True):
+                    if not waiting.answer.done():  # its client may have left
+                        waiting.answer.set_result(result)
             except (Unavailable, Overloaded) as error:
+                failure = error
+            finally:  # whatever happened, nobody is left waiting
                 for waiting in batch:
                     if not waiting.answer.done():
-                        waiting.answer.set_exception(error)
-                continue
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.answer.done():  # its client may have left
-                    waiting.answer.set_result(result)
+                        waiting.answer.set_exception(failure)
 
     def _gather(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -209,7 +221,7 @@ class Gateway:
         return await self._ask(Query("cancel", job_id, tenant), JobView)
 
     async def retry(self, job_id: str, tenant: str | None) -> JobView:
-        """Give a failed job a new budget; durable on return. Raises Conflict if it is not failed."""
+        """Give a failed job a new budget; durable on return. Conflict if it is not failed."""
         return await self._ask(Query("retry", job_id, tenant), JobView)
 
     async def wait(self, job_id: str, tenant: str | None, timeout_s: float) -> JobView:
