@@ -1,0 +1,82 @@
+"""The HTTP API, put together from its parts.
+
+Rule 1: nothing here waits or reads a file: `create_app` can be called anywhere. Rule 2: whatever
+goes wrong is answered with a problem (`problems.py`), including paths that do not exist.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cluster.store.contract import Objects
+from jobs.definition import JobDefinition
+from service.api import Api
+from service.api_settings import ApiSettings
+from service.auth import Authenticator, TokenStore
+from service.door import Door, allowed_methods
+from service.metrics import Metrics
+from service.openapi import describe
+from service.ports import Gateway
+from service.problems import problem_response
+from service.routes import jobs, operate, output, pages, queues, submit, tokens, uploads
+from service.submission import Submissions
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    gateway: Gateway,
+    registry: Mapping[str, JobDefinition],
+    store: Objects,
+    settings: ApiSettings | None = None,
+) -> FastAPI:
+    """Return the API over `gateway`, for the job types of `registry`."""
+    settings = settings or ApiSettings()
+    token_store = TokenStore(store)
+    api = Api(
+        gateway=gateway,
+        types=registry,
+        store=store,
+        settings=settings,
+        tokens=token_store,
+        authenticator=Authenticator(token_store),
+        submissions=Submissions(registry, store, settings),
+        metrics=Metrics(),
+    )
+    app = FastAPI(
+        title="Drayman",
+        summary="Long-running jobs on Ray: accept in milliseconds, run for hours, lose nothing.",
+        version=version("drayman"),
+        # FastAPI's own pages load scripts from another host; ours are in `routes/pages.py`.
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would drop the body and method of a POST with many clients.
+        redirect_slashes=False,
+    )
+    endpoint = submit.SubmitEndpoint(api)
+    app.include_router(submit.router(api, endpoint))
+    for room in (jobs, output, queues, uploads, operate, tokens):
+        app.include_router(room.router(api))
+    app.include_router(pages.router(app))
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            error.headers = {"Allow": ", ".join(allowed_methods(app.router, request.scope))}
+        return problem_response(error)
+
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(RequestValidationError, refuse)
+    app.add_middleware(Door, metrics=api.metrics, direct={("POST", "/v1/jobs"): endpoint})
+    described: dict[str, object] = {}
+
+    def openapi() -> dict[str, object]:
+        if not described:
+            described.update(describe(app))
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to do this
+    return app

@@ -1,0 +1,86 @@
+"""The door every request passes: it counts, it routes the busiest call, it never shows a trace.
+
+A plain ASGI middleware, because Starlette's BaseHTTPMiddleware costs more than accepting a job.
+Rule 1: whatever is raised below becomes a problem, unless the answer has begun; then the
+connection breaks, which is how a client learns that it has not everything. Rule 2: a defect is
+logged with its trace, here and only here.
+"""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+from starlette.routing import Match, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.errors import Corrupt, DraymanError
+from service.bodies import ClientGone
+from service.metrics import Metrics
+from service.problems import RequestError, problem_response
+
+__all__ = ["Door"]
+
+log = structlog.get_logger(__name__)
+
+#: What proxies log for a client that left before its answer; nobody sees it on the wire.
+CLIENT_GONE = 499
+#: What a counter may be named by; anything else a client could make up without end.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+class Door:
+    """Wraps the application."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, direct: Mapping[tuple[str, str], ASGIApp]
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        #: Method and path of calls that skip the routing: it would cost more than they do.
+        self._direct = direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass on the server's own messages."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started_at = time.perf_counter()
+        direct = self._direct.get((scope["method"], scope["path"]))
+        try:
+            await (direct or self._app)(scope, receive, watched)
+        except ClientGone:
+            status = CLIENT_GONE
+        except Exception as error:
+            if isinstance(error, Corrupt) or not isinstance(error, DraymanError | RequestError):
+                log.exception("request_failed", method=scope["method"], path=scope["path"])
+            if status:
+                raise
+            await problem_response(error)(scope, receive, watched)
+        finally:
+            route = scope["path"] if direct else _template(scope)
+            seconds = time.perf_counter() - started_at
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.answered(method, route, status or CLIENT_GONE, seconds)
+
+
+def _template(scope: Scope) -> str:
+    """Return the path's pattern: counting by the path itself would make a counter a job."""
+    return getattr(scope.get("route"), "path", None) or "unmatched"
+
+
+def allowed_methods(router: Router, scope: Scope) -> list[str]:
+    """Return every method that some route takes at this path."""
+    found: set[str] = set()
+    for route in router.routes:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)

@@ -1,0 +1,96 @@
+"""The API's own description: complete and true.
+
+Paths come from the routes, schemas from the very structs that are encoded and decoded
+(`schemas.py`, `submission.py`), and a test holds real answers against them.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.problems import KINDS, Problem
+from service.schemas import components
+from service.submission import BatchLine, JobRequest
+
+__all__ = ["answers", "body", "describe", "header"]
+
+Part = dict[str, Any]
+
+PUBLIC = frozenset({"/healthz", "/readyz"})
+
+
+def answers(
+    status: int,
+    schema: type | None,
+    *problems: str,
+    description: str = "",
+    media_type: str = "application/json",
+    headers: Part | None = None,
+) -> dict[int | str, Part]:
+    """Return the `responses` of an operation: the one it is for, and the named problems."""
+    content: Part = {"schema": _ref(schema)} if schema else {"schema": {"type": "string"}}
+    about = description or (schema.__doc__ or "").partition("\n")[0] if schema else description
+    found: dict[int | str, Part] = {
+        status: {"description": about or "Done.", "content": {media_type: content}}
+    }
+    if headers:
+        found[status]["headers"] = headers
+    for name in problems:
+        known = found.setdefault(KINDS[name].status, _problem())
+        known["description"] = " ".join(
+            filter(None, [known["description"], f"`/problems/{name}`: {KINDS[name].title}."])
+        )
+    return found
+
+
+def body(schema: type, media_type: str = "application/json") -> Part:
+    """Return an `openapi_extra` for a body that the endpoint reads by itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": _ref(schema)}}}}
+
+
+def header(name: str, description: str) -> Part:
+    """Return a parameter for an optional header."""
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+def describe(app: FastAPI) -> Part:
+    """Return the OpenAPI document of the app."""
+    found = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes
+    )
+    for path, operations in found["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None) if _is_fastapis_own(operation) else None
+            if path not in PUBLIC:
+                operation["security"] = [{"token": []}]
+    parts = found.setdefault("components", {})
+    parts["schemas"] = components(JobRequest, BatchLine)
+    parts["securitySchemes"] = {
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A token that `drayman up` printed or `drayman token create` made.",
+        }
+    }
+    return found
+
+
+def _is_fastapis_own(operation: Part) -> bool:
+    content = operation["responses"].get("422", {}).get("content", {})
+    return "HTTPValidationError" in str(content)
+
+
+def _problem() -> Part:
+    content = {"application/problem+json": {"schema": _ref(Problem)}}
+    return {"description": "", "content": content}
+
+
+def _ref(schema: type) -> Part:
+    return {"$ref": f"#/components/schemas/{schema.__name__}"}

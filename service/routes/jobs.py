@@ -1,0 +1,145 @@
+"""Looking at jobs, cancelling and retrying them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from cluster.views import JobQuery, JobStatus
+from jobs.errors import InvalidInput
+from service.api import Api, job_id_of
+from service.auth import Caller
+from service.headers import wait_s
+from service.openapi import answers
+from service.problems import Forbidden
+from service.schemas import (
+    Attempts,
+    Job,
+    JobList,
+    Tasks,
+    attempt_of,
+    job_list,
+    job_of,
+    reply,
+    task_of,
+)
+
+__all__ = ["PageFilter", "router", "tenant_for"]
+
+_SEEN = ("unauthorized", "forbidden", "not-found", "unavailable")
+
+
+class PageFilter(BaseModel):
+    """What every list of jobs can be narrowed by. Unknown parameters are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str | None = None
+    queue: str | None = None
+    tenant: Annotated[str | None, Field(description="For admins: one tenant's.")] = None
+    after: Annotated[str | None, Field(description="`next_after` of the page before.")] = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+class JobFilter(PageFilter):
+    """Query parameters of `GET /v1/jobs`."""
+
+    status: JobStatus | None = None
+    label: Annotated[str | None, Field(description="`name=value`.")] = None
+
+
+def tenant_for(caller: Caller, wanted: str | None) -> str | None:
+    """Return whose jobs to look at. Raises Forbidden if they are not the caller's to see."""
+    if wanted is None or wanted == caller.tenant:
+        return wanted or caller.sees
+    if not caller.is_admin:
+        raise Forbidden("only a token with the scope 'admin' may look at another tenant")
+    return wanted
+
+
+def router(api: Api) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(tags=["jobs"], default_response_class=Response)
+    reader = Annotated[Caller, Depends(api.caller("read"))]
+    submitter = Annotated[Caller, Depends(api.caller("submit"))]
+
+    @routes.get(
+        "/v1/jobs",
+        responses=answers(
+            200, JobList, "unauthorized", "forbidden", "invalid-input", "unavailable"
+        ),
+    )
+    async def list_jobs(caller: reader, query: Annotated[JobFilter, Query()]) -> Response:
+        """List jobs, running and finished, newest first."""
+        page = await api.gateway.jobs(
+            JobQuery(
+                tenant=tenant_for(caller, query.tenant),
+                status=query.status,
+                type=query.type,
+                queue=query.queue,
+                label=_label(query.label),
+                after=query.after,
+                limit=query.limit,
+            )
+        )
+        return reply(job_list(page))
+
+    @routes.get("/v1/jobs/{job_id}", responses=answers(200, Job, *_SEEN))
+    async def get_job(
+        caller: reader,
+        job_id: str,
+        prefer: Annotated[
+            str | None,
+            Header(description="`wait=N` answers once the job has ended, after N seconds at most."),
+        ] = None,
+    ) -> Response:
+        """Show one job."""
+        wanted_s = wait_s(prefer or "", api.settings.wait_s_max)
+        if wanted_s is None:
+            return reply(job_of(await api.gateway.job(job_id_of(job_id), caller.sees)))
+        view = await api.gateway.wait(job_id_of(job_id), caller.sees, wanted_s)
+        return reply(job_of(view), headers={"Preference-Applied": f"wait={wanted_s:g}"})
+
+    @routes.post(
+        "/v1/jobs/{job_id}/cancel",
+        status_code=202,
+        responses=answers(
+            202, Job, *_SEEN, "conflict", description="It is cancelled, or will stop soon."
+        ),
+    )
+    async def cancel_job(caller: submitter, job_id: str) -> Response:
+        """Stop the job: asked first, then by force. `stopping` is set until it has stopped."""
+        return reply(job_of(await api.gateway.cancel(job_id_of(job_id), caller.sees)), 202)
+
+    @routes.post(
+        "/v1/jobs/{job_id}/retry",
+        status_code=202,
+        responses=answers(202, Job, *_SEEN, "conflict", description="It has a new budget."),
+    )
+    async def retry_job(caller: submitter, job_id: str) -> Response:
+        """Give a failed job a new budget of attempts. What had succeeded is not done again."""
+        return reply(job_of(await api.gateway.retry(job_id_of(job_id), caller.sees)), 202)
+
+    @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN))
+    async def list_tasks(caller: reader, job_id: str) -> Response:
+        """Show the tasks of a job."""
+        views = await api.gateway.tasks(job_id_of(job_id), caller.sees)
+        return reply(Tasks([task_of(view) for view in views]))
+
+    @routes.get("/v1/jobs/{job_id}/attempts", responses=answers(200, Attempts, *_SEEN))
+    async def list_attempts(caller: reader, job_id: str) -> Response:
+        """Show every attempt of a job with how it ended."""
+        views = await api.gateway.attempts(job_id_of(job_id), caller.sees)
+        return reply(Attempts([attempt_of(view) for view in views]))
+
+    return routes
+
+
+def _label(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InvalidInput("label", "write name=value")
+    return name, value

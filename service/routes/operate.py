@@ -1,0 +1,91 @@
+"""Types, health and metrics: what programs ask before and while they use the rest."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from jobs.errors import Unavailable
+from service.api import Api
+from service.auth import Caller
+from service.metrics import CONTENT_TYPE
+from service.openapi import answers
+from service.schemas import Health, JobType, JobTypes, Ready, reply
+
+__all__ = ["RUN_HEADER", "router"]
+
+RUN_HEADER = "Drayman-Run"
+
+
+def router(api: Api) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(tags=["operate"], default_response_class=Response)
+    known = reply(_types(api))
+
+    @routes.get("/v1/types", responses=answers(200, JobTypes, "unauthorized"))
+    async def list_types(caller: Annotated[Caller, Depends(api.caller())]) -> Response:
+        """List the job types with the JSON Schemas of their params. Any valid token may."""
+        return known
+
+    @routes.get("/healthz", responses=answers(200, Health))
+    async def healthz() -> Response:
+        """Tell whether this process answers. Needs no token."""
+        return reply(Health())
+
+    @routes.get(
+        "/readyz",
+        responses=answers(
+            200,
+            Ready,
+            "unavailable",
+            headers={
+                RUN_HEADER: {
+                    "description": "Random name of the run that answers.",
+                    "schema": {"type": "string"},
+                }
+            },
+        ),
+    )
+    async def readyz() -> Response:
+        """Tell whether the manager answers too. Needs no token."""
+        headers = {RUN_HEADER: api.settings.run, "Cache-Control": "no-store"}
+        return reply(Ready("ready", await api.gateway.ping()), headers=headers)
+
+    @routes.get(
+        "/metrics",
+        responses=answers(
+            200,
+            None,
+            "unauthorized",
+            "forbidden",
+            description="Prometheus' text format.",
+            media_type="text/plain",
+        ),
+    )
+    async def metrics(caller: Annotated[Caller, Depends(api.caller("read"))]) -> Response:
+        """Return counters of this process and gauges of the whole system."""
+        try:
+            text = api.metrics.render(await api.gateway.queues(), await api.gateway.workers())
+        except Unavailable:
+            text = api.metrics.render(None, None)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    return routes
+
+
+def _types(api: Api) -> JobTypes:
+    return JobTypes(
+        [
+            JobType(
+                name=definition.name,
+                summary=definition.summary,
+                queue=definition.queue,
+                max_attempts=definition.max_attempts,
+                timeout_s=definition.timeout_s,
+                unique_for_s=definition.unique_for_s,
+                unique_by=list(definition.unique_by),
+                params_schema=definition.params_model.model_json_schema(),
+            )
+            for _, definition in sorted(api.types.items())
+        ]
+    )

@@ -1,0 +1,260 @@
+"""Submitting: one job, the busiest call of all, and batches of them.
+
+Rule 1: an answer with an id means the job is durable. Rule 2: a line of a batch that is wrong is a
+result, not a failure of the others. Rule 3: once a job is accepted nothing turns the answer into
+an error, whatever else goes wrong.
+"""
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.protocol import Accepted, Refused
+from cluster.queue.spec import JobSpec
+from jobs.errors import DraymanError, NotFound, Unavailable
+from service.api import Api
+from service.auth import Caller
+from service.bodies import read_body
+from service.headers import wait_s
+from service.openapi import answers, body, header
+from service.problems import Malformed, RequestError, TooLarge, problem_of
+from service.schemas import FINISHED, BatchResult, Job, accepted_job, encode, job_of
+from service.submission import BatchLine, JobRequest, RequestKey
+
+__all__ = ["SubmitEndpoint", "router"]
+
+#: Room for everything of a job but its params.
+OVERHEAD_BYTES = 64 * 1024
+#: How many lines of a batch are checked before other requests get a turn (about 5 ms).
+LINES_AT_ONCE = 500
+
+_KEYS = [
+    header(
+        "Idempotency-Key",
+        "Names the request: repeated with the same key within 24 hours it "
+        "answers with the same job and `Idempotency-Replayed: true`.",
+    ),
+    header(
+        "Drayman-Request-Id",
+        "A key that a client makes for its own retries. It ranks behind "
+        "a job type's own `unique_for_s`; `Idempotency-Key` ranks before it.",
+    ),
+]
+_PROBLEMS = ("malformed", "unauthorized", "forbidden", "too-large", "invalid-input", "unavailable")
+
+
+class SubmitEndpoint:
+    """`POST /v1/jobs` as a bare ASGI application."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Accept one job."""
+        api = self._api
+        sent: dict[bytes, bytes] = dict(scope["headers"])
+        caller = await api.authenticator.identify(sent.get(b"authorization"))
+        caller.need("submit")
+        limit = api.settings.params_bytes_max + OVERHEAD_BYTES
+        data = await read_body(receive, limit, sent.get(b"content-length"), "a job")
+        key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
+        now = time.time()
+        request = api.submissions.decode(data)
+        spec = await api.submissions.park(
+            api.submissions.spec(request, caller, key, now, sent.get(b"traceparent"))
+        )
+        accepted = await api.gateway.submit(spec)
+        if not accepted.replayed:
+            api.metrics.accepted(spec.type)
+        job, status, applied = await self._answer(accepted, spec, caller, now, sent.get(b"prefer"))
+        answer = encode(job)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(answer)).encode()),
+            (b"location", f"/v1/jobs/{accepted.job_id}".encode()),
+        ]
+        if accepted.replayed:
+            headers.append((b"idempotency-replayed", b"true"))
+        if applied is not None:
+            headers.append((b"preference-applied", f"wait={applied:g}".encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _answer(
+        self, accepted: Accepted, spec: JobSpec, caller: Caller, now: float, prefer: bytes | None
+    ) -> tuple[Job, int, float | None]:
+        """Return the job, the status and the wait that was granted."""
+        gateway = self._api.gateway
+        wanted_s = (
+            wait_s(prefer.decode("latin-1"), self._api.settings.wait_s_max) if prefer else None
+        )
+        try:
+            if wanted_s is not None:
+                view = await gateway.wait(accepted.job_id, caller.tenant, wanted_s)
+                return job_of(view), 200 if view.status in FINISHED else 202, wanted_s
+            if accepted.replayed:
+                return job_of(await gateway.job(accepted.job_id, caller.tenant)), 202, None
+        except (NotFound, Unavailable):
+            pass  # It is accepted all the same: what is known of it here has to do.
+        return accepted_job(accepted, spec, now), 202, None
+
+
+def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
+    """Return the routes; `submit` is usually reached past them, through the door."""
+    routes = APIRouter(tags=["jobs"])
+
+    @routes.post(
+        "/v1/jobs",
+        status_code=202,
+        response_class=Response,
+        responses=answers(
+            202,
+            Job,
+            *_PROBLEMS,
+            "key-reused",
+            "tenant-overloaded",
+            "overloaded",
+            description="The job is durable.",
+            headers=_ANSWER_HEADERS,
+        )
+        | {200: answers(200, Job, description="It ended within `Prefer: wait`.")[200]},
+        openapi_extra=body(JobRequest)
+        | {
+            "parameters": [
+                *_KEYS,
+                header(
+                    "Prefer",
+                    "`wait=N` answers with the finished job if it ends within N "
+                    "seconds (at most 30).",
+                ),
+                header("traceparent", "W3C trace context, kept with the job."),
+            ]
+        },
+    )
+    async def submit_job(request: Request) -> Response:
+        """Submit a job. The answer comes once it is durable, usually in milliseconds."""
+        return _Bare(submit)
+
+    @routes.post(
+        "/v1/jobs/batch",
+        status_code=202,
+        response_class=Response,
+        responses=answers(
+            202,
+            BatchResult,
+            *_PROBLEMS,
+            description="One result a line, in order.",
+            media_type="application/x-ndjson",
+        ),
+        openapi_extra=body(BatchLine, "application/x-ndjson") | {"parameters": _KEYS},
+    )
+    async def submit_batch(request: Request) -> Response:
+        """Submit up to 10,000 jobs, one a line. A line that is wrong does not stop the others."""
+        sent: dict[bytes, bytes] = dict(request.scope["headers"])
+        caller = await api.authenticator.identify(sent.get(b"authorization"))
+        caller.need("submit")
+        data = await read_body(
+            request.receive, api.settings.batch_bytes_max, sent.get(b"content-length"), "a batch"
+        )
+        key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
+        results = await _batch(api, caller, key, _lines(data, api.settings.batch_lines_max))
+        return Response(
+            b"".join(encode(result) + b"\n" for result in results),
+            202,
+            media_type="application/x-ndjson",
+        )
+
+    return routes
+
+
+_ANSWER_HEADERS = {
+    "Location": {"description": "The job.", "schema": {"type": "string"}},
+    "Idempotency-Replayed": {
+        "description": "`true` if an earlier request with this key made the job.",
+        "schema": {"type": "string"},
+    },
+    "Preference-Applied": {
+        "description": "The wait that was granted.",
+        "schema": {"type": "string"},
+    },
+}
+
+
+class _Bare(Response):
+    """Lets an ASGI application stand where FastAPI wants a Response."""
+
+    def __init__(self, app: SubmitEndpoint) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def _lines(data: bytes, lines_max: int) -> list[bytes]:
+    lines = data.split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if len(lines) > lines_max:
+        raise TooLarge(f"a batch may have {lines_max:,} lines, got {len(lines):,}; send several")
+    if not lines:
+        raise Malformed("the batch is empty; send one JSON object a line")
+    return lines
+
+
+async def _batch(
+    api: Api, caller: Caller, key: RequestKey, lines: list[bytes]
+) -> list[BatchResult]:
+    """Submit what is right of the lines; return a result for each, in order."""
+    made = await _specs(api, caller, key, lines, time.time())
+    specs = [spec for spec in made if isinstance(spec, JobSpec)]
+    answered = iter(await api.gateway.submit_many(specs) if specs else [])
+    results = []
+    for number, spec in enumerate(made, start=1):
+        if isinstance(spec, Exception):
+            results.append(BatchResult(number, problem=problem_of(spec)))
+            continue
+        answer = next(answered)
+        if isinstance(answer, Refused):
+            results.append(BatchResult(number, problem=problem_of(answer.exception())))
+            continue
+        results.append(BatchResult(number, answer.job_id, answer.replayed))
+        if not answer.replayed:
+            api.metrics.accepted(spec.type)
+    return results
+
+
+async def _specs(
+    api: Api, caller: Caller, key: RequestKey, lines: list[bytes], now: float
+) -> list[JobSpec | Exception]:
+    """Return, for each line, its spec or why there is none."""
+    submissions = api.submissions
+    made: list[JobSpec | Exception] = []
+    large: list[int] = []
+    for place, line in enumerate(lines):
+        if place % LINES_AT_ONCE == LINES_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        try:
+            request = submissions.decode_line(line)
+            line_key = key.line(place + 1, request.idempotency_key)
+            spec = submissions.spec(request, caller, line_key, now)
+        except (DraymanError, RequestError) as error:
+            made.append(error)
+            continue
+        made.append(spec)
+        if submissions.is_large(spec):
+            large.append(place)
+
+    async def park(place: int) -> None:
+        spec = made[place]
+        assert isinstance(spec, JobSpec)
+        try:
+            made[place] = await submissions.park(spec)
+        except DraymanError as error:
+            made[place] = error
+
+    await asyncio.gather(*map(park, large))
+    return made

@@ -1,0 +1,557 @@
+"""What the API answers: the JSON of version 1, and how views become it.
+
+Rule 1: every field is always there, null when it does not apply, so that a client can read it
+without asking whether it exists. Rule 2: moments are RFC 3339 in UTC, durations end in `_s`.
+Rule 3: no path of the store leaves; what can be fetched is a link.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+
+from cluster.protocol import NOTHING, Accepted, FileInfo
+from cluster.queue.spec import JobSpec
+from cluster.views import (
+    AttemptView,
+    ErrorView,
+    JobPage,
+    JobStatus,
+    JobView,
+    QueueView,
+    TaskView,
+    WorkerView,
+)
+from service.auth import Scope, TokenRecord
+from service.problems import Problem
+
+__all__ = [
+    "Attempt",
+    "Attempts",
+    "BatchResult",
+    "File",
+    "FileList",
+    "Health",
+    "Job",
+    "JobList",
+    "JobType",
+    "JobTypes",
+    "NewToken",
+    "Queue",
+    "Queues",
+    "Ready",
+    "Redrive",
+    "Redriven",
+    "Task",
+    "Tasks",
+    "Token",
+    "TokenRequest",
+    "Tokens",
+    "Upload",
+    "Worker",
+    "Workers",
+    "accepted_job",
+    "attempt_of",
+    "file_of",
+    "job_list",
+    "job_of",
+    "queue_of",
+    "reply",
+    "task_of",
+    "token_of",
+    "worker_of",
+]
+
+FINISHED = frozenset({"completed", "failed", "cancelled"})
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far the running attempt says it is."""
+
+    fraction: Annotated[float | None, Meta(description="0 to 1, or null if it can't be known.")]
+    message: str
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why the last attempt did not succeed."""
+
+    message: str
+    cause: Annotated[
+        str, Meta(description="`error`, `discarded`, `timeout`, `oom`, `signal 9` ...")
+    ]
+    attempt: int
+    at: datetime | None
+
+
+class File(msgspec.Struct, frozen=True):
+    """One output file."""
+
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+class Links(msgspec.Struct, frozen=True):
+    """Where to go from a job."""
+
+    self: str
+    result: str
+    files: str
+    logs: str
+    tasks: str
+    attempts: str
+    cancel: str
+    retry: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One job."""
+
+    id: str
+    type: str
+    status: JobStatus
+    queue: str
+    priority: int
+    tenant: str
+    labels: dict[str, str]
+    attempts: Annotated[int, Meta(description="Attempts started so far.")]
+    max_attempts: int
+    recoveries: Annotated[
+        int, Meta(description="Times it was started again because a worker was lost.")
+    ]
+    submitted_at: datetime
+    run_at: Annotated[datetime | None, Meta(description="Not before this moment.")]
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    next_attempt_at: Annotated[
+        datetime | None, Meta(description="When it is tried again after a failure.")
+    ]
+    reason: Annotated[
+        str | None, Meta(description="Why it was cancelled: `cancelled` or `expired`.")
+    ]
+    stopping: Annotated[
+        str | None, Meta(description="Why a stop was asked for that has not happened yet.")
+    ]
+    progress: Progress | None
+    queue_position: Annotated[int | None, Meta(description="0 is next.")]
+    eta_s: Annotated[float | None, Meta(description="Expected seconds until it starts.")]
+    error: JobError | None
+    result: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="What the handler returned. Null until `completed`, and for a large "
+            "result: fetch that from `links.result`.",
+            extra_json_schema={"type": ["object", "array", "string", "number", "boolean", "null"]},
+        ),
+    ]
+    files: list[File]
+    traceparent: str | None
+    links: Links
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """A page of jobs, newest first."""
+
+    jobs: list[Job]
+    next_after: Annotated[
+        str | None, Meta(description="Send as `after` for the next page; null on the last.")
+    ]
+
+
+class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of one line: `id`, or `problem`."""
+
+    line: int
+    id: str | None = None
+    replayed: bool = False
+    problem: Problem | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One leased execution of a task."""
+
+    task_id: str
+    number: int
+    outcome: Annotated[
+        str,
+        Meta(
+            description="`running`, `succeeded`, `failed`, `discarded`, `crashed`, `interrupted`, "
+            "`stopped` or `snoozed`."
+        ),
+    ]
+    worker: str
+    leased_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: str
+    cause: str
+    has_log: bool
+
+
+class Attempts(msgspec.Struct, frozen=True):
+    """The attempts of a job, oldest first."""
+
+    attempts: list[Attempt]
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One unit of dispatch of a job."""
+
+    task_id: str
+    state: str
+    attempts: int
+    recoveries: int
+    worker: str | None
+
+
+class Tasks(msgspec.Struct, frozen=True):
+    """The tasks of a job."""
+
+    tasks: list[Task]
+
+
+class FileList(msgspec.Struct, frozen=True):
+    """The output files of a job."""
+
+    files: list[File]
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """One named line."""
+
+    name: str
+    pools: list[str]
+    paused: bool
+    ready: int
+    leased: int
+    scheduled: int
+    backing_off: int
+    dead: int
+    oldest_age_s: float
+    drain_rate: Annotated[float, Meta(description="Tasks finished a second, over a minute.")]
+    workers: int
+    depth_max: Annotated[int, Meta(description="Above this, submissions are refused.")]
+
+
+class Queues(msgspec.Struct, frozen=True):
+    """Every queue."""
+
+    queues: list[Queue]
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """One worker."""
+
+    name: str
+    pool: str
+    queues: list[str]
+    node: str
+    pid: int
+    held: int
+    started: int
+    free: int
+    silent_s: Annotated[float, Meta(description="Seconds since its last report.")]
+    draining: bool
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """Every worker."""
+
+    workers: list[Worker]
+
+
+class Redrive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters get a new budget; all that are given must match."""
+
+    type: str | None = None
+    queue: str | None = None
+    cause: str | None = None
+    ids: Annotated[list[str], Meta(max_length=10_000)] | None = None
+    tenant: Annotated[
+        str | None, Meta(description="For admins: one tenant's. Without it, every tenant's.")
+    ] = None
+
+
+class RedriveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /v1/dead-letters/redrive` takes; `{"filter": {}}` means all."""
+
+    filter: Redrive
+
+
+class Redriven(msgspec.Struct, frozen=True):
+    """How many jobs were given a new budget."""
+
+    redriven: int
+
+
+class JobType(msgspec.Struct, frozen=True):
+    """One job type."""
+
+    name: str
+    summary: str
+    queue: str
+    max_attempts: int
+    timeout_s: float | None
+    unique_for_s: float | None
+    unique_by: list[str]
+    params_schema: Annotated[dict[str, Any], Meta(description="JSON Schema of `params`.")]
+
+
+class JobTypes(msgspec.Struct, frozen=True):
+    """The job types this Drayman takes."""
+
+    types: list[JobType]
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """Data to name in params."""
+
+    uri: Annotated[str, Meta(description="Put this into params.")]
+    bytes: int
+    sha256: str
+
+
+class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /v1/tokens` takes."""
+
+    tenant: str
+    scopes: list[Scope]
+    name: str = ""
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token as a list shows it."""
+
+    id: str
+    tenant: str
+    scopes: list[Scope]
+    name: str
+    created_at: datetime
+
+
+class NewToken(msgspec.Struct, frozen=True):
+    """A token at its birth: the only time its text is shown."""
+
+    token: str
+    id: str
+    tenant: str
+    scopes: list[Scope]
+    name: str
+    created_at: datetime
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """Every token."""
+
+    tokens: list[Token]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The manager answers too."""
+
+    status: Literal["ready"]
+    manager_s: Annotated[float, Meta(description="How long the manager took to answer.")]
+
+
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode
+
+
+def reply(
+    value: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return `value` as a JSON answer."""
+    return Response(encode(value), status, headers=headers, media_type="application/json")
+
+
+def moment(at: float) -> datetime:
+    """Return epoch seconds as an aware moment, to the millisecond."""
+    return datetime.fromtimestamp(round(at, 3), UTC)
+
+
+def maybe(at: float | None) -> datetime | None:
+    """Return the moment, or None for none."""
+    return None if at is None else moment(at)
+
+
+def links_of(job_id: str) -> Links:
+    """Return where to go from the job."""
+    here = f"/v1/jobs/{job_id}"
+    return Links(
+        here,
+        f"{here}/result",
+        f"{here}/files",
+        f"{here}/logs",
+        f"{here}/tasks",
+        f"{here}/attempts",
+        f"{here}/cancel",
+        f"{here}/retry",
+    )
+
+
+def file_of(job_id: str, info: FileInfo) -> File:
+    """Return a file without its place in the store."""
+    href = f"/v1/jobs/{job_id}/files/{quote(info.name, safe='')}"
+    return File(info.name, info.bytes, info.sha256, info.media_type, href)
+
+
+def error_of(view: ErrorView) -> JobError:
+    """Return why it failed as the API shows it."""
+    return JobError(view.message, view.cause, view.attempt, maybe(view.at or None))
+
+
+def job_of(view: JobView) -> Job:
+    """Return the job as the API shows it."""
+    progress, error = view.progress, view.error
+    return Job(
+        id=view.id,
+        type=view.type,
+        status=view.status,
+        queue=view.queue,
+        priority=view.priority,
+        tenant=view.tenant,
+        labels=view.labels,
+        attempts=view.attempts,
+        max_attempts=view.max_attempts,
+        recoveries=view.recoveries,
+        submitted_at=moment(view.submitted_at),
+        run_at=maybe(view.run_at),
+        started_at=maybe(view.started_at),
+        finished_at=maybe(view.finished_at),
+        expires_at=maybe(view.expires_at),
+        next_attempt_at=maybe(view.next_attempt_at),
+        reason=view.reason,
+        stopping=view.stopping,
+        progress=Progress(progress.fraction, progress.message) if progress else None,
+        queue_position=view.queue_position,
+        eta_s=view.eta_s,
+        error=error_of(error) if error else None,
+        result=view.result,
+        files=[file_of(view.id, info) for info in view.files],
+        traceparent=view.traceparent,
+        links=links_of(view.id),
+    )
+
+
+def accepted_job(accepted: Accepted, spec: JobSpec, now: float) -> Job:
+    """Return a job that was accepted this moment, without asking for it."""
+    waits = spec.run_at is not None and spec.run_at > now
+    return Job(
+        id=accepted.job_id,
+        type=spec.type,
+        status="scheduled" if waits else "pending",
+        queue=spec.queue,
+        priority=spec.priority,
+        tenant=spec.tenant,
+        labels=spec.labels,
+        attempts=0,
+        max_attempts=spec.max_attempts,
+        recoveries=0,
+        submitted_at=moment(now),
+        run_at=maybe(spec.run_at),
+        started_at=None,
+        finished_at=None,
+        expires_at=maybe(spec.expires_at),
+        next_attempt_at=None,
+        reason=None,
+        stopping=None,
+        progress=None,
+        queue_position=None,
+        eta_s=None,
+        error=None,
+        result=NOTHING,
+        files=[],
+        traceparent=spec.traceparent,
+        links=links_of(accepted.job_id),
+    )
+
+
+def job_list(page: JobPage) -> JobList:
+    """Return a page as the API shows it."""
+    return JobList([job_of(view) for view in page.jobs], page.next_after)
+
+
+def attempt_of(view: AttemptView) -> Attempt:
+    """Return an attempt as the API shows it."""
+    return Attempt(
+        task_id=view.task_id,
+        number=view.number,
+        outcome=view.outcome,
+        worker=view.worker,
+        leased_at=moment(view.leased_at),
+        started_at=maybe(view.started_at),
+        ended_at=maybe(view.ended_at),
+        error=view.error,
+        cause=view.cause,
+        has_log=bool(view.log),
+    )
+
+
+def task_of(view: TaskView) -> Task:
+    """Return a task as the API shows it."""
+    return Task(view.task_id, view.state, view.attempts, view.recoveries, view.worker)
+
+
+def queue_of(view: QueueView) -> Queue:
+    """Return a queue as the API shows it."""
+    return Queue(**_fields(view, Queue))
+
+
+def worker_of(view: WorkerView) -> Worker:
+    """Return a worker as the API shows it."""
+    return Worker(**_fields(view, Worker))
+
+
+def token_of(record: TokenRecord) -> Token:
+    """Return a token as a list shows it."""
+    return Token(record.id, record.tenant, record.scopes, record.name, record.created_at)
+
+
+def _fields(view: msgspec.Struct, shown: type[msgspec.Struct]) -> dict[str, Any]:
+    return {name: getattr(view, name) for name in shown.__struct_fields__}
+
+
+def components(*models: Any) -> dict[str, Any]:
+    """Return the JSON Schemas of everything the API says or takes, by name."""
+    everything: Iterable[Any] = [*_ANSWERS, *models]
+    _, found = msgspec.json.schema_components(
+        everything, ref_template="#/components/schemas/{name}"
+    )
+    return found
+
+
+_ANSWERS = (
+    Problem,
+    Job,
+    JobList,
+    BatchResult,
+    Attempts,
+    Tasks,
+    FileList,
+    Queue,
+    Queues,
+    Workers,
+    RedriveRequest,
+    Redriven,
+    JobTypes,
+    Upload,
+    TokenRequest,
+    NewToken,
+    Token,
+    Tokens,
+    Health,
+    Ready,
+)
