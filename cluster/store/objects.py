@@ -45,6 +45,8 @@ def open_store(url: str) -> Objects:
     if parts.scheme == "memory":
         return MemoryObjects(url)
     if parts.scheme in SCHEMES:
+        if not parts.netloc:
+            raise InvalidInput("store", f"{url!r}: name a bucket, {parts.scheme}://bucket/folder")
         return RemoteObjects(url)
     known = ", ".join(f"{scheme}://" for scheme in ("file", *SCHEMES, "memory"))
     raise InvalidInput("store", f"{url!r} has an unknown scheme; use one of {known}")
@@ -57,15 +59,13 @@ def probe(objects: Objects) -> None:
     managers overwrite each other's acknowledged commits.
     """
     path = f"store/probe-{uuid.uuid4().hex}"
-    try:
-        first = objects.put_if_absent(path, b"first")
-        second = objects.put_if_absent(path, b"second")
-        kept = objects.get(path)
-    finally:
-        objects.delete([path])
+    first = objects.put_if_absent(path, b"first")
+    second = objects.put_if_absent(path, b"second")
+    kept = objects.get(path)
     if not first or second or kept != b"first":
         raise InvalidInput(
             "store",
             f"{objects.url} ignores conditional puts (If-None-Match), so two managers could "
             "overwrite each other; use a store that honours them",
         )
+    objects.delete([path])

@@ -85,6 +85,7 @@ _FINAL = (InvalidPathError, NotSupportedError, UnknownConfigurationKeyError)
 
 #: Listing reports a refusal as a generic error; its text still tells.
 _REFUSED_STATUS = re.compile(r"status code: 40[13]\b")
+_CONFLICT_STATUS = re.compile(r"status code: 409\b")
 _ERROR_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 T = TypeVar("T")
@@ -119,7 +120,10 @@ class RemoteObjects:
             try:
                 # A multipart upload could not be conditional, whatever its size.
                 obstore.put(self._store, path, data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
+            except AlreadyExistsError as error:
+                # S3's 409 means that another create is under way, not that it will succeed.
+                if _CONFLICT_STATUS.search(str(error)):
+                    raise
                 return False
             return True
 
