@@ -1,0 +1,368 @@
+"""One attempt as the child sees it: what its context does, and what it leaves behind.
+
+Rule 1: nothing costs before it is used: no directory, no file, no store for a handler that needs
+none. Rule 2: an output is durable before the outcome that names it leaves. Rule 3: a secret that
+was read here leaves neither in the error, the progress nor the result; the worker, which handed it
+out, redacts the log.
+"""
+
+import asyncio
+import io
+import mimetypes
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from cluster.pipe import Answer, Moved
+from cluster.protocol import NOTHING, Assignment, FileInfo, Outcome, OutcomeKind, Output
+from cluster.queue.spec import JobSpec
+from cluster.redact import redact, redact_json
+from jobs.context import Context, Files
+from jobs.errors import InvalidInput, NotFound, Unavailable
+from jobs.outcome import Discard, Retry, Snooze, StopRequested
+from jobs.result import encode_result
+
+__all__ = ["Attempt", "AttemptContext", "Host", "Store"]
+
+ERROR_CHARS_MAX = 4096
+RESULT_BYTES_INLINE_MAX = 64 * 1024
+CHECKPOINT_BYTES_MAX = 64 * 1024
+#: How often progress leaves the child, at most.
+PROGRESS_EVERY_S = 0.1
+#: How long until a store that did not answer is asked again for a finished result, at most.
+STORE_RETRY_MAX_S = 5.0
+
+_NULL_OUTPUT = msgspec.Raw(b"{}")
+
+
+class Store(Protocol):
+    """What an attempt needs of the store."""
+
+    objects: Any
+    files: Any
+
+
+class Host(Protocol):
+    """The child an attempt runs in."""
+
+    stops: dict[int, str]
+    scratch: Path
+
+    def call(self, token: int, op: str, key: str, value: msgspec.Raw) -> Answer:
+        """Ask the worker and wait; raises the error it answers."""
+
+    def show(self, moved: Moved) -> None:
+        """Send progress."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call `action` in a while, from any thread."""
+
+    def store(self) -> Store:
+        """Open the store, once."""
+
+    def write_log(self, attempt: "Attempt", text: str) -> None:
+        """Append to the attempt's captured output."""
+
+
+class AttemptContext(Context):
+    """A context whose costly parts are made when first touched."""
+
+    def __init__(self, attempt: "Attempt", assignment: Assignment, spec: JobSpec) -> None:
+        # Not super().__init__: it wants the scratch directory and the checkpoint, decoded.
+        self._runtime = self._attempt = attempt
+        self.job_id = assignment.job_id
+        self.task_id = assignment.task_id
+        self.attempt = assignment.attempt
+        self.tenant = spec.tenant
+        self.labels = spec.labels
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "files":
+            value: Any = Files(self._attempt, self._attempt.workdir())
+        elif name == "resumed_from":
+            value = msgspec.json.decode(self._attempt.assignment.checkpoint)
+        else:
+            raise AttributeError(f"Context has no attribute {name!r}")
+        setattr(self, name, value)
+        return value
+
+
+class Attempt:
+    """The runtime behind one context, and the maker of its outcome."""
+
+    __slots__ = (
+        "_host",
+        "_moved",
+        "_open",
+        "_outputs",
+        "_secrets",
+        "_shown_at",
+        "_token",
+        "_workdir",
+        "assignment",
+        "ended",
+        "on_stop",
+        "output_file",
+        "started_at",
+        "tenant",
+    )
+
+    def __init__(self, host: Host, assignment: Assignment) -> None:
+        self._host = host
+        self.assignment = assignment
+        self._token = assignment.token
+        self.tenant = "default"
+        self.started_at = time.time()
+        self.ended = False
+        #: In async mode its own output file, once it printed something.
+        self.output_file: Any = None
+        #: How to wake the handler when a stop is requested.
+        self.on_stop: Callable[[], object] | None = None
+        self._secrets: list[str] = []
+        self._outputs: dict[str, FileInfo] = {}
+        self._open: list[_OutputFile] = []
+        self._workdir: Path | None = None
+        self._moved: Moved | None = None
+        self._shown_at = 0.0
+
+    # --- the runtime --------------------------------------------------------------------------
+
+    def progress(self, fraction: float | None, message: str) -> None:
+        """Send progress now, or the latest of it a moment later."""
+        waiting = self._moved is not None
+        self._moved = Moved(self._token, fraction, redact(message, self._secrets))
+        wait_s = self._shown_at + PROGRESS_EVERY_S - time.monotonic()
+        if wait_s <= 0:
+            self._show()
+        elif not waiting:
+            self._host.later(wait_s, self._show)
+
+    def _show(self) -> None:
+        moved, self._moved = self._moved, None
+        if moved is not None and not self.ended:
+            self._shown_at = time.monotonic()
+            self._host.show(moved)
+
+    def stop_reason(self) -> str | None:
+        """Return the stop that was ordered."""
+        return self._host.stops.get(self._token)
+
+    def checkpoint(self, value: Any) -> None:
+        """Have the worker make it durable."""
+        data = encode_result(value)
+        if len(data) > CHECKPOINT_BYTES_MAX:
+            raise InvalidInput(
+                "checkpoint",
+                f"is {len(data)} bytes of JSON, {CHECKPOINT_BYTES_MAX} at most; "
+                "keep the data in an output file and save its name",
+            )
+        self._host.call(self._token, "checkpoint", "", msgspec.Raw(data))
+
+    def once_claim(self, key: str) -> tuple[Literal["new", "done", "in_doubt"], Any]:
+        """Have the worker claim it."""
+        answer = self._host.call(self._token, "once_claim", key, NOTHING)
+        return answer.found, msgspec.json.decode(answer.value)
+
+    def once_done(self, key: str, value: Any) -> None:
+        """Have the worker record it."""
+        self._host.call(self._token, "once_done", key, msgspec.Raw(encode_result(value)))
+
+    def secret(self, name: str) -> str:
+        """Have the worker hand it out, so that it knows what to redact if we die."""
+        answer = self._host.call(self._token, "secret", name, NOTHING)
+        value = msgspec.json.decode(answer.value, type=str)
+        self._secrets.append(value)
+        return value
+
+    def log(self, message: str) -> None:
+        """Append a line."""
+        self._host.write_log(self, message + "\n")
+
+    def open_output(self, name: str) -> BinaryIO:
+        """Open an output under this attempt's own path."""
+        a = self.assignment
+        files = self._host.store().files
+        path = files.result_path(a.job_id, a.task_id, a.attempt, name)
+        output = _OutputFile(name, path, files.open_write(path), self._outputs)
+        self._open.append(output)
+        return cast(BinaryIO, output)
+
+    def fetch(self, uri: str, into: Path) -> Path:
+        """Bring what `uri` names to this machine."""
+        scheme, _, rest = uri.partition(":")
+        if scheme == "upload":
+            store = self._host.store()
+            with store.files.open_read(store.files.upload_path(self.tenant, rest)) as source:
+                return _copied(source, into, rest)
+        parts = urlsplit(uri)
+        if scheme == "file" and parts.netloc in {"", "localhost"}:
+            path = Path(unquote(parts.path))
+            if not path.exists():
+                raise NotFound("file", str(path))
+            return path
+        folder, _, name = uri.rpartition("/")
+        if scheme in {"s3", "gs", "az"} and name and parts.path.strip("/"):
+            from cluster.store.objects import open_store
+
+            with open_store(folder).open_read(name) as source:
+                return _copied(source, into, name)
+        raise InvalidInput(
+            "uri", f"{uri!r} cannot be fetched; use upload:, file:///, s3://, gs:// or az://"
+        )
+
+    def workdir(self) -> Path:
+        """Return the scratch directory, made now if it was not yet."""
+        if self._workdir is None:
+            self._workdir = Path(tempfile.mkdtemp(prefix="work-", dir=self._host.scratch))
+        return self._workdir
+
+    # --- how it ended -------------------------------------------------------------------------
+
+    def succeeded(self, data: bytes) -> Outcome:
+        """Return the outcome of a handler that returned `data` (JSON). May write to the store."""
+        for unclosed in self._open:
+            unclosed.close()
+        output = _NULL_OUTPUT
+        if data != b"null" or self._outputs:
+            output = self._output(data)
+        self.close()
+        return Outcome(self._token, "ok", self.started_at, time.time(), output)
+
+    def _output(self, data: bytes) -> msgspec.Raw:
+        data = redact_json(data, self._secrets)
+        files = list(self._outputs.values())
+        if len(data) <= RESULT_BYTES_INLINE_MAX:
+            output = Output(msgspec.Raw(data), None, files)
+        else:
+            a = self.assignment
+            path = f"results/{a.job_id}/{a.task_id}/{a.attempt}/result.json"
+            self._insist(lambda: self._host.store().objects.put(path, data))
+            output = Output(NOTHING, path, files)
+        return msgspec.Raw(msgspec.json.encode(output))
+
+    def _insist(self, write: Callable[[], None]) -> None:
+        """Repeat a write while the store is away: hours of work may hang on it."""
+        pause_s = 0.1
+        while True:
+            try:
+                return write()
+            except Unavailable:
+                if self.stop_reason() is not None:
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(STORE_RETRY_MAX_S, pause_s * 2)
+
+    def failed(self, error: BaseException) -> Outcome:
+        """Return the outcome of a handler that raised."""
+        if isinstance(error, Discard):
+            return self._ended("discarded", str(error), "discarded")
+        if isinstance(error, Snooze):
+            return self._ended("snoozed", delay_s=error.delay_s)
+        if isinstance(error, Retry):
+            return self._ended("failed", str(error), "error", error.after_s)
+        stop = self.stop_reason()
+        if isinstance(error, StopRequested | asyncio.CancelledError) and stop is not None:
+            return self._ended("stopped", f"stopped: {stop}", stop)
+        # The first frame is the child's own.
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        lines = traceback.format_exception(type(error), error, trace)
+        self._host.write_log(self, "".join(lines))
+        return self._ended("failed", _told(error), "error")
+
+    def _ended(
+        self, kind: OutcomeKind, error: str = "", cause: str = "", delay_s: float | None = None
+    ) -> Outcome:
+        self.close()
+        error = redact(error, self._secrets)[:ERROR_CHARS_MAX]
+        return Outcome(
+            self._token, kind, self.started_at, time.time(), NOTHING, error, cause, delay_s
+        )
+
+    def close(self) -> None:
+        """Drop what was not kept: unfinished outputs, the scratch directory, late progress."""
+        self.ended = True
+        if self._open:
+            for output in self._open:
+                output.abort()
+            self._open.clear()
+        if self._workdir is not None:
+            shutil.rmtree(self._workdir, ignore_errors=True)
+        if self._host.stops:
+            self._host.stops.pop(self._token, None)
+
+
+class _OutputFile(io.BufferedIOBase):
+    """An output file; it exists once closed, and not at all if its block raised."""
+
+    def __init__(self, name: str, path: str, writer: Any, outputs: dict[str, FileInfo]) -> None:
+        super().__init__()
+        self._name, self._path, self._writer, self._outputs = name, path, writer, outputs
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.closed:
+            raise ValueError(f"output {self._name!r} is closed")
+        block = data if isinstance(data, bytes) else bytes(memoryview(data).cast("B"))
+        self._writer.write(block)
+        self._bytes += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        info = self._writer.close()
+        kind, _ = mimetypes.guess_type(self._name)
+        self._outputs[self._name] = FileInfo(
+            self._name, self._path, info.bytes, info.sha256, kind or "application/octet-stream"
+        )
+
+    def abort(self) -> None:
+        """Forget what was written. Does nothing once closed."""
+        if not self.closed:
+            super().close()
+            self._writer.abort()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _copied(source: BinaryIO, into: Path, name: str) -> Path:
+    path = into / name
+    if path.exists():
+        path = Path(tempfile.mkdtemp(prefix="input-", dir=into)) / name
+    with path.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    return path
+
+
+def _told(error: BaseException) -> str:
+    """Return `ValueError: message`, also for an exception whose own text cannot be had."""
+    try:
+        text = str(error)
+    except Exception as broken:
+        text = f"(its message raised {type(broken).__name__})"
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name

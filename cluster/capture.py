@@ -1,0 +1,58 @@
+"""What attempts printed: read from the capture file, cut to size, redacted.
+
+Rule 1: a log has at most `LOG_BYTES_MAX`: its head and its tail, and a line that says what is gone.
+Rule 2: secrets are masked before anything is cut, so that no half of one slips through.
+Rule 3: a partial log ends with a whole line, for the same reason.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.redact import redact_bytes
+
+__all__ = ["LOG_BYTES_MAX", "last_lines", "read_log"]
+
+LOG_BYTES_MAX = 1 << 20
+#: A masked secret may shrink the text; so much more is read than kept.
+_MARGIN_BYTES = 64 * 1024
+_TOLD_LINES = 10
+_TOLD_BYTES = 2048
+
+
+def read_log(
+    path: Path, start: int, end: int, secrets: Sequence[str] = (), *, partial: bool = False
+) -> bytes:
+    """Return what lies between two offsets of a capture file, fit to be kept."""
+    half = LOG_BYTES_MAX // 2
+    with path.open("rb", buffering=0) as file:
+        fd = file.fileno()
+        end = min(end, os.fstat(fd).st_size)
+        if end - start <= LOG_BYTES_MAX + 2 * _MARGIN_BYTES:
+            data = redact_bytes(_read(fd, start, end), secrets)
+            if partial:
+                data = data[: data.rfind(b"\n") + 1]
+            if len(data) <= LOG_BYTES_MAX:
+                return data
+            head, tail, length = data[:half], data[-half:], len(data)
+        else:
+            length = end - start
+            head = redact_bytes(_read(fd, start, start + half + _MARGIN_BYTES), secrets)[:half]
+            tail = redact_bytes(_read(fd, end - half - _MARGIN_BYTES, end), secrets)[-half:]
+            if partial:
+                tail = tail[: tail.rfind(b"\n") + 1]
+    return b"%b\n... %d bytes left out ...\n%b" % (head, length - len(head) - len(tail), tail)
+
+
+def last_lines(log: bytes) -> str:
+    """Return the last few lines, to be quoted as the cause of a crash."""
+    lines = log[-_TOLD_BYTES:].decode(errors="replace").strip().splitlines()
+    return "\n".join(lines[-_TOLD_LINES:])
+
+
+def _read(fd: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (block := os.pread(fd, end - start, start)):
+        parts.append(block)
+        start += len(block)
+    return b"".join(parts)

@@ -1,0 +1,406 @@
+"""The child: the process that runs handlers, forked by its keeper, fed and watched by its worker.
+
+Two kinds: `process` runs one handler at a time on the main thread; `async` runs many `async def`
+handlers on one event loop, and plain ones on threads beside it.
+
+Rule 1: a second thread reads what the worker sends, so that a stop or a recall is heard while a
+handler runs. Rule 2: whether a task starts or goes back is decided by one `waiting.pop`, atomic
+under the GIL. Rule 3: an outcome is on the board before the next handler starts, so a crash loses
+none. Rule 4: the end of the socket is the end of the process: a child is nothing without a worker.
+"""
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn, Protocol, TextIO
+
+import msgspec
+from pydantic import ValidationError
+
+from cluster.attempt import Attempt, AttemptContext
+from cluster.board import Board
+from cluster.pipe import (
+    Answer,
+    Call,
+    ChildConfig,
+    Ended,
+    Feed,
+    Frames,
+    LogSpan,
+    Moved,
+    Ready,
+    Recall,
+    Stop,
+    decode_config,
+    decode_to_child,
+    encode,
+    ended_frame,
+    frame,
+)
+from cluster.protocol import Assignment, Outcome
+from cluster.queue.spec import JobSpec, decode_spec
+from jobs.outcome import Discard
+from jobs.registry import Registry
+from jobs.result import encode_result
+
+__all__ = ["Child", "Loop", "main"]
+
+#: Outcomes of shorter tasks may wait for company; a longer one leaves at once.
+SHORT_TASK_S = 0.001
+#: What waits together leaves after so many, or so long.
+OUTCOMES_TOGETHER_MAX = 200
+OUTCOMES_TOGETHER_S = 0.003
+#: The reading thread gets its turn this soon beside a handler that never lets go by itself.
+SWITCH_INTERVAL_S = 0.001
+_READ_BYTES = 1 << 18
+_EXIT_BROKEN = 71
+
+
+class Loop(Protocol):
+    """How a child runs what it is fed."""
+
+    def run(self) -> None:
+        """Run handlers for ever. On the main thread."""
+
+    def feed(self, feed: Feed) -> None:
+        """Take new assignments. On the reading thread."""
+
+    def stop(self, token: int) -> None:
+        """Wake the running attempt `token`: it has to stop. On the reading thread."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call `action` in a while. On any thread."""
+
+    def write_log(self, attempt: Attempt, text: str) -> None:
+        """Append to the attempt's captured output. On any thread."""
+
+
+def main(data_fd: int, board_fd: int, config: bytes) -> NoReturn:
+    """Run this forked process as a child. Returns never."""
+    _be_killed_first()
+    sys.stdin = open(os.devnull)  # noqa: SIM115 - it lives as long as the process
+    sys.stdout, sys.stderr = _line_by_line(1), _line_by_line(2)
+    faulthandler.enable(file=2)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    settings = decode_config(config)
+    sys.path[:] = settings.sys_path
+    child = Child(socket.socket(fileno=data_fd), Board(board_fd), settings)
+    child.serve()
+
+
+def _line_by_line(fd: int) -> TextIO:
+    """Return a stream that has written each line before a crash can take it."""
+    return open(fd, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def _be_killed_first() -> None:
+    """Tell the kernel to take this process, not the worker, when memory runs out."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass  # No Linux, or not allowed: then the kernel chooses.
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """A job type, resolved once."""
+
+    handler: Callable[[Any, Any], Any]
+    validate: Callable[[bytes], Any]
+    is_async: bool
+
+
+class _StoreOfChild:
+    """The store, opened by the first attempt that needs it."""
+
+    def __init__(self, url: str) -> None:
+        from cluster.store.files import Files
+        from cluster.store.objects import open_store
+
+        self.objects = open_store(url)
+        self.files = Files(self.objects)
+
+
+class Child:
+    """What both kinds share: the socket, the board, job types, the attempts that wait."""
+
+    def __init__(self, data: socket.socket, board: Board, config: ChildConfig) -> None:
+        self.board, self.config = board, config
+        self.scratch = Path(config.scratch)
+        #: Handed over and not started: whoever pops a token decides its fate.
+        self.waiting: dict[int, Assignment] = {}
+        self.stops: dict[int, str] = {}
+        self._data = data
+        self._sending = threading.Lock()
+        self._calls: dict[int, SimpleQueue[Answer | None]] = {}
+        self._numbers = count(1)
+        self._types: dict[str, _Type] = {}
+        self._registry = Registry()
+        self._store: _StoreOfChild | None = None
+        self._store_opening = threading.Lock()
+        self.loop = self._make_loop()
+
+    def _make_loop(self) -> Loop:
+        if self.config.mode == "async":
+            from cluster.child_async import AsyncLoop
+
+            return AsyncLoop(self)
+        return ProcessLoop(self)
+
+    def serve(self) -> NoReturn:
+        """Import the job modules, then run what comes."""
+        try:
+            self._registry = Registry.load(self.config.job_modules)
+        except Exception as error:
+            # Any module may raise anything; the worker says so and tries again later.
+            self.send(frame(encode(Ready(error=str(error)))))
+            os._exit(_EXIT_BROKEN)
+        self.send(frame(encode(Ready())))
+        threading.Thread(target=self._listen, name="drayman-listen", daemon=True).start()
+        self.loop.run()
+        os._exit(0)
+
+    # --- talking to the worker ----------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send frames. A worker that is gone ends the process."""
+        try:
+            with self._sending:
+                self._data.sendall(data)
+        except OSError:
+            os._exit(0)
+
+    def call(self, token: int, op: Any, key: str, value: msgspec.Raw) -> Answer:
+        """Ask the worker and wait for its answer; raises the error it answers."""
+        box: SimpleQueue[Answer | None] = SimpleQueue()
+        number = next(self._numbers)
+        self._calls[number] = box
+        self.send(frame(encode(Call(number, token, op, key, value))))
+        answer = box.get()
+        assert answer is not None
+        if answer.refused is not None:
+            raise answer.refused.exception()
+        return answer
+
+    def show(self, moved: Moved) -> None:
+        """Send progress."""
+        self.send(frame(encode(moved)))
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call `action` in a while."""
+        self.loop.later(delay_s, action)
+
+    def write_log(self, attempt: Attempt, text: str) -> None:
+        """Append to the attempt's captured output."""
+        self.loop.write_log(attempt, text)
+
+    def _listen(self) -> None:
+        frames = Frames()
+        try:
+            while data := self._data.recv(_READ_BYTES):
+                for body in frames.feed(data):
+                    self._take(decode_to_child(body))
+        except ConnectionError:
+            pass  # The same as the end of the stream: the worker is gone.
+        except BaseException:
+            faulthandler.dump_traceback(file=2)
+            os._exit(_EXIT_BROKEN)
+        os._exit(0)
+
+    def _take(self, message: Feed | Recall | Stop | Answer) -> None:
+        if isinstance(message, Feed):
+            for assignment in message.assignments:
+                self.waiting[assignment.token] = assignment
+            self.loop.feed(message)
+        elif isinstance(message, Recall):
+            self._hand_back(message.tokens)
+        elif isinstance(message, Stop):
+            if not self._hand_back([message.token]):
+                self.stops[message.token] = message.reason
+                self.loop.stop(message.token)
+        elif box := self._calls.pop(message.call, None):
+            box.put(message)
+
+    def _hand_back(self, tokens: list[int]) -> bool:
+        back = [t for t in tokens if self.waiting.pop(t, None) is not None]
+        if back:
+            self.send(frame(encode(Ended([Outcome(token, "returned") for token in back]))))
+        return bool(back)
+
+    # --- preparing an attempt -----------------------------------------------------------------
+
+    def prepare(self, attempt: Attempt) -> tuple[_Type, AttemptContext, Any]:
+        """Return the type, the context and the validated params. Raises Discard for bad input."""
+        assignment = attempt.assignment
+        spec = decode_spec(assignment.spec)
+        kind = self._types.get(spec.type) or self._resolve(spec.type)
+        raw = spec.params if spec.params_ref is None else self._params(spec)
+        try:
+            params = kind.validate(bytes(raw))
+        except ValidationError as error:
+            raise Discard(_invalid(error)) from None
+        attempt.tenant = spec.tenant
+        return kind, AttemptContext(attempt, assignment, spec), params
+
+    def store(self) -> _StoreOfChild:
+        """Open the store, once."""
+        with self._store_opening:
+            if self._store is None:
+                self._store = _StoreOfChild(self.config.store_url)
+            return self._store
+
+    def _params(self, spec: JobSpec) -> bytes:
+        assert spec.params_ref is not None
+        return self.store().objects.get(spec.params_ref)
+
+    def _resolve(self, name: str) -> _Type:
+        definition = self._registry.get(name)
+        if definition is None:
+            known = ", ".join(sorted(self._registry)) or "none"
+            raise Discard(f"job type {name!r} is not known on this worker; it knows: {known}")
+        kind = _Type(
+            definition.handler,
+            definition.params_model.__pydantic_validator__.validate_json,
+            definition.is_async,
+        )
+        self._types[name] = kind
+        return kind
+
+
+class ProcessLoop:
+    """One handler at a time, on the main thread."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._board = child.board
+        self._feeds: SimpleQueue[Feed] = SimpleQueue()
+        self._encode = msgspec.json.Encoder().encode
+        self._stdout, self._stderr = sys.stdout, sys.stderr
+        #: Outcomes on the board, and since when.
+        self._kept = 0
+        self._kept_since = 0.0
+        #: Where the next attempt's output begins in the capture file.
+        self._output_at = 0
+        self._running: Attempt | None = None
+
+    def run(self) -> None:
+        """Run handlers for ever."""
+        feeds = self._feeds
+        while True:
+            try:
+                feed = feeds.get_nowait()
+            except Empty:
+                self._flush()
+                feed = feeds.get()
+            if feed.rewound:
+                self._output_at = 0
+            for assignment in feed.assignments:
+                if self._child.waiting.pop(assignment.token, None) is not None:
+                    self._attempt(assignment)
+
+    def feed(self, feed: Feed) -> None:
+        """Queue them behind what waits."""
+        self._feeds.put(feed)
+
+    def stop(self, token: int) -> None:
+        """Wake an `async def` handler; a plain one sees the stop in its next context call."""
+        attempt = self._running
+        if attempt is None or attempt.assignment.token != token or attempt.on_stop is None:
+            return
+        try:
+            attempt.on_stop()
+        except RuntimeError:
+            pass  # Its loop has just closed: the handler ended by itself.
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Call `action` on a thread."""
+        timer = threading.Timer(delay_s, action)
+        timer.daemon = True
+        timer.start()
+
+    def write_log(self, attempt: Attempt, text: str) -> None:
+        """Append to the capture file, past any stream the handler replaced."""
+        self._stdout.write(text)
+
+    def _attempt(self, assignment: Assignment) -> None:
+        began_ns = time.monotonic_ns()
+        self._board.begin(assignment.token, began_ns, self._output_at)
+        attempt = Attempt(self._child, assignment)
+        self._running = attempt
+        try:
+            kind, ctx, params = self._child.prepare(attempt)
+            result = kind.handler(ctx, params)
+            if kind.is_async:
+                result = self._run_async(attempt, result)
+            outcome = attempt.succeeded(encode_result(result))
+        except BaseException as error:
+            # The one place where anything a handler raises becomes an outcome.
+            outcome = attempt.failed(error)
+        self._running = None
+        self._keep(outcome, (time.monotonic_ns() - began_ns) / 1e9)
+
+    def _run_async(self, attempt: Attempt, coroutine: Any) -> Any:
+        import asyncio
+
+        async def stoppable() -> Any:
+            task = asyncio.current_task()
+            loop = asyncio.get_running_loop()
+            assert task is not None
+            attempt.on_stop = lambda: loop.call_soon_threadsafe(task.cancel)
+            if attempt.stop_reason() is not None:
+                task.cancel()
+            return await coroutine
+
+        try:
+            return asyncio.run(stoppable())
+        finally:
+            attempt.on_stop = None
+
+    def _keep(self, outcome: Outcome, took_s: float) -> None:
+        encoded = self._encode(outcome)
+        now = outcome.ended_at
+        if not self._board.keep(encoded):
+            self._flush()
+            self._board.keep(encoded)
+        if self._kept == 0:
+            self._kept_since = now
+        self._kept += 1
+        end = self._output_end()
+        if end != self._output_at:
+            start = self._output_at if self._output_at < end else 0
+            self._output_at = end
+            self._flush(self._encode(LogSpan(outcome.token, start, end)))
+        elif (
+            took_s > SHORT_TASK_S
+            or self._kept >= OUTCOMES_TOGETHER_MAX
+            or now - self._kept_since > OUTCOMES_TOGETHER_S
+        ):
+            self._flush()
+
+    def _output_end(self) -> int:
+        self._stdout.flush()
+        self._stderr.flush()
+        return os.lseek(1, 0, os.SEEK_END)
+
+    def _flush(self, span: bytes = b"") -> None:
+        if self._kept:
+            self._child.send(ended_frame(self._board.kept(), span))
+            self._board.clear()
+            self._kept = 0
+
+
+def _invalid(error: ValidationError) -> str:
+    """Return `params.year: Input should be ...` for the first few problems."""
+    problems = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]:
+        where = ".".join(str(part) for part in ("params", *item["loc"]))
+        problems.append(f"{where}: {item['msg']}")
+    return "; ".join(problems)

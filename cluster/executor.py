@@ -1,0 +1,758 @@
+"""What a worker holds: every token, from its assignment to the outcome that awaits confirmation.
+
+    backlog -> fed to a child -> (running) -> ended -> confirmed
+       ^______________|  handed back unstarted
+
+Rule 1: a token is started at most once; one that was handed back had not started, by the child's
+word or by its death. Rule 2: who ordered an end is decided here and stands in the outcome:
+`stopped` for a stop, `failed`/`timeout` for a limit, `crashed` only for a death nobody ordered.
+Rule 3: what was killed for another's sake is `returned`: it is not charged. Rule 4: an outcome is
+told after its log is in the store.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from cluster.capture import last_lines, read_log
+from cluster.child_async import output_path
+from cluster.pace import Pace
+from cluster.pipe import Answer, Call, Ended, Moved
+from cluster.protocol import (
+    Assignment,
+    Outcome,
+    Progress,
+    Record,
+    Recorded,
+    decode_record_reply,
+    encode,
+    refusal_of,
+)
+from cluster.queue.spec import JobSpec, decode_spec
+from cluster.redact import redact
+from cluster.secrets import read_secret
+from cluster.slot import Death, Slot, SlotConfig, kept_outcomes
+from jobs.errors import DraymanError, LeaseLost
+
+__all__ = ["Executor", "Held", "LogStore"]
+
+log = structlog.get_logger("drayman.worker")
+
+WATCH_S = 0.1
+#: An attempt that has run so long is reported as started, and what waits behind it is taken back.
+NOTICED_S = 0.05
+#: How often the log of a running attempt is put into the store, if it grew.
+LOG_EVERY_S = 2.0
+#: A log that the store refuses for so long is given up; the outcome matters more.
+LOG_PATIENCE_S = 15.0
+#: A capture file beyond this is emptied as soon as nothing writes to it.
+CAPTURE_BYTES_MAX = 64 << 20
+#: A loop that has not turned for so long is blocked by a handler.
+BLOCKED_LOOP_S = 2.0
+ERROR_CHARS_MAX = 4096
+RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
+#: A token that was let go is remembered until so many others were.
+FORGOTTEN_TOKENS_MAX = 65_536
+
+#: Stops after which a result that came all the same still counts.
+_RESULT_COUNTS = frozenset({"timeout", "drain"})
+
+
+class LogStore(Protocol):
+    """Where logs are kept."""
+
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Create or replace an object."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One token."""
+
+    assignment: Assignment
+    slot: Slot | None = None
+    #: Monotonic moment of its start, once known.
+    started_s: float | None = None
+    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`.
+    stop: str | None = None
+    kill_at_s: float = 0.0
+    #: The manager wants it back if it has not started.
+    wanted_back: bool = False
+    #: It was asked back from the child.
+    recalled: bool = False
+    dropped: bool = False
+    #: It has ended and its log is on its way, or the rest of its child is being killed.
+    ending: Outcome | None = None
+    secrets: list[str] = field(default_factory=list)
+    spec: JobSpec | None = None
+    output_at: int = 0
+    #: Length of the log last put into the store, and when.
+    log_bytes: int = 0
+    logged_s: float = 0.0
+    #: One writer of its log at a time, so that the last one wins.
+    logging: asyncio.Lock | None = None
+
+    @property
+    def token(self) -> int:
+        """Its lease."""
+        return self.assignment.token
+
+
+class Executor:
+    """Runs what it is assigned in the slots of one worker."""
+
+    def __init__(
+        self,
+        config: SlotConfig,
+        concurrency: int,
+        scratch: Path,
+        *,
+        record: Callable[[bytes], Awaitable[bytes]],
+        open_logs: Callable[[], LogStore],
+        news: Callable[[], None],
+    ) -> None:
+        self._config, self._concurrency = config, concurrency
+        self._scratch = scratch
+        self._record, self._news = record, news
+        self._open_logs = open_logs
+        self._logs: LogStore | None = None
+        self._slots: list[Slot] = []
+        self._backlog: deque[int] = deque()
+        self._suspects: deque[int] = deque()
+        self._pace = Pace()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening_solo = False
+        self._gone: dict[int, None] = {}
+        self.draining = False
+        #: Every token whose outcome is not confirmed, in order of assignment.
+        self.held: dict[int, Held] = {}
+        #: Outcomes not yet confirmed. Those of `held` that are here have ended.
+        self.ended: dict[int, Outcome] = {}
+        #: Latest progress not yet reported.
+        self.progress: dict[int, Progress] = {}
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the slots. They take work when their children are ready."""
+        slots = 1 if self._is_async else self._concurrency
+        self._slots = [Slot(self._config, self._scratch, self, solo=False) for _ in range(slots)]
+        await asyncio.gather(*(slot.start() for slot in self._slots))
+        self._spawn(self._watch())
+
+    async def close(self) -> None:
+        """End every child; returns when nothing of any attempt lives."""
+        tasks = self._tasks.union(*(slot.readers for slot in self._slots))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.close() for slot in self._slots))
+
+    @property
+    def _is_async(self) -> bool:
+        return self._config.mode == "async"
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- what the worker reports --------------------------------------------------------------
+
+    def appetite(self) -> tuple[int, int]:
+        """Return (free, prefetch): what could start now, and what is welcome beyond."""
+        ready = sum(slot.is_ready and not slot.solo for slot in self._slots)
+        if self.draining or ready == 0:
+            return 0, 0
+        capacity = ready * (self._concurrency if self._is_async else 1)
+        open_tokens = len(self.held) - len(self.ended)
+        free = max(0, capacity - open_tokens)
+        ahead = capacity + self._pace.ahead(capacity) - open_tokens
+        return free, max(0, ahead - free)
+
+    def started(self) -> list[int]:
+        """Return the tokens that have started, ended ones included."""
+        for slot in self._slots:
+            if not self._is_async and slot.fed and slot.board is not None:
+                token, started_ns, _ = slot.board.running()
+                held = self.held.get(token)
+                if held is not None and held.started_s is None and token in slot.fed:
+                    held.started_s = started_ns / 1e9
+        return [
+            token
+            for token, held in self.held.items()
+            if held.started_s is not None or token in self.ended
+        ]
+
+    @property
+    def idle(self) -> bool:
+        """Whether no attempt waits or runs here."""
+        return len(self.held) == len(self.ended)
+
+    # --- orders -------------------------------------------------------------------------------
+
+    def assign(self, assignments: Iterable[Assignment]) -> None:
+        """Take over attempts; one that was seen before is left as it is."""
+        for assignment in assignments:
+            token = assignment.token
+            if token in self.held or token in self._gone:
+                continue
+            self.held[token] = Held(assignment)
+            if self.draining:
+                self._conclude(self.held[token], Outcome(token, "returned"))
+            elif assignment.alone and self._is_async:
+                self._suspects.append(token)
+            else:
+                self._backlog.append(token)
+        self._feed()
+
+    def confirm(self, tokens: Iterable[int]) -> None:
+        """Forget tokens: their outcomes are durable."""
+        for token in tokens:
+            self.ended.pop(token, None)
+            self._let_go(token)
+
+    def recall(self, tokens: Iterable[int]) -> None:
+        """Give back those that have not started; the others go on."""
+        for token in tokens:
+            held = self.held.get(token)
+            if held is None or token in self.ended or held.ending or held.started_s is not None:
+                continue
+            held.wanted_back = True
+            if held.slot is None:
+                self._unqueue(token)
+                self._conclude(held, Outcome(token, "returned"))
+            else:
+                self._ask_back(held.slot, [held])
+
+    def stop(self, token: int, reason: str) -> None:
+        """Ask an attempt to stop, and kill it when its grace is over. Repeating changes nothing."""
+        held = self.held.get(token)
+        if held is None or token in self.ended or held.ending or held.stop == reason:
+            return
+        first = held.stop is None
+        held.stop = reason
+        if held.slot is None:
+            self._unqueue(token)
+            self._conclude(held, Outcome(token, "returned"))
+            return
+        if first:
+            held.kill_at_s = time.monotonic() + self._spec(held).grace_s
+        held.slot.stop(token, reason)
+        if not self._is_async:
+            self._ask_back(held.slot, self._others(held))
+
+    def drop(self, tokens: Iterable[int]) -> None:
+        """Kill attempts that are nobody's any more, and say nothing more of them."""
+        for token in tokens:
+            held = self.held.get(token)
+            if held is None:
+                continue
+            if token in self.ended or held.slot is None:
+                self._unqueue(token)
+                self.ended.pop(token, None)
+                self._let_go(token)
+                continue
+            held.dropped = True
+            slot = held.slot
+            if self._is_async and not slot.solo:
+                # Its neighbours are innocent: ask first, kill when its grace is over.
+                slot.stop(token, "dropped")
+                held.kill_at_s = held.kill_at_s or time.monotonic() + self._spec(held).grace_s
+                held.stop = held.stop or "dropped"
+            elif held.started_s is not None or self._running(slot) == token:
+                self._kill(slot, held)
+            else:
+                self._ask_back(slot, [held])
+
+    def drain(self) -> None:
+        """Take no more, hand back what has not started, finish the rest."""
+        self.draining = True
+        self.recall(list(self.held))
+
+    # --- feeding ------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        if self._suspects:
+            self._feed_suspects()
+        if not self._backlog:
+            return
+        slots = [s for s in self._slots if s.is_ready and not s.exclusive and not s.solo]
+        limit = self._concurrency if self._is_async else self._pace.child_ahead()
+        slots.sort(key=lambda slot: len(slot.fed))
+        for at, slot in enumerate(slots):
+            if slot.stuck:
+                continue
+            room = limit - len(slot.fed)
+            # Half empty before it is filled again: fewer and larger frames.
+            if slot.fed and not self._is_async and room * 2 < limit:
+                continue
+            if slot.output_bytes > CAPTURE_BYTES_MAX:
+                if slot.fed:
+                    continue
+                slot.rewind()
+            share = -(-len(self._backlog) // (len(slots) - at))
+            self._feed_slot(slot, min(room, share))
+            if not self._backlog:
+                return
+
+    def _feed_slot(self, slot: Slot, room: int) -> None:
+        batch: list[Held] = []
+        while self._backlog and len(batch) < room:
+            held = self.held[self._backlog[0]]
+            if held.assignment.alone and (slot.fed or batch):
+                break  # A suspect waits until a child is empty; whatever follows waits with it.
+            self._backlog.popleft()
+            batch.append(held)
+            if held.assignment.alone:
+                slot.exclusive = True
+                break
+        self._hand_over(slot, batch)
+
+    def _feed_suspects(self) -> None:
+        solo = next((slot for slot in self._slots if slot.solo), None)
+        if solo is None:
+            if not self._opening_solo:
+                self._opening_solo = True
+                self._spawn(self._open_solo())
+        elif solo.is_ready and not solo.fed:
+            self._hand_over(solo, [self.held[self._suspects.popleft()]])
+
+    async def _open_solo(self) -> None:
+        slot = Slot(self._config, self._scratch, self, solo=True)
+        await slot.start()
+        self._slots.append(slot)
+        self._opening_solo = False
+        self._feed()
+
+    def _close_solo(self, slot: Slot) -> None:
+        if slot.solo and not slot.fed and not self._suspects and slot in self._slots:
+            self._slots.remove(slot)
+            self._spawn(self._close_after_readers(slot))
+
+    async def _close_after_readers(self, slot: Slot) -> None:
+        await asyncio.gather(*slot.readers, return_exceptions=True)
+        await slot.close()
+
+    def _hand_over(self, slot: Slot, batch: list[Held]) -> None:
+        if not batch:
+            return
+        now = time.monotonic()
+        for held in batch:
+            held.slot = slot
+            held.recalled = False
+            slot.fed[held.token] = None
+            if self._is_async:
+                held.started_s = now
+        slot.feed([held.assignment for held in batch])
+
+    def _others(self, held: Held) -> list[Held]:
+        assert held.slot is not None
+        return [self.held[token] for token in held.slot.fed if token != held.token]
+
+    def _ask_back(self, slot: Slot, held: list[Held]) -> None:
+        asked = [item for item in held if not item.recalled]
+        for item in asked:
+            item.recalled = True
+        if asked:
+            slot.recall(item.token for item in asked)
+
+    # --- news from the slots ------------------------------------------------------------------
+
+    def on_ready(self, slot: Slot) -> None:
+        """Feed a new child."""
+        self._feed()
+        self._news()
+
+    def on_moved(self, moved: Moved) -> None:
+        """Note progress for the next report."""
+        held = self.held.get(moved.token)
+        if held is not None and moved.token not in self.ended:
+            self.progress[moved.token] = Progress(moved.token, moved.fraction, moved.message)
+            self._news()
+
+    def on_ended(self, slot: Slot, ended: Ended) -> None:
+        """Settle attempts that ended; queue again those that came back."""
+        spans = {span.token: span for span in ended.logs}
+        back: list[int] = []
+        tasks, total_s = 0, 0.0
+        for outcome in ended.outcomes:
+            token = outcome.token
+            if token not in slot.fed:
+                continue  # Seen before, on the board.
+            held = self.held[token]
+            if outcome.kind == "returned":
+                del slot.fed[token]
+                held.slot, held.started_s = None, None
+                if not self._settled_unstarted(held):
+                    back.append(token)
+                continue
+            tasks += 1
+            total_s += outcome.ended_at - outcome.started_at
+            if span := spans.get(token):
+                slot.output_bytes = max(slot.output_bytes, span.end)
+                held.output_at = span.start
+                self._end_with_log(slot, held, outcome, span.end)
+            else:
+                self._end(slot, held, outcome)
+        self._backlog.extendleft(reversed(back))
+        self._pace.add(tasks, total_s)
+        if tasks:
+            slot.stuck = False
+        if not slot.fed:
+            slot.exclusive = False
+            self._close_solo(slot)
+        self._feed()
+        self._news()
+
+    def on_called(self, slot: Slot, call: Call) -> None:
+        """Answer in a task of its own: it may wait for the manager."""
+        self._spawn(self._answer(slot, call))
+
+    def on_died(self, slot: Slot, death: Death) -> None:
+        """Settle what a dead child held. A new child is on its way."""
+        guilty, slot.guilty = slot.guilty, None
+        self.on_ended(slot, Ended(death.kept))
+        orphans = [self.held[token] for token in slot.fed]
+        slot.fed.clear()
+        slot.exclusive = slot.stuck = False
+        back: list[int] = []
+        running = [held for held in orphans if self._is_async or held.token == death.running]
+        for held in orphans:
+            held.slot = None
+            if held.ending is not None:
+                self._conclude(held, held.ending)
+            elif held.token == guilty:
+                self._read(slot, held, self._bury(held, death, held.stop or "killed", alone=True))
+            elif held not in running:
+                held.started_s = None
+                if not self._settled_unstarted(held):
+                    back.append(held.token)
+            elif guilty is not None:
+                self._conclude(held, Outcome(held.token, "returned", cause="killed with another"))
+            else:
+                alone = len(running) == 1
+                self._read(slot, held, self._bury(held, death, death.cause, alone=alone))
+        suspects = [token for token in back if self._is_async and self.held[token].assignment.alone]
+        self._suspects.extendleft(reversed(suspects))
+        self._backlog.extendleft(token for token in reversed(back) if token not in suspects)
+        if guilty is None:
+            log.warning(
+                "worker.child_died",
+                cause=death.cause,
+                running=[held.token for held in running],
+                requeued=len(back),
+                next="a new child is started",
+            )
+        self._spawn(self._unlink_after(list(slot.readers), death.output))
+        self._close_solo(slot)
+        self._feed()
+        self._news()
+
+    def _read(self, slot: Slot, held: Held, reading: Coroutine[Any, Any, None]) -> None:
+        """Conclude in a task that reads the log first; its files are kept as long."""
+        held.ending = held.ending or Outcome(held.token, "crashed")
+        task = asyncio.ensure_future(reading)
+        slot.readers.add(task)
+        task.add_done_callback(slot.readers.discard)
+
+    async def _unlink_after(self, readers: list[asyncio.Task[None]], output: Path) -> None:
+        await asyncio.gather(*readers)
+        await asyncio.to_thread(output.unlink, missing_ok=True)
+
+    async def _bury(self, held: Held, death: Death, cause: str, *, alone: bool) -> None:
+        """Make the outcome of an attempt whose process died, with what it printed last."""
+        path, start = death.output, death.output_at
+        if self._is_async:
+            path, start = output_path(death.output.parent, held.token), 0
+        held.output_at = start
+        if not self._is_async:
+            held.started_s = death.started_ns / 1e9
+        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets)
+        where = await self._put_log(held, data)
+        told = redact(last_lines(data), held.secrets)
+        now = time.time()
+        started_at = now - (time.monotonic() - (held.started_s or time.monotonic()))
+        outcome = Outcome(
+            held.token,
+            "crashed",
+            started_at,
+            now,
+            error=f"its process died: {cause}\n{told}".strip()[:ERROR_CHARS_MAX],
+            cause=cause,
+            alone=alone,
+            log=where,
+        )
+        if self._is_async:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        self._conclude(held, outcome)
+
+    # --- how attempts end ---------------------------------------------------------------------
+
+    def _settled_unstarted(self, held: Held) -> bool:
+        """Conclude an attempt that came back unstarted, unless it is to be fed again."""
+        held.recalled = False
+        if held.stop or held.dropped or held.wanted_back or self.draining:
+            self._conclude(held, Outcome(held.token, "returned"))
+            return True
+        return False
+
+    def _end_with_log(self, slot: Slot, held: Held, outcome: Outcome, end: int) -> None:
+        path = slot.output_path
+        if self._is_async:
+            path = output_path(slot.scratch, held.token)
+        held.ending = outcome
+        del slot.fed[held.token]
+        self._read(slot, held, self._store_log(slot, held, outcome, path, end))
+
+    async def _store_log(
+        self, slot: Slot, held: Held, outcome: Outcome, path: Path, end: int
+    ) -> None:
+        start = held.output_at
+        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets, end)
+        where = await self._put_log(held, data)
+        if self._is_async:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        held.ending = None
+        self._retire(slot, held, msgspec.structs.replace(outcome, log=where))
+
+    def _end(self, slot: Slot, held: Held, outcome: Outcome) -> None:
+        del slot.fed[held.token]
+        self._retire(slot, held, outcome)
+
+    def _retire(self, slot: Slot, held: Held, outcome: Outcome) -> None:
+        """Conclude; after an ordered stop only once whatever the attempt left running is dead."""
+        cut_short = held.stop is not None and outcome.kind != "ok"
+        if not cut_short or self._is_async or slot.fed or not slot.is_ready:
+            held.slot = None
+            self._conclude(held, outcome)
+            return
+        held.ending = outcome
+        slot.fed[held.token] = None
+        self._kill(slot, held)
+
+    def _conclude(self, held: Held, outcome: Outcome) -> None:
+        """Fix the outcome for the report. Whoever ordered its end is named here."""
+        token = held.token
+        self.progress.pop(token, None)
+        if held.dropped:
+            self._let_go(token)
+        elif token in self.held:
+            self.ended[token] = outcome if held.stop is None else self._as_ordered(held, outcome)
+        self._news()
+
+    def _as_ordered(self, held: Held, outcome: Outcome) -> Outcome:
+        stop = held.stop
+        assert stop is not None
+        if outcome.kind == "ok" and stop in _RESULT_COUNTS:
+            return outcome
+        if outcome.kind == "returned":
+            if stop in _RESULT_COUNTS:
+                return outcome
+            return Outcome(held.token, "stopped", cause=stop)
+        if stop == "timeout":
+            limit_s = self._spec(held).timeout_s or 0.0
+            error = f"timed out after {limit_s:g} s"
+            return _replaced(outcome, "failed", error, "timeout")
+        if outcome.kind in {"discarded", "snoozed"} and stop == "drain":
+            return outcome
+        return _replaced(outcome, "stopped", "", stop)
+
+    def _let_go(self, token: int) -> None:
+        held = self.held.pop(token, None)
+        if held is None:
+            return
+        self._gone[token] = None
+        if len(self._gone) > FORGOTTEN_TOKENS_MAX:
+            del self._gone[next(iter(self._gone))]
+
+    def _unqueue(self, token: int) -> None:
+        for line in (self._backlog, self._suspects):
+            if token in line:
+                line.remove(token)
+
+    def _kill(self, slot: Slot, held: Held) -> None:
+        if slot.guilty is None:
+            slot.guilty = held.token
+            slot.kill()
+
+    def _running(self, slot: Slot) -> int:
+        return slot.board.running()[0] if slot.board is not None else 0
+
+    def _spec(self, held: Held) -> JobSpec:
+        if held.spec is None:
+            held.spec = decode_spec(held.assignment.spec)
+        return held.spec
+
+    # --- calls --------------------------------------------------------------------------------
+
+    async def _answer(self, slot: Slot, call: Call) -> None:
+        try:
+            answer = await self._found(call)
+        except DraymanError as error:
+            answer = Answer(call.call, refused=refusal_of(error))
+        slot.answer(answer)
+
+    async def _found(self, call: Call) -> Answer:
+        held = self.held.get(call.token)
+        if held is None or held.dropped or call.token in self.ended:
+            raise LeaseLost(call.token)
+        if call.op == "secret":
+            value = await asyncio.to_thread(read_secret, call.key)
+            held.secrets.append(value)
+            return Answer(call.call, msgspec.Raw(encode(value)))
+        message = encode(Record(call.token, call.op, call.key, call.value))
+        reply = decode_record_reply(await self._recorded(message))
+        if isinstance(reply, Recorded):
+            return Answer(call.call, reply.value, reply.found)
+        return Answer(call.call, refused=reply)
+
+    async def _recorded(self, message: bytes) -> bytes:
+        """Repeat until the manager answers: while it is away, the attempt waits."""
+        pause_s = RETRY_MIN_S
+        while True:
+            try:
+                return await self._record(message)
+            except Exception as error:
+                # Whatever the carrier raises, it means: not known to be durable. Records repeat
+                # harmlessly, and a child that died meanwhile takes this task with its slot.
+                log.warning("worker.record_failed", error=str(error), next_try_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(RETRY_MAX_S, pause_s * 2)
+
+    # --- the watchdog -------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self.held:
+                self._look()
+
+    def _look(self) -> None:
+        """See to limits, graces, live logs, and tasks stuck behind a long one."""
+        now = time.monotonic()
+        self._pace.longest_s = 0.0
+        for slot in list(self._slots):
+            if not slot.fed or slot.board is None:
+                continue
+            slot.note_memory()
+            if self._is_async:
+                self._look_at_loop(slot, now)
+                watched = [self.held[token] for token in slot.fed]
+            else:
+                watched = self._look_at_child(slot, now)
+            for held in watched:
+                self._look_at(slot, held, now)
+
+    def _look_at_child(self, slot: Slot, now: float) -> list[Held]:
+        assert slot.board is not None
+        token, started_ns, output_at = slot.board.running()
+        held = self.held.get(token)
+        if held is None or token not in slot.fed:
+            return []
+        started_s = started_ns / 1e9
+        if now - started_s < NOTICED_S:
+            return []
+        kept = kept_outcomes(slot.board)
+        if any(outcome.token == token for outcome in kept):
+            return []  # It has ended; the child is about to say so.
+        if kept:
+            self.on_ended(slot, Ended(kept))
+        if held.started_s is None:
+            held.started_s = started_s
+            self._news()
+        held.output_at = output_at
+        self._pace.longest_s = max(self._pace.longest_s, now - started_s)
+        slot.stuck = True
+        self._ask_back(slot, self._others(held))
+        return [held]
+
+    def _look_at_loop(self, slot: Slot, now: float) -> None:
+        assert slot.board is not None
+        pulsed_ns = slot.board.pulsed_ns()
+        blocked_s = now - pulsed_ns / 1e9
+        if pulsed_ns and BLOCKED_LOOP_S < blocked_s < BLOCKED_LOOP_S + 1.5 * WATCH_S:
+            log.warning(
+                "worker.loop_blocked",
+                blocked_s=round(blocked_s, 1),
+                running=list(slot.fed),
+                next="time limits still hold; move blocking code out of async handlers",
+            )
+
+    def _look_at(self, slot: Slot, held: Held, now: float) -> None:
+        assert held.started_s is not None
+        if held.ending is not None:
+            return
+        limit_s = self._spec(held).timeout_s
+        if held.stop is None and limit_s is not None and now - held.started_s >= limit_s:
+            self.stop(held.token, "timeout")
+        if held.stop is not None and now >= held.kill_at_s:
+            self._kill(slot, held)
+        elif now - max(held.logged_s, held.started_s) >= LOG_EVERY_S:
+            held.logged_s = now
+            self._spawn(self._log_so_far(slot, held))
+
+    # --- logs ---------------------------------------------------------------------------------
+
+    async def _log_so_far(self, slot: Slot, held: Held) -> None:
+        path = output_path(slot.scratch, held.token) if self._is_async else slot.output_path
+        start = 0 if self._is_async else held.output_at
+        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets, None, True)
+        if len(data) == held.log_bytes or held.slot is None or held.ending is not None:
+            return
+        held.log_bytes = len(data)
+        await self._put_log(held, data)
+
+    async def _put_log(self, held: Held, data: bytes) -> str:
+        """Put a log into the store and return where; empty if there is none, or no store."""
+        if not data:
+            return ""
+        a = held.assignment
+        give_up_s = time.monotonic() + LOG_PATIENCE_S
+        pause_s = RETRY_MIN_S
+        held.logging = held.logging or asyncio.Lock()
+        async with held.logging:
+            while True:
+                try:
+                    return await asyncio.to_thread(self._put_log_now, a, data)
+                except DraymanError as error:
+                    if time.monotonic() > give_up_s:
+                        log.warning("worker.log_lost", token=held.token, error=str(error))
+                        return ""
+                await asyncio.sleep(pause_s)
+                pause_s = min(RETRY_MAX_S, pause_s * 2)
+
+    def _put_log_now(self, a: Assignment, data: bytes) -> str:
+        if self._logs is None:
+            self._logs = self._open_logs()
+        path = f"logs/{a.job_id}/{a.task_id}/{a.attempt}.log"
+        self._logs.put(path, data, durable=False)
+        return path
+
+
+def _read_quietly(
+    path: Path, start: int, secrets: list[str], end: int | None = None, partial: bool = False
+) -> bytes:
+    try:
+        return read_log(path, start, end if end is not None else 1 << 62, secrets, partial=partial)
+    except FileNotFoundError:
+        return b""  # It printed nothing.
+
+
+def _replaced(outcome: Outcome, kind: Any, error: str, cause: str) -> Outcome:
+    return Outcome(
+        outcome.token,
+        kind,
+        outcome.started_at,
+        outcome.ended_at,
+        error=error,
+        cause=cause,
+        log=outcome.log,
+    )

@@ -1,0 +1,516 @@
+"""One slot of a worker: a keeper, the child in it, and the next child when that one dies.
+
+Rule 1: a slot tells of a death once: after the child and everything below it is gone, and after the
+last frame it sent was read. Rule 2: it never decides what a death means for an attempt; that is the
+executor's. Rule 3: a keeper that dies is replaced like a child, and what it may have left is found
+by the mark in its environment.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+import structlog
+
+from cluster.board import Board
+from cluster.pipe import (
+    Answer,
+    Call,
+    ChildConfig,
+    Ended,
+    Feed,
+    Frames,
+    Moved,
+    Ready,
+    Recall,
+    Stop,
+    decode_from_child,
+    encode,
+    frame,
+)
+from cluster.protocol import Assignment, Outcome
+
+__all__ = ["Death", "Slot", "SlotConfig", "SlotOwner", "cause_of", "oom_kills"]
+
+log = structlog.get_logger("drayman.worker")
+
+#: Environment variable that marks a keeper and everything below it.
+MARK = "DRAYMAN_KEEPER"
+SECRET_PREFIX = "DRAYMAN_SECRET"
+#: A child that does not live long enough to be ready is started again after a growing pause.
+RESTART_MIN_S = 0.1
+RESTART_MAX_S = 30.0
+_CLOSE_S = 10.0
+_SWEEP_S = 5.0
+
+_decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class SlotConfig:
+    """What every child of a worker is started with."""
+
+    mode: Literal["process", "async"]
+    concurrency: int
+    store_url: str
+    job_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child ended."""
+
+    #: `signal 11`, `exit 3`, `oom`.
+    cause: str
+    #: What was on its board: outcomes not yet sent, and the last attempt begun.
+    kept: list[Outcome]
+    running: int
+    started_ns: int
+    output_at: int
+    #: Its capture file, to be removed by whoever read it.
+    output: Path
+
+
+class SlotOwner(Protocol):
+    """Who listens to a slot. Called on the event loop."""
+
+    def on_ready(self, slot: "Slot") -> None:
+        """Its child takes work."""
+
+    def on_ended(self, slot: "Slot", ended: Ended) -> None:
+        """Attempts ended or came back."""
+
+    def on_moved(self, moved: Moved) -> None:
+        """An attempt made progress."""
+
+    def on_called(self, slot: "Slot", call: Call) -> None:
+        """An attempt waits for an answer."""
+
+    def on_died(self, slot: "Slot", death: Death) -> None:
+        """Its child is dead and nothing of it is left. A new one is on its way."""
+
+
+class Slot:
+    """Starts in `start`, ends in `close`; in between there is a child most of the time."""
+
+    def __init__(self, config: SlotConfig, scratch: Path, owner: SlotOwner, *, solo: bool) -> None:
+        self.config, self._owner = config, owner
+        #: Made for suspects: one attempt at a time, and gone when there are no more.
+        self.solo = solo
+        #: Tokens in the child, in the order they were handed over. The executor's.
+        self.fed: dict[int, None] = {}
+        #: Whose end the next death of the child is, if it was ordered. The executor's.
+        self.guilty: int | None = None
+        #: Nothing else may be fed until it is empty. The executor's.
+        self.exclusive = False
+        #: A long attempt runs: nothing is to wait behind it. The executor's.
+        self.stuck = False
+        #: Who still reads captured output. The executor's.
+        self.readers: set[asyncio.Task[None]] = set()
+        self.is_ready = False
+        self.child_pid = 0
+        self.keeper_pid = 0
+        #: End of the capture file as far as known.
+        self.output_bytes = 0
+        self._rewound = False
+        self._scratch_root = scratch
+        self._life: _Life | None = None
+        self._control: socket.socket | None = None
+        self._control_buffer = b""
+        self._control_closed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._restart_s = RESTART_MIN_S
+        self._mark = ""
+        self._scratch = scratch
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start a keeper and its first child; both come up in the background after this."""
+        self._mark = uuid.uuid4().hex
+        self._scratch = Path(tempfile.mkdtemp(prefix="slot-", dir=self._scratch_root))
+        ours, theirs = socket.socketpair()
+        try:
+            await asyncio.to_thread(_launch_keeper, theirs, self._scratch, self._mark)
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._control, self._control_buffer = ours, b""
+        self._control_closed.clear()
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear)
+        await self._fork()
+
+    async def close(self) -> None:
+        """End the child, the keeper and everything below; returns when they are gone."""
+        self._closing = True
+        self.is_ready = False
+        if self._control is not None:
+            try:
+                self._control.shutdown(socket.SHUT_WR)
+                await asyncio.wait_for(self._control_closed.wait(), _CLOSE_S)
+            except (OSError, TimeoutError):
+                await asyncio.to_thread(_sweep_marked, self._mark)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._drop_control()
+        if self._life is not None:
+            self._life.close()
+            self._life = None
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    async def _fork(self) -> None:
+        assert self._control is not None
+        loop = asyncio.get_running_loop()
+        life = _Life(self._scratch)
+        self._life = life
+        self.output_bytes, self._rewound = 0, False
+        config = ChildConfig(
+            self.config.mode,
+            self.config.concurrency,
+            self.config.store_url,
+            list(self.config.job_modules),
+            str(self._scratch),
+            sys.path,
+        )
+        line = json.dumps({"fork": msgspec.to_builtins(config)}).encode() + b"\n"
+        try:
+            socket.send_fds(self._control, [line], life.fds())
+        except OSError:
+            return  # The keeper is gone; `_hear` reads the end of its socket and replaces it.
+        finally:
+            life.release_fds()
+        await loop.create_unix_connection(lambda: _Data(self, life), sock=life.data)
+
+    def _spawn(self, work: Callable[[], Any]) -> None:
+        task = asyncio.ensure_future(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- orders to the child ------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a child to talk to."""
+        return self._life is not None and self._life.transport is not None
+
+    @property
+    def output_path(self) -> Path:
+        """Where the child's output is captured."""
+        assert self._life is not None
+        return self._life.output_path
+
+    @property
+    def scratch(self) -> Path:
+        """The slot's directory."""
+        return self._scratch
+
+    @property
+    def board(self) -> Board | None:
+        """The child's board."""
+        return None if self._life is None else self._life.board
+
+    def feed(self, assignments: list[Assignment]) -> None:
+        """Hand over attempts to run."""
+        rewound, self._rewound = self._rewound, False
+        self._send(Feed(assignments, rewound))
+
+    def recall(self, tokens: Iterable[int]) -> None:
+        """Ask for those back that have not started."""
+        self._send(Recall(list(tokens)))
+
+    def stop(self, token: int, reason: str) -> None:
+        """Ask for it back, or ask it to stop."""
+        self._send(Stop(token, reason))
+
+    def answer(self, answer: Answer) -> None:
+        """Answer a call."""
+        self._send(answer)
+
+    def kill(self) -> None:
+        """Kill the child and everything it started; `died` follows."""
+        self.is_ready = False
+        if self._life is not None:
+            self._life.killed = True
+        self._order(kill=True)
+
+    def rewind(self) -> None:
+        """Empty the capture file. Only while nothing runs."""
+        os.truncate(self.output_path, 0)
+        self.output_bytes, self._rewound = 0, True
+
+    def note_memory(self) -> None:
+        """Take the kernel's count of OOM kills as of now: later ones may be our child's."""
+        if self._life is not None:
+            self._life.oom_kills = oom_kills()
+
+    def _send(self, message: msgspec.Struct) -> None:
+        life = self._life
+        if life is not None and life.transport is not None:
+            life.transport.write(frame(encode(message)))
+
+    def _order(self, **command: Any) -> None:
+        if self._control is None:
+            return
+        try:
+            self._control.send(json.dumps(command).encode() + b"\n")
+        except OSError:
+            pass  # The keeper is gone; `_hear` reads the end of its socket.
+
+    # --- news from the child ------------------------------------------------------------------
+
+    def received(self, message: Ready | Ended | Moved | Call) -> None:
+        """Take one message of the living child."""
+        if isinstance(message, Ended):
+            self._owner.on_ended(self, message)
+        elif isinstance(message, Call):
+            self._owner.on_called(self, message)
+        elif isinstance(message, Moved):
+            self._owner.on_moved(message)
+        elif message.error:
+            log.error("worker.jobs_broken", error=message.error, next_try_s=self._restart_s)
+        elif not self._closing:
+            self.is_ready = True
+            self._restart_s = RESTART_MIN_S
+            self._owner.on_ready(self)
+
+    def lost(self, life: "_Life") -> None:
+        """Note that the data socket of a life is at its end."""
+        life.at_end = True
+        self._settle()
+
+    # --- news from the keeper -----------------------------------------------------------------
+
+    def _hear(self) -> None:
+        assert self._control is not None
+        try:
+            data = self._control.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_control()
+            self._control_closed.set()
+            if not self._closing:
+                self._spawn(self._replace_keeper)
+            return
+        *lines, self._control_buffer = (self._control_buffer + data).split(b"\n")
+        for line in lines:
+            self._told(json.loads(line))
+
+    def _told(self, message: dict[str, int]) -> None:
+        if "up" in message:
+            self.keeper_pid = message["up"]
+        elif "forked" in message:
+            self.child_pid = message["forked"]
+        elif self._life is not None:
+            self._life.status = message["exited"]
+            self._settle()
+
+    def _drop_control(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    async def _replace_keeper(self) -> None:
+        log.warning("worker.keeper_lost", keeper=self.keeper_pid, next="a new one is started")
+        await asyncio.to_thread(_sweep_marked, self._mark)
+        if (life := self._life) is not None:
+            life.status = life.status or int(signal.SIGKILL)
+            self._settle()
+            await asyncio.wait_for(life.closed.wait(), _CLOSE_S)
+        await asyncio.gather(*self.readers, return_exceptions=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        while not self._closing:
+            await self._pause()
+            try:
+                await self.start()
+                break
+            except OSError as error:
+                log.error("worker.keeper_failed", error=str(error), next_try_s=self._restart_s)
+
+    def _settle(self) -> None:
+        """Tell of the death once both sides of it are known."""
+        life = self._life
+        if life is None or life.status is None or not life.at_end:
+            return
+        self._life = None
+        was_ready, self.is_ready = self.is_ready, False
+        cause = cause_of(life.status)
+        if cause == "signal 9" and not life.killed and oom_kills() > life.oom_kills:
+            cause = "oom"
+        kept = life.kept()
+        running, started_ns, output_at = life.board.running()
+        life.close()
+        if was_ready or life.killed:
+            self._restart_s = RESTART_MIN_S
+        if self._closing:
+            return
+        death = Death(cause, kept, running, started_ns, output_at, life.output_path)
+        self._owner.on_died(self, death)
+        # Without a keeper there is none to fork: `_replace_keeper` goes on from here.
+        if self._control is not None:
+            prompt = was_ready or life.killed
+            self._spawn(self._fork if prompt else self._fork_later)
+
+    async def _fork_later(self) -> None:
+        await self._pause()
+        await self._fork()
+
+    async def _pause(self) -> None:
+        pause_s, self._restart_s = self._restart_s, min(RESTART_MAX_S, self._restart_s * 2)
+        await asyncio.sleep(pause_s)
+
+
+class _Life:
+    """One child: its sockets, board and capture file."""
+
+    def __init__(self, scratch: Path) -> None:
+        name = uuid.uuid4().hex[:12]
+        self.data, self._theirs = socket.socketpair()
+        self.output_path = scratch / f"output-{name}"
+        board_path = scratch / f"board-{name}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._board_fd = os.open(board_path, flags, 0o600)
+        os.unlink(board_path)
+        self._output_fd = os.open(self.output_path, flags | os.O_APPEND, 0o600)
+        self.board = Board(self._board_fd, create=True)
+        self.transport: asyncio.WriteTransport | None = None
+        self.status: int | None = None
+        self.at_end = False
+        self.closed = asyncio.Event()
+        self.killed = False
+        self.oom_kills = oom_kills()
+        self.data.setblocking(False)
+
+    def fds(self) -> list[int]:
+        """Return what the child gets."""
+        return [self._theirs.fileno(), self._board_fd, self._output_fd]
+
+    def release_fds(self) -> None:
+        """Close this process's copies of what the child got."""
+        self._theirs.close()
+        os.close(self._board_fd)
+        os.close(self._output_fd)
+
+    def kept(self) -> list[Outcome]:
+        """Return the outcomes on the board."""
+        return _kept(self.board)
+
+    def close(self) -> None:
+        """Let go of everything but the capture file."""
+        if self.transport is not None:
+            self.transport.abort()
+            self.transport = None
+        else:
+            self.data.close()
+        self.board.close()
+        self.closed.set()
+
+
+class _Data(asyncio.Protocol):
+    """The worker's end of a child's socket."""
+
+    def __init__(self, slot: Slot, life: _Life) -> None:
+        self._slot, self._life = slot, life
+        self._frames = Frames()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._life.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._frames.feed(data):
+                self._slot.received(decode_from_child(body))
+        except msgspec.MsgspecError as error:
+            # A handler scribbled on our descriptor: nothing this child says can be trusted now.
+            log.error("worker.child_garbled", error=str(error), next="its child is killed")
+            self._slot.kill()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._life.transport = None
+        self._slot.lost(self._life)
+
+
+def kept_outcomes(board: Board) -> list[Outcome]:
+    """Return the outcomes on the board of a living child."""
+    return _kept(board)
+
+
+def _kept(board: Board) -> list[Outcome]:
+    kept = board.kept()
+    try:
+        return _decode_outcomes(b"[%b]" % kept)
+    except msgspec.MsgspecError:
+        return []  # Caught in the middle of a write; it will be sent, or its attempt counts as run.
+
+
+def cause_of(status: int) -> str:
+    """Return `signal 11` or `exit 3` for a wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"exit {code}"
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for memory since boot; 0 if unknown."""
+    try:
+        text = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    _, found, rest = text.partition("\noom_kill ")
+    return int(rest.split(maxsplit=1)[0]) if found else 0
+
+
+def _launch_keeper(control: socket.socket, scratch: Path, mark: str) -> None:
+    hidden = (SECRET_PREFIX, MARK, "PYTHONPATH")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    env[MARK] = mark
+    env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    fd = control.fileno()
+    # -P: the working directory is no place to import our own modules from.
+    command = [sys.executable, "-P", "-m", "cluster.keeper", str(fd), str(scratch)]
+    with subprocess.Popen(
+        command, env=env, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as launcher:
+        launcher.wait()
+
+
+def _sweep_marked(mark: str) -> None:
+    """Kill whatever still carries a dead keeper's mark."""
+    give_up_at = time.monotonic() + _SWEEP_S
+    while (marked := _marked(mark)) and time.monotonic() < give_up_at:
+        for pid in marked:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # Gone already, or it gave itself to another user.
+        time.sleep(0.01)
+
+
+def _marked(mark: str) -> list[int]:
+    needle = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if needle in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            pass  # Gone meanwhile, or not ours.
+    return found
