@@ -1,0 +1,495 @@
+"""Starts and stops everything: Ray, the cluster, the way in.
+
+Read `start` and `Running.stop` first: they are the order of things. `up` is `drayman up`: it
+starts, says where, waits and stops.
+
+Rule 1: whatever was started before a failure is ended again. Rule 2: "ready" means that this run
+answered over HTTP with its own nonce, not that something answers on the port. Rule 3: nothing
+here knows what the application or the cluster are; both are given.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import httpx
+import psutil
+
+from jobs.errors import InvalidInput, NotFound, Unavailable
+from service import head as ray_head
+from service.edge import LOOPBACK, Edge, EdgePlan, port_is_free
+from service.head import Head
+from service.runfile import (
+    RUN_ENV,
+    ProcessRecord,
+    RunFile,
+    RunFolder,
+    end_processes,
+    find_descendants,
+    identify,
+    is_alive,
+    read_pids,
+    state_dir,
+    write_private,
+)
+
+__all__ = [
+    "Cluster",
+    "Run",
+    "Running",
+    "Settings",
+    "detach",
+    "down",
+    "start",
+    "up",
+]
+
+APPLICATION = "drayman"
+RUN_HEADER = "Drayman-Run"
+READY_PATH = "/readyz"
+#: Generous: a cold laptop compiles every module of Ray and of the user's jobs first.
+READY_S = 180.0
+#: Between looks at Ray's processes while running.
+WATCH_S = 0.5
+#: Between looks at `/readyz` while starting.
+POLL_S = 0.05
+#: `down` waits this long for a drain before it kills.
+DOWN_S = 60.0
+ANY_HOST = ("0.0.0.0", "::")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+#: Exit codes of `up`.
+EXIT_DONE, EXIT_DIED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `drayman up` was asked for."""
+
+    port: int = 8000
+    host: str = LOOPBACK
+    store: str = ""
+    jobs: tuple[str, ...] = ()
+    #: Join this Ray instead of starting one.
+    address: str | None = None
+    #: `proxy` or `haproxy`; None takes the fastest that this machine has.
+    edge: str | None = None
+    ray_dashboard: bool = True
+    state: Path = field(default_factory=state_dir)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise InvalidInput("port", f"{self.port} is not a port; choose one from 1 to 65535")
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the API."""
+        host = LOOPBACK if self.host in ANY_HOST else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the cluster and the application need to know of this run."""
+
+    settings: Settings
+    #: `/readyz` answers with it in the header `Drayman-Run`.
+    nonce: str
+    ray_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The manager and workers, as the floor below started them."""
+
+    #: An admin's API token; `up` prints it and keeps it where the CLI finds it.
+    token: str
+    #: Stop taking work and let go of what runs. Called once, before the edge stops.
+    drain: Callable[[], None]
+
+
+#: Returns a `serve.Application`. It may run before Ray is imported, so it imports Ray itself.
+ApplicationBuilder = Callable[[Run], Any]
+ClusterStarter = Callable[[Run], Cluster]
+
+
+class Running:
+    """A started Drayman. Use as a context manager, or call `stop`."""
+
+    def __init__(
+        self, settings: Settings, runs: RunFolder, file: RunFile, plan: EdgePlan, lock: IO[str]
+    ) -> None:
+        self.settings, self.file, self.plan = settings, file, plan
+        self.head: Head | None = None
+        self.cluster: Cluster | None = None
+        self._runs, self._lock = runs, lock
+
+    @property
+    def run(self) -> Run:
+        """What the cluster and the application need to know."""
+        return Run(self.settings, self.file.nonce, self.file.ray_address)
+
+    def dead_process(self) -> str | None:
+        """Return the name of a vital process of Ray that died, if one did."""
+        vital = self.head.vital_processes() if self.head else []
+        return next((process.what for process in vital if not is_alive(process)), None)
+
+    def record(self) -> None:
+        """Write down what runs by now."""
+        head = self.head or Head("", "", [])
+        self.file.processes = head.processes + read_pids(self.plan.pids_file, "haproxy")
+        self.file.ray_address, self.file.dashboard_url = head.address, head.dashboard_url
+        self._runs.write(self.file)
+
+    def keep_token(self, token: str) -> None:
+        """Put the admin's token where the CLI finds it."""
+        path = self._runs.path(self.file.port, "token")
+        write_private(path, token.encode())
+        self.file.token_path = str(path)
+
+    def stop(self, drain: bool = True) -> None:
+        """Drain, then end everything this run started. Safe to call again."""
+        if self._lock.closed:
+            return
+        try:
+            if self.head is not None and self.dead_process() is None:
+                self._stop_politely(drain)
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
+        """End everything this run started at once: its Ray is dead and cannot be asked."""
+        self._release()
+
+    def _stop_politely(self, drain: bool) -> None:
+        import ray
+        from ray import serve
+
+        if self.cluster is not None and drain:
+            self.cluster.drain()
+        if self.file.owns_ray:
+            serve.shutdown()
+        else:
+            # Others may use this Serve: only the application is ours.
+            serve.delete(APPLICATION)
+        ray.shutdown()
+
+    def _release(self) -> None:
+        self.file.processes += read_pids(self.plan.pids_file, "haproxy")
+        _end_run(self.file)
+        self._runs.remove(self.file)
+        self._lock.close()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(
+    settings: Settings, application: ApplicationBuilder, start_cluster: ClusterStarter
+) -> Running:
+    """Start everything and return when it answers over HTTP.
+
+    Raises InvalidInput where the port is taken, Unavailable where it does not become ready.
+    Nothing is left behind by a failure.
+    """
+    ray_head.require_ray_not_imported()
+    running = _claim(settings)
+    try:
+        _start_ray(running)
+        _start_serving(running, application, start_cluster)
+        _wait_ready(running)
+        running.file.ready = True
+        running.record()
+    except BaseException:
+        running.stop(drain=False)
+        raise
+    return running
+
+
+def _claim(settings: Settings) -> Running:
+    edge = Edge.choose(settings.edge)
+    runs = RunFolder(settings.state)
+    lock = runs.lock(settings.port)
+    try:
+        _clear_up_after(runs, settings.port)
+        _require_free(settings)
+        folder = ray_head.make_folder()
+        file = RunFile(
+            nonce=secrets.token_hex(16),
+            url=settings.url,
+            host=settings.host,
+            port=settings.port,
+            edge=edge,
+            store=settings.store,
+            driver=this_process(),
+            started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            folder=str(folder),
+            owns_ray=settings.address is None,
+        )
+        runs.write(file)
+    except BaseException:
+        lock.close()
+        raise
+    plan = EdgePlan(edge, settings.host, settings.port, folder / "edge")
+    return Running(settings, runs, file, plan, lock)
+
+
+def _clear_up_after(runs: RunFolder, port: int) -> None:
+    """End what an earlier run on this port left behind; whoever holds the lock is its heir."""
+    earlier = runs.read(port)
+    if earlier is not None:
+        _end_run(earlier)
+        runs.remove(earlier)
+
+
+def _end_run(file: RunFile) -> None:
+    if file.driver.boot != this_process().boot:
+        return
+    haproxies = read_pids(Path(file.folder) / "edge" / EdgePlan.PIDS_FILE, "haproxy")
+    driver = [] if file.driver == this_process() else [file.driver]
+    end_processes([*driver, *file.processes, *haproxies])
+    # Twice, as a process may have started another while it was being ended.
+    for _ in range(2):
+        end_processes(find_descendants(file.nonce))
+
+
+def _require_free(settings: Settings) -> None:
+    if port_is_free(settings.host, settings.port):
+        return
+    holder = _port_holder(settings.port)
+    raise InvalidInput(
+        "port",
+        f"{settings.port} is in use by {holder}; choose another with --port, or stop that process",
+    )
+
+
+def _port_holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            is_holder = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if is_holder and connection.pid is not None:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        # Another user's process, or one that just ended: not ours to see.
+        pass
+    return "another process"
+
+
+def _start_ray(running: Running) -> None:
+    settings, file = running.settings, running.file
+    os.environ[RUN_ENV] = file.nonce
+    if settings.address is not None:
+        # A running Ray was given its edge when it was started; ours would be too late.
+        running.head = Head.join(settings.address)
+    else:
+        token = RunFolder(settings.state).path(settings.port, "ray-token")
+        file.ray_token_path = str(token)
+        ray_head.forget_foreign_settings()
+        os.environ.update(ray_head.environment(token))
+        os.environ.update(running.plan.environment())
+        with _signals_kept():
+            running.head = Head.start(Path(file.folder), settings.ray_dashboard)
+    running.record()
+
+
+def _start_serving(
+    running: Running, application: ApplicationBuilder, start_cluster: ClusterStarter
+) -> None:
+    from ray import serve
+
+    options = serve.HTTPOptions(host=running.plan.serve_host, port=running.settings.port)
+    with ThreadPoolExecutor(1, "serve") as aside:
+        # Serve's controller and edge take seconds to start, and so do the cluster's workers.
+        serving = aside.submit(serve.start, http_options=options)
+        running.cluster = start_cluster(running.run)
+        running.keep_token(running.cluster.token)
+        # The application's replica need not wait for the edge, but without a controller
+        # `serve.run` would start one of its own, with other options.
+        while not serving.done() and not _has_controller():
+            time.sleep(POLL_S)
+        serve.run(application(running.run), name=APPLICATION, route_prefix="/")
+        serving.result()
+
+
+def _has_controller() -> bool:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _wait_ready(running: Running) -> None:
+    deadline = time.monotonic() + READY_S
+    seen = "nothing answered"
+    with httpx.Client(base_url=running.file.url, timeout=5.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if (dead := running.dead_process()) is not None:
+                raise Unavailable(f"Ray's {dead} ended while Drayman was starting")
+            try:
+                answer = client.get(READY_PATH)
+            except httpx.TransportError as error:
+                seen = str(error)
+            else:
+                seen = f"{answer.status_code} {answer.text[:200]}"
+                is_ours = answer.headers.get(RUN_HEADER) == running.file.nonce
+                if answer.is_success and is_ours:
+                    return
+            time.sleep(POLL_S)
+    raise Unavailable(f"{running.file.url}{READY_PATH} was not ready in {READY_S:g} s: {seen}")
+
+
+def up(
+    settings: Settings,
+    application: ApplicationBuilder,
+    start_cluster: ClusterStarter,
+    say: Callable[[str], None],
+) -> int:
+    """Run in the foreground until told to stop; return the exit code.
+
+    The first SIGINT, SIGTERM or SIGHUP drains and stops; a second one stops draining.
+    """
+    with _signals_raise():
+        running = start(settings, application, start_cluster)
+        try:
+            _announce(running.file, say)
+            dead = _watch(running)
+        except Interrupted:
+            dead = None
+            say("stopping")
+        if dead is not None:
+            say(f"Ray's {dead} ended unexpectedly; stopping. Run `drayman up` again.")
+            running.abandon()
+            # Ray's own exit handlers would wait for the Ray that is gone.
+            sys.stdout.flush()
+            os._exit(EXIT_DIED)
+        try:
+            running.stop()
+        except Interrupted:
+            running.abandon()
+    return EXIT_DONE
+
+
+def detach(command: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
+    """Run `command` (a foreground `up`) in a session of its own; return when it is ready.
+
+    Its output goes to a log file. Returns the exit code for the command line.
+    """
+    runs = RunFolder(settings.state)
+    # Refused here, where the user sees it, rather than in the log of the other process.
+    runs.lock(settings.port).close()
+    log_path = settings.state / "log" / f"{settings.port}.log"
+    log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with log_path.open("w") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        file = runs.read(settings.port)
+        if file is not None and file.ready and file.driver.pid == child.pid:
+            _announce(file, say)
+            return EXIT_DONE
+        if (code := child.poll()) is not None:
+            say(log_path.read_text().rstrip())
+            return code
+        time.sleep(POLL_S)
+    raise Unavailable(
+        f"not ready in {READY_S:g} s; see {log_path}, and stop it with `drayman down`"
+    )
+
+
+def down(port: int, state: Path | None = None) -> str:
+    """Stop the Drayman on `port`, or clear up after one that died; return what was done.
+
+    Raises NotFound if nothing is recorded for the port.
+    """
+    runs = RunFolder(state or state_dir())
+    file = runs.read(port)
+    if file is None:
+        raise NotFound("Drayman on port", str(port))
+    if not is_alive(file.driver):
+        _clear_up_after(runs, port)
+        return f"the Drayman on {port} had died; cleared up after it"
+    was_ended = end_processes([file.driver], grace_s=DOWN_S) and not runs.path(port).exists()
+    if not was_ended:
+        _clear_up_after(runs, port)
+        return f"the Drayman on {port} did not stop in {DOWN_S:g} s; ended it by force"
+    return f"stopped the Drayman on {port}"
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to stop. Not an Exception, so that no handler keeps it."""
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(number).name)
+
+    earlier = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    # Ray puts its own handler for SIGTERM in place, which prints a stack and exits.
+    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _watch(running: Running) -> str | None:
+    """Return the name of the process whose death ends the run. Left by a signal otherwise."""
+    recorded = 0
+    while (dead := running.dead_process()) is None:
+        # HAProxy is started anew whenever a replica changes.
+        if (now := len(read_pids(running.plan.pids_file, "haproxy"))) != recorded:
+            recorded = now
+            running.record()
+        time.sleep(WATCH_S)
+    return dead
+
+
+def _announce(file: RunFile, say: Callable[[str], None]) -> None:
+    say(f"url: {file.url}")
+    say(f"token: {Path(file.token_path).read_text()}")
+    if file.dashboard_url:
+        say(f"ray: {file.dashboard_url}")
+        say(f"ray token file: {file.ray_token_path}")
+
+
+def this_process() -> ProcessRecord:
+    """Return the record of this process."""
+    record = identify(os.getpid(), "driver")
+    assert record is not None, "a process that runs exists"
+    return record
