@@ -222,7 +222,12 @@ class LocalObjects:
         if within or not folder.is_dir():
             self._make_durable(folder.parent)
             folder.mkdir(exist_ok=True)
-            self._sync_folder(folder.parent)
+            try:
+                self._sync_folder(folder.parent)
+            except OSError:
+                # Rule 3 for folders: the next try must make it anew (unless others are in it).
+                _remove_empty(folder)
+                raise
         if len(self._durable_folders) >= _DURABLE_FOLDERS_MAX:
             self._durable_folders.clear()
         self._durable_folders.add(folder)
@@ -240,10 +245,8 @@ class LocalObjects:
         work.
         """
         while len(folder.relative_to(self._root).parts) > 1:
-            try:
-                folder.rmdir()
-            except OSError:
-                return  # Not empty, or already gone: someone else's now.
+            if not _remove_empty(folder):
+                return
             self._durable_folders.discard(folder)
             folder = folder.parent
 
@@ -356,6 +359,15 @@ def _remove(file: Path) -> bool:
     try:
         file.unlink()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return True
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Remove the folder; False if it is not empty or already gone, so someone else's now."""
+    try:
+        folder.rmdir()
+    except OSError:
         return False
     return True
 

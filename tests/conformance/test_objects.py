@@ -1,5 +1,6 @@
 """What every store of objects does, whichever one it is."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
@@ -164,7 +165,7 @@ def test_deleted_is_gone_and_deleting_twice_is_no_error(objects: Objects) -> Non
 
 @pytest.mark.parametrize("bad", BAD_PATHS)
 def test_bad_path_is_refused_by_everything_that_takes_one(objects: Objects, bad: str) -> None:
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: objects.put_if_absent(bad, b""),
         lambda: objects.put(bad, b""),
         lambda: objects.get(bad),

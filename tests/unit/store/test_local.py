@@ -156,6 +156,20 @@ def test_new_folder_is_synced_in_each_parent_before_what_is_in_it(
     assert disk.synced[3] == str(store / "x/y")
 
 
+def test_new_folder_whose_entry_was_not_synced_is_made_anew_by_the_retry(
+    objects: LocalObjects, disk: Disk, tmp_path: Path
+) -> None:
+    disk.fail_once_for(lambda path: path == str(tmp_path / "store"))
+    with pytest.raises(Unavailable, match="the disk gave up"):
+        objects.put_if_absent("x/1", b"")
+    after_failure = (tmp_path / "store/x").exists()
+
+    objects.put_if_absent("x/1", b"")
+
+    assert not after_failure
+    assert disk.synced[0] == str(tmp_path / "store")
+
+
 def test_folder_someone_else_made_is_synced_at_its_first_use(
     objects: LocalObjects, disk: Disk, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ The other end is a real HTTP server on loopback that answers by script; a real S
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -175,7 +175,12 @@ def test_refused_credentials_name_the_settings_at_once(
 ) -> None:
     bucket.repeats = FORBIDDEN
 
-    for call in (lambda: objects.put("a", b""), lambda: list(objects.list(""))):
+    calls: list[Callable[[], object]] = [
+        lambda: objects.put("a", b""),
+        lambda: list(objects.list("")),
+    ]
+
+    for call in calls:
         with pytest.raises(Unavailable, match=r"InvalidAccessKeyId.*check AWS_ACCESS_KEY_ID"):
             call()
     assert pauses == []
@@ -186,7 +191,7 @@ def test_missing_bucket_is_the_settings_fault(
 ) -> None:
     bucket.repeats = NO_BUCKET
 
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: objects.put_if_absent("a", b""),
         lambda: objects.get("a"),
         lambda: list(objects.list("")),
