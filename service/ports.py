@@ -56,14 +56,14 @@ class Gateway(Protocol):
     async def queues(self) -> list[QueueView]:
         """Return every queue."""
 
-    async def pause(self, name: str) -> QueueView:
+    async def pause(self, queue: str) -> QueueView:
         """Start nothing more from the queue."""
 
-    async def resume(self, name: str) -> QueueView:
+    async def resume(self, queue: str) -> QueueView:
         """Start from the queue again."""
 
     async def dead_letters(self, query: DeadLetterQuery) -> JobPage:
-        """Return a page of failed jobs."""
+        """Return a page of failed jobs, longest dead first."""
 
     async def redrive(self, query: DeadLetterQuery) -> int:
         """Give every matching failed job a new budget; return how many."""
@@ -72,4 +72,4 @@ class Gateway(Protocol):
         """Return every worker the manager knows."""
 
     async def ping(self) -> float:
-        """Return how long the manager took to answer, in seconds."""
+        """Return the moment of the manager's last event; Unavailable if it is away."""

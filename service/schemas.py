@@ -157,7 +157,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobList(msgspec.Struct, frozen=True):
-    """A page of jobs, newest first."""
+    """A page of jobs."""
 
     jobs: list[Job]
     next_after: Annotated[

@@ -1,5 +1,6 @@
 """Types, health and metrics: what programs ask before and while they use the rest."""
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -49,7 +50,9 @@ def router(api: Api) -> APIRouter:
     async def readyz() -> Response:
         """Tell whether the manager answers too. Needs no token."""
         headers = {RUN_HEADER: api.settings.run, "Cache-Control": "no-store"}
-        return reply(Ready("ready", await api.gateway.ping()), headers=headers)
+        asked_at = time.perf_counter()
+        await api.gateway.ping()
+        return reply(Ready("ready", time.perf_counter() - asked_at), headers=headers)
 
     @routes.get(
         "/metrics",

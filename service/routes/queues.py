@@ -70,7 +70,7 @@ def router(api: Api) -> APIRouter:
     async def list_dead_letters(
         caller: reader, query: Annotated[DeadLetterFilter, Query()]
     ) -> Response:
-        """List jobs that failed for good, newest first, with why."""
+        """List jobs that failed for good, longest dead first, with why."""
         page = await api.gateway.dead_letters(
             DeadLetterQuery(
                 tenant=tenant_for(caller, query.tenant),
