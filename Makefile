@@ -1,0 +1,62 @@
+# Every command of this repository. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint type test test-fast demo check docs-check bench pins hooks clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv with drayman in it (at once when nothing changed)
+
+# The stamp comes last, so that an install that was cut short is repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+fmt: setup ## format the code and mend what can be mended by itself
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: setup ## check format, style and the import rules
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+
+type: setup ## check types
+	$(BIN)/mypy
+
+test: setup ## run every test, those that start Ray included (minutes)
+	$(BIN)/python -m pytest
+
+test-fast: setup ## run the tests that start no Ray
+	$(BIN)/python -m pytest -m 'not live'
+
+demo: setup ## run the main job on real data: an airline's annual report as a PDF
+	$(BIN)/drayman demo
+
+docs-check: setup ## check links, run the examples in the docs, compare what is generated
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docs_examples.py
+
+check: lint type docs-check test ## all that CI runs
+
+bench: setup ## run the benchmarks and print their table
+	$(BIN)/python -m benchmarks
+
+pins: setup ## write constraints.txt from what is installed in .venv
+	$(BIN)/python tools/pins.py
+
+hooks: setup ## install the git hooks: format, style and types before each commit
+	$(BIN)/pre-commit install
+
+clean: ## remove .venv and everything else that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
