@@ -330,7 +330,7 @@ def _estimate_rows(filesystem: Any, path: str) -> int:
     with filesystem.open_input_file(path) as file:
         sample = file.read(SAMPLE_BYTES)
         size: int = file.size()
-    lines = max(1, sample.count(b"\n"))
+    lines = int(sample.count(b"\n"))
     return max(1, size * lines // max(1, len(sample)))
 
 
