@@ -67,7 +67,7 @@ class RealClock:
 class QueueManager:
     """Ray's shell around `cluster.manager.Manager`. Detached; Ray restarts it when it dies."""
 
-    async def __init__(self, settings: bytes) -> None:
+    async def __init__(self, settings: bytes) -> None:  # type: ignore[misc]  # Ray awaits it
         self._settings = msgspec.json.decode(settings, type=ClusterSettings)
         # One thread: segments are written in order, and nothing else blocks it.
         io = ThreadPoolExecutor(1, "journal")
@@ -125,7 +125,9 @@ def _die(error: DraymanError) -> None:
 class Worker:
     """Ray's shell around `cluster.worker.Worker`. Detached, so it outlives the manager."""
 
-    async def __init__(self, name: str, pool: bytes, settings: bytes) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, name: str, pool: bytes, settings: bytes
+    ) -> None:
         pool_settings = msgspec.json.decode(pool, type=PoolSettings)
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
         self._worker = plain_worker.Worker(
@@ -137,6 +139,7 @@ class Worker:
             store_url=cluster.store,
             job_modules=cluster.job_modules,
             manager=RayManager(manager_handle()),
+            node=ray.get_runtime_context().get_node_id(),
         )
         self._run = asyncio.get_running_loop().create_task(self._run_then_exit())
 

@@ -1,5 +1,7 @@
 """What a cluster is started with. Everything here is fixed for a manager's life."""
 
+from typing import Literal
+
 import msgspec
 
 from cluster.queue.model import QueueLimits, Rules
@@ -18,7 +20,7 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: Workers to keep running.
     size: int
     #: `process`: one handler at a time in a process of its own. `async`: many on one loop.
-    mode: str = "process"
+    mode: Literal["process", "async"] = "process"
     #: Handlers at once in one worker.
     concurrency: int = 1
     num_cpus: float = 0.0

@@ -124,6 +124,13 @@ class TokenStore:
                 log.error("token_record_unreadable", path=info.path, reason=str(error))
         return found
 
+    def knows(self, token: str) -> bool:
+        """Whether this token was created here and not revoked."""
+        try:
+            return bool(self._objects.size(_path(_digest(token.encode()))))
+        except NotFound:
+            return False
+
     def revoke(self, token_id: str) -> TokenRecord:
         """Delete the token named by the first characters of its hash (at least 8); durable.
 
