@@ -16,7 +16,8 @@ __all__ = ["pick"]
 
 def pick(state: State, worker: str, queues: Iterable[str], limit: int) -> list[Task]:
     """Return up to `limit` ready tasks for `worker`, next first. Changes nothing."""
-    lines = [line for q in queues if (line := state.lines.get(q)) and not line.paused]
+    names = dict.fromkeys(queues)  # a queue named twice is served once
+    lines = [line for name in names if (line := state.lines.get(name)) and not line.paused]
     if limit <= 0 or not lines:
         return []
     chosen: list[Task] = []

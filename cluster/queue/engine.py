@@ -320,16 +320,16 @@ def _save_record(state: State, rules: Rules, command: c.SaveRecord, now: float) 
 
 
 def _tick(state: State, rules: Rules, command: c.Tick, now: float) -> list[e.Event]:
-    expired = [t for t in state.expiries.due(now, TICK_MAX) if t.state in _UNSTARTED]
-    gone = set(map(id, expired))
-    due = [t for t in state.timers.due(now, TICK_MAX) if id(t) not in gone]
+    expired = dict.fromkeys(state.expiries.due(now, TICK_MAX, _IDLE))
+    due = state.timers.due(now, TICK_MAX, _TIMED)
     return [
         *(e.TaskCancelled(t.job.id, t.id, "expired") for t in expired),
-        *(e.TaskReady(t.job.id, t.id) for t in due),
+        *(e.TaskReady(t.job.id, t.id) for t in due if t not in expired),
     ]
 
 
-_UNSTARTED = frozenset({S.WAITING, S.READY, S.BACKING_OFF})
+_TIMED = frozenset({S.WAITING, S.BACKING_OFF})
+_IDLE = _TIMED | {S.READY}
 
 
 def _pause(state: State, rules: Rules, command: c.PauseQueue, now: float) -> list[e.Event]:
@@ -466,6 +466,7 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
     if spec.expires_at is not None:
+        task.expires_at = spec.expires_at
         state.expiries.add(spec.expires_at, task)
 
 
@@ -577,6 +578,8 @@ def _on_stop_requested(state: State, event: e.StopRequested, at: float) -> None:
 def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
     task = state.dead.pop((event.job_id, event.task_id))
     task.failures = task.recoveries = task.interruptions = 0
+    if task.expires_at <= at:
+        task.expires_at = 0.0  # whoever revives it wants it to run
     task.job.finished_at = 0.0
     _make_ready(state, task, Move.REDRIVEN, at)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from cluster.queue.spec import JobSpec
-from cluster.queue.state import TERMINAL, TaskState
+from cluster.queue.state import TaskState
 
 __all__ = [
     "GatewayMarks",
@@ -26,7 +26,8 @@ __all__ = [
     "Timer",
 ]
 
-#: Batches of one gateway whose replies can still be asked for again.
+#: Batches of one gateway whose replies can still be asked for again: the highest number seen and
+#: those just below it. Lower ones are too old to tell from new.
 GATEWAY_WINDOW = 1024
 
 
@@ -81,6 +82,8 @@ class Task(msgspec.Struct, eq=False):
     leased_at: float = 0.0
     #: When the timer moves it on (WAITING, BACKING_OFF).
     due_at: float = 0.0
+    #: When it is cancelled unless it runs or ended; 0 for never. A redrive after it lifts it.
+    expires_at: float = 0.0
     #: Its ticket in the line (READY); lower goes first within a priority.
     ticket: int = 0
     ready_at: float = 0.0
@@ -144,11 +147,16 @@ class Line:
             self._bucket(task).append(task)
 
     def push_front(self, task: Task) -> None:
-        """Put a task that was already at the head back there: it lost a lease it never used."""
+        """Put a task back where its ticket says: it lost a lease it never used."""
         if task.suspect:
             self.suspects[task] = None
-        else:
-            self._bucket(task).appendleft(task)
+            return
+        bucket = self._bucket(task)
+        # Those before it were given back just now too, so this is a short walk.
+        ahead = 0
+        while ahead < len(bucket) and bucket[ahead].ticket < task.ticket:
+            ahead += 1
+        bucket.insert(ahead, task)
 
     def dropped(self, task: Task) -> None:
         """Forget a task that left READY, as far as that is cheap now."""
@@ -214,22 +222,30 @@ class Timer:
         self._drop_stale()
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: float, limit: int) -> list[Task]:
-        """Return up to `limit` tasks due by `now`, earliest first; they stay until they move on."""
+    def live(self) -> list[tuple[float, Task]]:
+        """Return every entry that still means something, earliest first."""
+        return [(at, task) for at, _, task in sorted(self._heap) if self._live(at, task)]
+
+    def due(self, now: float, limit: int, states: frozenset[TaskState]) -> list[Task]:
+        """Return up to `limit` tasks in one of `states` due by `now`, earliest first.
+
+        They stay until they move on.
+        """
         self._drop_stale()
         heap = self._heap
-        found: list[Task] = []
+        # A dict, because a task that came back for the same moment has two entries.
+        found: dict[Task, None] = {}
         frontier = [(heap[0], 0)] if heap else []
         while frontier and len(found) < limit:
             (at, _, task), i = heapq.heappop(frontier)
             if at > now:
                 break
-            if self._live(at, task):
-                found.append(task)
+            if task.state in states and self._live(at, task):
+                found[task] = None
             for child in (2 * i + 1, 2 * i + 2):
                 if child < len(heap):
                     heapq.heappush(frontier, (heap[child], child))
-        return found
+        return list(found)
 
     def _drop_stale(self) -> None:
         while self._heap and not self._live(self._heap[0][0], self._heap[0][2]):
@@ -241,7 +257,9 @@ def _timer_live(at: float, task: Task) -> bool:
 
 
 def _expiry_live(at: float, task: Task) -> bool:
-    return task.state not in TERMINAL
+    # A dead letter may be redriven, so its entry must outlast it: what was dropped here, where
+    # reading the timer drops it, would not be dropped in a replay.
+    return task.expires_at == at and task.state not in (TaskState.SUCCEEDED, TaskState.CANCELLED)
 
 
 class KeyIndex:
@@ -295,11 +313,16 @@ class GatewayMarks:
         self.window: dict[int, bytes] = {}
 
     def add(self, number: int, refused: bytes) -> None:
-        """Remember batch `number`; the oldest beyond the window is forgotten."""
-        self.high = max(self.high, number)
+        """Remember batch `number`, and forget those that are too old now."""
         self.window[number] = refused
-        while len(self.window) > GATEWAY_WINDOW:
-            del self.window[next(iter(self.window))]
+        if number > self.high:
+            before, self.high = self.high, number
+            for old in range(before - GATEWAY_WINDOW + 1, min(before, number - GATEWAY_WINDOW) + 1):
+                self.window.pop(old, None)
+
+    def too_old(self, number: int) -> bool:
+        """Whether nobody knows any more if batch `number` was committed."""
+        return number <= self.high - GATEWAY_WINDOW
 
 
 class State:

@@ -1,0 +1,179 @@
+"""Histories of the queue in a line or two, and a plain dump of its state to compare.
+
+A `Rulebook` is the smallest thing that has state: it decides a command at its own moment, evolves
+by the events and keeps them as journal rows. No manager, no store, no clock.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from cluster.protocol import Outcome, OutcomeKind
+from cluster.queue import commands as c
+from cluster.queue import events as e
+from cluster.queue.engine import decide, evolve
+from cluster.queue.model import Job, Line, QueueLimits, Rules, State, Task, Timer
+from cluster.queue.spec import JobSpec, encode_spec
+
+__all__ = ["NOON", "Rulebook", "a_job", "a_spec", "canonical", "some_rules"]
+
+#: The moment every history begins.
+NOON = 1_700_000_000.0
+
+
+def a_spec(**changes: Any) -> JobSpec:
+    """Return a job of no particular kind."""
+    return JobSpec(**{"type": "test.job", **changes})
+
+
+def a_job(job_id: str, **changes: Any) -> c.Submit:
+    """Return the command that submits it."""
+    spec = a_spec(**changes)
+    return c.Submit(job_id, spec, encode_spec(spec))
+
+
+def some_rules(
+    queues: Iterable[str] = ("default", "io"),
+    *,
+    depth_max: int = 1_000,
+    recoveries_max: int = 3,
+    interruptions_max: int = 100,
+    idempotency_keys_max: int = 1_000,
+) -> Rules:
+    """Return rules for these queues."""
+    return Rules(
+        {queue: QueueLimits(depth_max) for queue in queues},
+        recoveries_max=recoveries_max,
+        interruptions_max=interruptions_max,
+        idempotency_keys_max=idempotency_keys_max,
+    )
+
+
+class Rulebook:
+    """The rules, what they remember, and the journal of it."""
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules if rules is not None else some_rules()
+        self.state = State()
+        self.now = NOON
+        self.journal: list[tuple[float, e.Row]] = []
+
+    def do(self, command: c.Command) -> list[e.Event]:
+        """Decide and evolve; return what happened, or raise what refused it."""
+        events = decide(self.state, self.rules, command, self.now)
+        self.happen(*events)
+        return events
+
+    def happen(self, *events: e.Event) -> None:
+        """Evolve by events that nobody decided."""
+        for event in events:
+            evolve(self.state, event, self.now)
+            self.journal.append((self.now, e.to_row(event)))
+
+    def replayed(self) -> State:
+        """Return the state that the journal alone gives."""
+        state = State()
+        for at, row in self.journal:
+            evolve(state, e.from_row(row), at)
+        return state
+
+    def submit(self, *job_ids: str, **changes: Any) -> None:
+        """Submit jobs that are alike."""
+        for job_id in job_ids:
+            self.do(a_job(job_id, **changes))
+
+    def lease(self, worker: str, limit: int = 1, queues: Iterable[str] = ("default",)) -> list[int]:
+        """Lease tasks; return their tokens."""
+        events = self.do(c.Lease(worker, list(queues), limit))
+        return [event.token for event in events if isinstance(event, e.TaskLeased)]
+
+    def running(self, job_id: str, worker: str = "w1", **changes: Any) -> int:
+        """Submit a job and lease it, alone, to `worker`; return the token."""
+        self.submit(job_id, **changes)
+        (token,) = self.lease(worker, queues=[self.job(job_id).spec.queue])
+        assert self.task(job_id).token == token
+        return token
+
+    def finish(
+        self, token: int, kind: OutcomeKind, *, worker: str = "w1", draw: float = 0.5, **more: Any
+    ) -> list[e.Event]:
+        """Report an outcome."""
+        return self.do(c.Finish(worker, Outcome(token, kind, **more), draw))
+
+    def lose(self, worker: str, cause: str = "signal 9") -> list[e.Event]:
+        """Let a worker die."""
+        return self.do(c.LoseWorker(worker, cause))
+
+    def cancel(self, job_id: str) -> list[e.Event]:
+        """Cancel a job."""
+        return self.do(c.Cancel(job_id))
+
+    def pass_time(self, seconds: float) -> list[e.Event]:
+        """Move the clock and let what is due move on."""
+        self.now += seconds
+        return self.do(c.Tick())
+
+    def job(self, job_id: str) -> Job:
+        """Return a job."""
+        return self.state.jobs[job_id]
+
+    def task(self, job_id: str) -> Task:
+        """Return a job's only task."""
+        (task,) = self.state.jobs[job_id].tasks
+        return task
+
+
+# --- dumping ----------------------------------------------------------------------------------
+
+
+def canonical(state: State) -> dict[str, Any]:
+    """Return everything that decides what happens next, as plain values in a fixed order.
+
+    What is kept only to be dropped later (stale entries of lines and timers) is left out: two
+    states that answer every command alike are equal.
+    """
+    return {
+        "seq": state.seq,
+        "at": state.at,
+        "epoch": state.epoch,
+        "next_token": state.next_token,
+        "jobs": {job_id: _job(job) for job_id, job in state.jobs.items()},
+        "order": [job.id for job in state.order],
+        "keys": sorted(state.keys.items()),
+        "gateways": {
+            name: (marks.high, dict(marks.window)) for name, marks in state.gateways.items()
+        },
+        "lines": {name: _line(line) for name, line in state.lines.items()},
+        "leases": {token: _name(task) for token, task in state.leases.items()},
+        "held": {worker: list(tokens) for worker, tokens in state.held.items()},
+        "stopping": {worker: list(stops.items()) for worker, stops in state.stopping.items()},
+        "timers": _timer(state.timers),
+        "expiries": _timer(state.expiries),
+        "dead": [(*key, _name(task)) for key, task in state.dead.items()],
+    }
+
+
+def _name(task: Task) -> str:
+    return f"{task.job.id}/{task.id}"
+
+
+def _job(job: Job) -> dict[str, Any]:
+    plain = {f: getattr(job, f) for f in job.__struct_fields__ if f != "tasks"}
+    return {**plain, "tasks": [_task(task) for task in job.tasks]}
+
+
+def _task(task: Task) -> dict[str, Any]:
+    plain = {f: getattr(task, f) for f in task.__struct_fields__ if f != "job"}
+    return {**plain, "past": list(task.past or ()), "once": dict(task.once or {})}
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {
+        "paused": line.paused,
+        "counts": {str(state): count for state, count in line.counts.items()},
+        "ready": [(_name(task), task.ticket) for task in line.ready()],
+        "suspects": [_name(task) for task in line.suspects],
+    }
+
+
+def _timer(timer: Timer) -> list[tuple[float, str]]:
+    return [(at, _name(task)) for at, task in timer.live()]
