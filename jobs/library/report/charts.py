@@ -35,13 +35,12 @@ LEGEND_HEIGHT = 16.0
 AXIS_HEIGHT = 15.0
 #: Colours of the year's days, by the percentage from which each counts.
 SHADES = (
-    (90.0, PRIMARY),
-    (80.0, HexColor(0x5B8DB8)),
-    (70.0, LIGHT),
-    (50.0, HexColor(0xEDB9A4)),
-    (0.0, ALERT),
+    (90.0, PRIMARY, "90% and more"),
+    (80.0, HexColor(0x5B8DB8), "80 to 90%"),
+    (70.0, LIGHT, "70 to 80%"),
+    (50.0, HexColor(0xEDB9A4), "50 to 70%"),
+    (0.0, ALERT, "under 50%"),
 )
-SHADE_NAMES = ("90% and more", "80 to 90%", "70 to 80%", "50 to 70%", "under 50%")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class _Plot:
 
     def labels(self, labels: Sequence[str]) -> float:
         """Write the labels of the x axis, every nth where all do not fit; return the slot width."""
-        slot = (self.right - self.left) / len(labels)
+        slot: float = (self.right - self.left) / len(labels)
         widest = max(stringWidth(label, BODY, LABEL_SIZE) for label in labels) + 4
         every = max(1, math.ceil(widest / slot))
         for n in range(0, len(labels), every):
@@ -142,6 +141,7 @@ def columns(
     abreast = 1 if in_place else len(series)
     column = min(slot * 0.72, 34.0) / abreast
     zero = plot.y(0)
+    whole = all(v is None or v == int(v) for one in series for v in one.values)
     for k, one in enumerate(series):
         for n, value in enumerate(one.values):
             if value is None:
@@ -158,7 +158,7 @@ def columns(
                     strokeColor=None,
                 )
             )
-            label = printed(value).removesuffix(".0")
+            label = printed(value, 0 if whole else 1)
             if values and stringWidth(label, BODY, LABEL_SIZE) + 3 <= slot / abreast:
                 edge = y + 2.5 if value >= 0 else y - LABEL_SIZE
                 plot.text(x + column * 0.47, edge, label, "middle", INK)
@@ -237,7 +237,7 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
     """Draw a row of days for each month, coloured by the day's percentage."""
     row, left = 15.0, 30.0
     slot = (width - left) / 31
-    drawing = Drawing(width, 14 * row + 8)
+    drawing = Drawing(width, 12 * row + 28)
     drawing.hAlign = "LEFT"
 
     def write(x: float, y: float, text: str, anchor: str) -> None:
@@ -254,9 +254,9 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
         )
 
     for number in range(1, 32):
-        write(left + (number - 0.5) * slot, 13 * row + 5, str(number), "middle")
+        write(left + (number - 0.5) * slot, 12 * row + 19, str(number), "middle")
     for month in range(1, 13):
-        y = (13 - month) * row + 9
+        y = (12 - month) * row + 16
         write(0, y + 4, calendar.month_abbr[month], "start")
         for number in range(1, calendar.monthrange(year, month)[1] + 1):
             rate = rates.get(date(year, month, number))
@@ -272,7 +272,8 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
                 )
             )
     x = left
-    for (_, colour), name in zip(SHADES, SHADE_NAMES, strict=True):
+    legend = [*((colour, name) for _, colour, name in SHADES), (TINT, "no flight completed")]
+    for colour, name in legend:
         drawing.add(Rect(x, 0, 7, 7, fillColor=colour, strokeColor=None))
         write(x + 11, 0.5, name, "start")
         x += 11 + stringWidth(name, BODY, LABEL_SIZE) + 16
@@ -280,7 +281,7 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
 
 
 def _shade(rate: float) -> Color:
-    return next(colour for floor, colour in SHADES if rate >= floor)
+    return next(colour for floor, colour, _ in SHADES if rate >= floor)
 
 
 def _ticks(values: Sequence[float], zero: bool) -> list[float]:

@@ -25,6 +25,7 @@ from reportlab.platypus import (
     TableStyle,
 )
 
+from jobs.library.report.brief import brief, cover_figures
 from jobs.library.report.gather import Report
 from jobs.library.report.layout import (
     BODY,
@@ -42,7 +43,7 @@ from jobs.library.report.layout import (
     text,
     tiles,
 )
-from jobs.library.report.sections import Section, brief, cover_figures, sections_of
+from jobs.library.report.sections import Section, sections_of
 
 __all__ = ["compose"]
 

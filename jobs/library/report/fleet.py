@@ -15,6 +15,8 @@ __all__ = ["Fleet", "Plane", "read_fleet"]
 
 Key = TypeVar("Key", str, tuple[str, str])
 
+#: Longer names are cut, for a cell must fit on a page.
+NAME_LETTERS = 40
 #: The registry spells some makers in several ways; all others are shown as they are spelt.
 MAKERS = {
     "AIRBUS INDUSTRIE": "Airbus",
@@ -99,11 +101,11 @@ def read_fleet(planes: Table, aircraft: dict[str, Sums], year: int) -> Fleet:
         for row in rows.filter(pc.is_in(rows["tailnum"], wanted)).to_pylist():
             tail = row["tailnum"]
             if tail not in found:
-                maker = row["manufacturer"] or "Unknown"
+                maker = (row["manufacturer"] or "Unknown")[:NAME_LETTERS]
                 found[tail] = Plane(
                     tail,
                     MAKERS.get(maker, maker.title() if maker.isupper() else maker),
-                    row["model"] or "unknown",
+                    (row["model"] or "unknown")[:NAME_LETTERS],
                     row["year"],
                     row["seats"] or 0,
                     flown[tail],

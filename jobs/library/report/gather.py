@@ -18,6 +18,8 @@ __all__ = ["Report", "gather"]
 
 #: Where in the whole job the pass over the flights begins and ends.
 SCAN_FROM, SCAN_TO = 0.05, 0.80
+#: Longer names are cut, for a cell must fit on a page.
+NAME_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -101,5 +103,5 @@ def _names(table: Table | None, key: str) -> dict[str, str]:
         for rows in table.batches():
             for code, name in zip(rows[key].to_pylist(), rows["name"].to_pylist(), strict=True):
                 if code and name:
-                    names.setdefault(code, name)
+                    names.setdefault(code, name[:NAME_LETTERS])
     return names

@@ -25,12 +25,21 @@ from jobs.library.report.layout import (
     text,
 )
 from jobs.library.report.method import figure_rows, method
-from jobs.library.report.sums import LONG_DELAY_MINUTES, ON_TIME_MINUTES, Sums, add_up
+from jobs.library.report.sums import LONG_DELAY_MINUTES, Sums, add_up
 from jobs.library.report.weather import Weather
+from jobs.library.report.wording import (
+    MONTHS,
+    by_flights,
+    count,
+    day_name,
+    delay,
+    hard_days,
+    months_sentence,
+    percent,
+)
 
-__all__ = ["Section", "brief", "cover_figures", "sections_of"]
+__all__ = ["Section", "sections_of"]
 
-MONTHS = calendar.month_name
 #: Fewer completed flights than this make no rate worth ranking.
 RANKED_FLIGHTS = 100
 BARS_SHOWN = 10
@@ -78,84 +87,6 @@ def sections_of(report: Report) -> list[Section]:
         )
     )
     return sections
-
-
-def cover_figures(report: Report) -> list[tuple[str, str]]:
-    """Return the six figures of the cover, each with its label."""
-    head = report.headline
-    figures = [
-        (printed(head.flights), "flights scheduled"),
-        (_pct(head.on_time_pct), f"arrived less than {ON_TIME_MINUTES} minutes late"),
-        (_pct(head.cancelled_pct), f"cancelled: {printed(head.cancelled)} flights"),
-        (printed(head.distance_miles), "miles flown"),
-        (_min(head.mean_arrival_delay_min), "mean arrival delay"),
-    ]
-    if head.seats_flown:
-        figures.append((printed(head.seats_flown), "seats flown, on aircraft of known type"))
-    else:
-        figures.append((printed(head.aircraft), "aircraft in service"))
-    return figures
-
-
-def brief(report: Report) -> list[str]:
-    """Return the year in three to five sentences."""
-    head, activity = report.headline, report.activity
-    points = [
-        f"{report.airline} scheduled {printed(head.flights)} flights from "
-        f"{_count(head.origins, 'airport')} to {_count(head.destinations, 'destination')} and "
-        f"operated {printed(head.operated)} of them with {_count(head.aircraft, 'aircraft', '')}."
-    ]
-    if activity.before is not None:
-        points.append(_against_last_year(activity.total, activity.before, report.year - 1))
-    others = add_up(sums for code, sums in activity.carriers.items() if code != report.carrier)
-    own, theirs = activity.total.on_time_pct, others.on_time_pct
-    if own is not None and theirs is not None:
-        points.append(
-            f"{_pct(own)} of its flights arrived on time, {_points(own - theirs)} the "
-            f"{_pct(theirs)} of all other airlines in the data."
-        )
-    if len(activity.months) > 1:
-        points.append(_months_lead(activity.months))
-    worst = _hard_days(activity.days)
-    if worst:
-        day, sums = worst[0]
-        points.append(
-            f"The hardest day was {_day(day)}: {printed(sums.cancelled)} of "
-            f"{printed(sums.flights)} flights were cancelled and {printed(sums.long_delays)} "
-            "arrived an hour late or more."
-        )
-    return points
-
-
-def _against_last_year(now: Sums, before: Sums, year: int) -> str:
-    change = 100 * (now.flights - before.flights) / before.flights
-    sentence = (
-        f"That is {_pct(abs(change))} {'more' if change > 0 else 'fewer'} than in {year}"
-        if abs(change) >= 0.05
-        else f"That is as many as in {year}"
-    )
-    if now.on_time_pct is not None and before.on_time_pct is not None:
-        sentence += (
-            f"; the share of flights on time went from {_pct(before.on_time_pct)} "
-            f"to {_pct(now.on_time_pct)}"
-        )
-    return sentence + "."
-
-
-def _months_lead(months: dict[int, Sums]) -> str:
-    busiest = max(months, key=lambda m: (months[m].flights, -m))
-    sentence = (
-        f"{MONTHS[busiest]} was the busiest month, with {printed(months[busiest].flights)} flights"
-    )
-    rates = {m: s.on_time_pct for m, s in months.items() if s.on_time_pct is not None}
-    if len(rates) < 2:
-        return sentence + "."
-    best = max(rates, key=lambda m: (rates[m], -m))
-    worst = min(rates, key=lambda m: (rates[m], m))
-    return (
-        f"{sentence}; {MONTHS[best]} was the most punctual ({_pct(rates[best])} on time) and "
-        f"{MONTHS[worst]} the least ({_pct(rates[worst])})."
-    )
 
 
 def _figures(report: Report) -> Section:
@@ -211,18 +142,18 @@ def _months(report: Report) -> Section:
             table(("Month", *PERFORMANCE), rows, (30, *PERFORMANCE_WIDTHS), total=True),
         ]
 
-    return Section("Month by month", _months_lead(months), content)
+    return Section("Month by month", months_sentence(months), content)
 
 
 def _network(report: Report) -> Section:
     activity = report.activity
-    ranked = _by_flights(activity.destinations)
+    ranked = by_flights(activity.destinations)
     top = ranked[: report.destinations_shown]
     share = 100 * sum(s.flights for _, s in ranked[:5]) / activity.total.flights
-    lead = f"{report.airline} served {_count(len(ranked), 'destination')} from "
-    lead += f"{_count(len(activity.origins), 'airport')}."
+    lead = f"{report.airline} served {count(len(ranked), 'destination')} from "
+    lead += f"{count(len(activity.origins), 'airport')}."
     if len(ranked) > 5:
-        lead += f" The five largest took {_pct(share)} of its flights."
+        lead += f" The five largest took {percent(share)} of its flights."
 
     def content() -> list[Any]:
         story: list[Any] = []
@@ -246,12 +177,12 @@ def _network(report: Report) -> Section:
             rest = add_up(sums for _, sums in ranked[len(top) :])
             story.append(
                 text(
-                    f"Another {_count(len(ranked) - len(top), 'destination')} with "
+                    f"Another {count(len(ranked) - len(top), 'destination')} with "
                     f"{printed(rest.flights)} flights together are not listed.",
                     "note",
                 )
             )
-        origins = _by_flights(activity.origins)[:ORIGINS_SHOWN]
+        origins = by_flights(activity.origins)[:ORIGINS_SHOWN]
         rows = [
             (code, report.airport_names.get(code, "-"), *_performance(sums))
             for code, sums in origins
@@ -268,9 +199,9 @@ def _punctuality(report: Report) -> Section:
     activity, head = report.activity, report.headline
     delays = activity.arrival_delays
     lead = (
-        f"Half of all completed flights arrived {_delay(head.median_arrival_delay_min)} or better, "
-        f"nine in ten {_delay(head.p90_arrival_delay_min)} or better. "
-        f"{_pct(head.long_delay_pct)} arrived an hour late or more."
+        f"Half of all completed flights arrived {delay(head.median_arrival_delay_min)} or better, "
+        f"nine in ten {delay(head.p90_arrival_delay_min)} or better. "
+        f"{percent(head.long_delay_pct)} arrived an hour late or more."
     )
 
     def content() -> list[Any]:
@@ -317,10 +248,11 @@ def _punctuality(report: Report) -> Section:
                 ]
             )
         ]
-        hard = _hard_days(activity.days)
+        hard = hard_days(activity.days)[:HARD_DAYS]
         if hard:
             rows = [
-                (_day(day), *_performance(sums), printed(sums.long_delays)) for day, sums in hard
+                (day_name(day), *_performance(sums), printed(sums.long_delays))
+                for day, sums in hard
             ]
             story.append(
                 KeepTogether(
@@ -347,7 +279,7 @@ def _punctuality(report: Report) -> Section:
 def _fleet(report: Report, fleet: Fleet) -> Section:
     lead = (
         f"{printed(len(fleet.planes))} of the {printed(fleet.aircraft)} aircraft that flew are in "
-        f"the planes table; they operated {_pct(fleet.coverage_pct)} of all flights"
+        f"the planes table; they operated {percent(fleet.coverage_pct)} of all flights"
     )
     lead += f" and were {printed(fleet.mean_age)} years old on average." if fleet.mean_age else "."
 
@@ -409,15 +341,15 @@ def _weather(report: Report, weather: Weather) -> Section:
     share = 100 * weather.matched / report.activity.total.flights
     lead = (
         f"Weather at the airport of departure, in the hour of scheduled departure; it is known for "
-        f"{_pct(share)} of all flights."
+        f"{percent(share)} of all flights."
     )
     rated = [(n, s.on_time_pct) for n, s in weather.factors.get("Visibility", {}).items()]
     known = [(name.lower(), rate) for name, rate in rated if rate is not None]
     if len(known) > 1:
         (worst, low), (best, high) = known[0], known[-1]
         lead += (
-            f" With a visibility of {best}, {_pct(high)} of flights arrived on time; "
-            f"with {worst}, {_pct(low)}."
+            f" With a visibility of {best}, {percent(high)} of flights arrived on time; "
+            f"with {worst}, {percent(low)}."
         )
 
     def content() -> list[Any]:
@@ -425,7 +357,7 @@ def _weather(report: Report, weather: Weather) -> Section:
         for factor, classes in weather.factors.items():
             rated = [(name, sums) for name, sums in classes.items() if sums.on_time_pct is not None]
             chart = [
-                Bar(name, sums.on_time_pct or 0.0, f"{_pct(sums.on_time_pct)} on time")
+                Bar(name, sums.on_time_pct or 0.0, f"{percent(sums.on_time_pct)} on time")
                 for name, sums in rated
             ]
             rows = [(name, *_performance(sums)) for name, sums in classes.items()]
@@ -443,7 +375,7 @@ def _comparison(report: Report) -> Section:
     carriers = report.activity.carriers
     rated = {c: s for c, s in carriers.items() if s.completed >= RANKED_FLIGHTS}
     order = sorted(rated, key=lambda c: (-(rated[c].on_time_pct or 0), c))
-    lead = f"{_count(len(carriers), 'airline')} flew in {report.year} in the same data."
+    lead = f"{count(len(carriers), 'airline')} flew in {report.year} in the same data."
     if report.carrier in rated:
         place = order.index(report.carrier) + 1
         lead += (
@@ -457,7 +389,7 @@ def _comparison(report: Report) -> Section:
             Bar(
                 report.airline_names.get(c, c),
                 rated[c].on_time_pct or 0.0,
-                _pct(rated[c].on_time_pct),
+                percent(rated[c].on_time_pct),
                 colour_for(c == report.carrier),
                 c == report.carrier,
             )
@@ -469,7 +401,7 @@ def _comparison(report: Report) -> Section:
                 text("Flights that arrived on time", "h2"),
                 bars(CONTENT_WIDTH, chart, 150, row_height=14),
             ]
-        codes = _with_own([c for c, _ in _by_flights(carriers)], report.carrier, CARRIERS_SHOWN)
+        codes = _with_own([c for c, _ in by_flights(carriers)], report.carrier, CARRIERS_SHOWN)
         rows = [(c, report.airline_names.get(c, "-"), *_performance(carriers[c])) for c in codes]
         story += [
             text("Airlines by number of flights", "h2"),
@@ -509,10 +441,6 @@ def _performance(sums: Sums) -> tuple[str, ...]:
     )
 
 
-def _by_flights(groups: dict[str, Sums]) -> list[tuple[str, Sums]]:
-    return sorted(groups.items(), key=lambda item: (-item[1].flights, item[0]))
-
-
 def _with_own(codes: list[str], own: str, limit: int) -> list[str]:
     """Return the first codes, the airline itself always among them if it is in the list."""
     if own not in codes[:limit] and own in codes:
@@ -525,14 +453,6 @@ def _weekdays(days: dict[date, Sums]) -> dict[int, Sums]:
     for day, sums in days.items():
         groups[day.weekday()] += sums
     return {n: sums for n, sums in groups.items() if sums.flights}
-
-
-def _hard_days(days: dict[date, Sums]) -> list[tuple[date, Sums]]:
-    def hardship(sums: Sums) -> int:
-        return sums.cancelled + sums.long_delays
-
-    ranked = sorted(days.items(), key=lambda item: (-hardship(item[1]), item[0]))
-    return [(day, sums) for day, sums in ranked[:HARD_DAYS] if hardship(sums)]
 
 
 def _age_classes(ages: list[int]) -> tuple[list[str], list[float | None]]:
@@ -549,32 +469,3 @@ def _value(groups: dict[int, Sums], key: int, name: str) -> float | None:
 def _place(report: Report, code: str) -> str:
     name = report.airport_names.get(code)
     return f"{code}  {name}" if name else code
-
-
-def _day(day: date) -> str:
-    return f"{day.day} {MONTHS[day.month]} {day.year}"
-
-
-def _pct(value: float | None) -> str:
-    return printed(value) if value is None else f"{printed(value)}%"
-
-
-def _min(value: float | None) -> str:
-    return printed(value) if value is None else f"{printed(value)} min"
-
-
-def _delay(minutes: float | None) -> str:
-    if minutes is None:
-        return printed(None)
-    number = printed(abs(minutes)).removesuffix(".0")
-    return f"{number} minutes {'early' if minutes < 0 else 'late'}"
-
-
-def _points(difference: float) -> str:
-    if abs(difference) < 0.05:
-        return "as many as"
-    return f"{printed(abs(difference))} points {'above' if difference > 0 else 'below'}"
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{printed(number)} {noun}{'' if number == 1 else plural}"
