@@ -7,17 +7,18 @@ goes wrong is answered with a problem (`problems.py`), including paths that do n
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from cluster.store.contract import Objects
 from jobs.definition import JobDefinition
 from service.api import Api
 from service.api_settings import ApiSettings
 from service.auth import Authenticator, TokenStore
-from service.door import Door, allowed_methods
+from service.door import Door
 from service.metrics import Metrics
 from service.openapi import describe
 from service.ports import Gateway
@@ -58,14 +59,14 @@ def create_app(
         redirect_slashes=False,
     )
     endpoint = submit.SubmitEndpoint(api)
-    app.include_router(submit.router(api, endpoint))
-    for room in (jobs, output, queues, uploads, operate, tokens):
-        app.include_router(room.router(api))
-    app.include_router(pages.router(app))
+    rooms = [submit.router(api, endpoint), pages.router(app)]
+    rooms += [room.router(api) for room in (jobs, output, queues, uploads, operate, tokens)]
+    for room in rooms:
+        app.include_router(room)
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 405:
-            error.headers = {"Allow": ", ".join(allowed_methods(app.router, request.scope))}
+            error.headers = {"Allow": ", ".join(_methods(rooms, request.url.path))}
         return problem_response(error)
 
     app.add_exception_handler(HTTPException, refuse)
@@ -80,3 +81,10 @@ def create_app(
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to do this
     return app
+
+
+def _methods(rooms: list[APIRouter], path: str) -> list[str]:
+    """Return every method that some route takes at this path; Starlette names one route's only."""
+    routes = [route for room in rooms for route in room.routes if isinstance(route, Route)]
+    fitting = [route for route in routes if route.path_regex.match(path)]
+    return sorted({method for route in fitting for method in route.methods or ()})

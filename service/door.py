@@ -7,10 +7,10 @@ logged with its trace, here and only here.
 """
 
 import time
+import traceback
 from collections.abc import Mapping
 
 import structlog
-from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import Corrupt, DraymanError
@@ -60,7 +60,7 @@ class Door:
             status = CLIENT_GONE
         except Exception as error:
             if isinstance(error, Corrupt) or not isinstance(error, DraymanError | RequestError):
-                log.exception("request_failed", method=scope["method"], path=scope["path"])
+                _log_defect(scope, error)
             if status:
                 raise
             await problem_response(error)(scope, receive, watched)
@@ -71,16 +71,12 @@ class Door:
             self._metrics.answered(method, route, status or CLIENT_GONE, seconds)
 
 
+def _log_defect(scope: Scope, error: Exception) -> None:
+    # Formatted here: a renderer that shows local variables would log tokens and params.
+    trace = "".join(traceback.format_exception(error))
+    log.error("request_failed", method=scope["method"], path=scope["path"], trace=trace)
+
+
 def _template(scope: Scope) -> str:
     """Return the path's pattern: counting by the path itself would make a counter a job."""
     return getattr(scope.get("route"), "path", None) or "unmatched"
-
-
-def allowed_methods(router: Router, scope: Scope) -> list[str]:
-    """Return every method that some route takes at this path."""
-    found: set[str] = set()
-    for route in router.routes:
-        match, _ = route.matches(scope)
-        if match is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return sorted(found)

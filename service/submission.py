@@ -48,7 +48,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
             description="A JSON object for the type's own schema.",
             extra_json_schema={"type": "object"},
         ),
-    ] = NO_PARAMS
+    ] = msgspec.field(default_factory=lambda: NO_PARAMS)
     queue: Annotated[
         str | None, Meta(description="Which queue to wait in; each type has a default.")
     ] = None
@@ -246,7 +246,7 @@ def _decode(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
         raise Malformed("the JSON is nested too deeply") from None
 
 
-_AT = re.compile(r"^(?P<reason>.*?)(?: - at `(?P<path>.*)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 
 

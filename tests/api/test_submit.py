@@ -1,5 +1,6 @@
 """POST /v1/jobs: what is accepted, how it is answered, and what repeating it does."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -130,9 +131,7 @@ async def test_tenants_do_not_share_keys(api: RunningApi, acme: httpx.AsyncClien
 
 
 async def test_three_clicks_give_one_job_of_a_unique_type(acme: httpx.AsyncClient) -> None:
-    clicks = [
-        {"type": "greet.once", "params": {"name": "Ada", "note": str(i)}} for i in range(3)
-    ]
+    clicks = [{"type": "greet.once", "params": {"name": "Ada", "note": str(i)}} for i in range(3)]
 
     answers = [await acme.post("/v1/jobs", json=click) for click in clicks]
 
@@ -194,16 +193,11 @@ async def test_replay_shows_the_job_as_it_is_now(api: RunningApi, acme: httpx.As
 async def test_prefer_wait_answers_with_the_finished_job(
     api: RunningApi, acme: httpx.AsyncClient
 ) -> None:
-    import asyncio
-
-    waiting = asyncio.ensure_future(
-        acme.post("/v1/jobs", json=GREET, headers={"Prefer": "respond-async, wait=20"})
+    answer, _ = await asyncio.gather(
+        acme.post("/v1/jobs", json=GREET, headers={"Prefer": "respond-async, wait=20"}),
+        api.worker.succeed("hello Ada"),
     )
-    while not (await acme.get("/v1/jobs")).json()["jobs"]:
-        await asyncio.sleep(0)
-    await api.worker.succeed("hello Ada")
 
-    answer = await waiting
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=20")
     assert (answer.json()["status"], answer.json()["result"]) == ("completed", "hello Ada")
 

@@ -9,7 +9,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -77,6 +77,20 @@ class RealClock:
 
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
+
+
+class Patience:
+    """Time as the gateway waits for an absent manager: waiting passes it, and nothing else."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    async def sleep(self, delay_s: float) -> None:
+        self._now += delay_s
+        await asyncio.sleep(0)
 
 
 class NoWorkers:
@@ -148,7 +162,9 @@ class ScriptedWorker:
         """Take the next attempt and complete it."""
         assignment = await self.take()
         raw = msgspec.Raw(msgspec.json.encode(result))
-        output = Output(result_ref=ref, files=files or []) if ref else Output(raw, None, files or [])
+        output = (
+            Output(result_ref=ref, files=files or []) if ref else Output(raw, None, files or [])
+        )
         await self._end(assignment, "ok", output=msgspec.Raw(msgspec.json.encode(output)))
 
     async def fail(self, error: str, kind: str = "discarded", log: str = "") -> None:
@@ -253,12 +269,13 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
     )
     await manager.start("test")
     port = Away(manager)
+    patience = Patience()
     gateway = Gateway(
         port,
         new_id=uuid7_maker(),
         incarnation=uuid.uuid4().hex,
-        monotonic=time.monotonic,
-        sleep=_no_patience,
+        monotonic=patience.monotonic,
+        sleep=patience.sleep,
     )
     app = create_app(
         gateway, Registry([greet, greet_once]), store, settings or ApiSettings(run="run-1")
@@ -270,14 +287,8 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
         await running.close()
 
 
-async def _no_patience(delay_s: float) -> None:
-    await asyncio.sleep(0)
-
-
 def file_in(store: MemoryObjects, name: str, data: bytes, media_type: str) -> FileInfo:
     """Put an output file into the store, as a worker does."""
     path = f"results/job/task/1/files/{name}"
     store.put(path, data)
     return FileInfo(name, path, len(data), hashlib.sha256(data).hexdigest(), media_type)
-
-
