@@ -6,6 +6,7 @@ Rule 3: a partial log ends with a whole line, for the same reason.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LOG_BYTES_MAX = 1 << 20
 _MARGIN_BYTES = 64 * 1024
 _TOLD_LINES = 10
 _TOLD_BYTES = 2048
+_READ_BYTES = 64 * 1024
 
 
 def read_log(
@@ -45,9 +47,18 @@ def read_log(
 
 
 def last_lines(log: bytes) -> str:
-    """Return the last few lines, to be quoted as the cause of a crash."""
-    lines = log[-_TOLD_BYTES:].decode(errors="replace").strip().splitlines()
-    return "\n".join(lines[-_TOLD_LINES:])
+    """Return the last few lines, to be quoted as the cause of a crash.
+
+    Of the stack that Python dumps when it dies of a signal, only the innermost frame is quoted.
+    """
+    said, fatal, dump = log[-_READ_BYTES:].rpartition(b"Fatal Python error: ")
+    if not fatal:
+        said, dump = dump, b""
+    lines = said[-_TOLD_BYTES:].decode(errors="replace").strip().splitlines()[-_TOLD_LINES:]
+    frame = re.search(rb"\(most recent call first\):\n *(.*)", dump)
+    if frame:
+        lines.append(frame[1].decode(errors="replace"))
+    return "\n".join(lines)
 
 
 def _read(fd: int, start: int, end: int) -> bytes:
