@@ -57,6 +57,8 @@ def create_app(
         redoc_url=None,
         # A redirect would drop the body and method of a POST with many clients.
         redirect_slashes=False,
+        # `metrics.py` counts; FastAPI's own would be looked up in the environment on every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     endpoint = submit.SubmitEndpoint(api)
     rooms = [submit.router(api, endpoint), pages.router(app)]

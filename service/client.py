@@ -1,0 +1,434 @@
+"""A client for the HTTP API, for web applications, scripts and Ray jobs.
+
+    with Client() as drayman:
+        job = drayman.submit("report.annual", {"year": 2013}, key=key_for(user, "report", 3600))
+        job = drayman.wait(job["id"])
+
+Rule 1: it answers in the API's own JSON (`docs/http.md`), as plain dicts. Rule 2: a call that
+failed on the way is repeated only when repeating it changes nothing: every submission carries a
+key, given or made here. Rule 3: it imports neither Ray nor anything of the server.
+"""
+
+import contextlib
+import hashlib
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from service.target import NoTarget, find_target
+
+__all__ = ["ApiError", "Client", "Json", "NoTarget", "Unreachable", "key_for"]
+
+Json = dict[str, Any]
+
+FINISHED = frozenset({"completed", "failed", "cancelled"})
+#: Of an answer that says "later": too many requests, or nothing there to take it.
+LATER = frozenset({429, 502, 503, 504})
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 3.0
+#: One long poll; the server caps it at 30.
+POLL_S = 25
+#: Lines of one batch, as the server takes them.
+BATCH_LINES = 10_000
+BLOCK_BYTES = 1 << 20
+
+
+class ApiError(Exception):
+    """The API refused; `problem` is its problem details (RFC 9457)."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        super().__init__(status, problem)
+        self.status, self.problem = status, problem
+
+    @property
+    def kind(self) -> str:
+        """The stable name of the problem: `not-found`, `invalid-input`, ..."""
+        return str(self.problem.get("type", "")).rpartition("/")[2]
+
+    def __str__(self) -> str:
+        errors = self.problem.get("errors")
+        if errors:
+            return "; ".join(f"{e['field']}: {e['reason']}" for e in errors)
+        return self.problem.get("detail") or self.problem.get("title") or f"HTTP {self.status}"
+
+
+class Unreachable(Exception):
+    """The API did not answer, or said "later" until patience ended."""
+
+
+def key_for(user: str, action: str, window_s: float, *, now: float | None = None) -> str:
+    """Return an idempotency key that is the same for this user and action within a window.
+
+    Windows are fixed slices of time: two clicks either side of a boundary are two jobs. A job type
+    with `unique_for_s` has no such boundary.
+    """
+    slice_number = int((time.time() if now is None else now) // window_s)
+    text = json.dumps([user, action, window_s, slice_number])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Client:
+    """Talks to one Drayman. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        patience_s: float = 30.0,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Find the Drayman (see `service.target`); raises NoTarget if there is none to be found.
+
+        `patience_s`: how long to repeat a call that may be repeated.
+        """
+        target = find_target(url, token)
+        self.url = target.url
+        self._patience_s = patience_s
+        self._http = httpx.Client(
+            base_url=target.url,
+            headers={"Authorization": f"Bearer {target.token}", "User-Agent": "drayman"},
+            timeout=timeout_s,
+            transport=transport,
+            # A proxy from the environment must not see tokens meant for this machine.
+            trust_env=not _is_local(target.url),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- jobs ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        type: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        wait_s: float | None = None,
+        **options: Any,
+    ) -> Json:
+        """Submit a job; return it once it is durable.
+
+        With the same `key` again it returns the same job. `wait_s` (to 30) returns the finished
+        job if it ends in time. `options` are the fields of `POST /v1/jobs`: queue, priority,
+        run_at, delay_s, timeout_s, expires_at, max_attempts, labels.
+        """
+        body = {"type": type, "params": dict(params or {})} | options
+        headers = _keys(key)
+        if wait_s is not None:
+            headers["Prefer"] = f"wait={int(wait_s)}"
+        return self._json("POST", "/v1/jobs", json=body, headers=headers, repeatable=True)
+
+    def submit_many(
+        self, jobs: Iterable[Mapping[str, Any]], *, key: str | None = None
+    ) -> Iterator[Json]:
+        """Submit many jobs; yield `{line, id}` or `{line, problem}` for each, in order.
+
+        A job is a mapping with the fields of `POST /v1/jobs`, and maybe `idempotency_key`.
+        """
+        whole = key or uuid.uuid4().hex
+        for number, batch in enumerate(_batches(jobs)):
+            answer = self._call(
+                "POST",
+                "/v1/jobs/batch",
+                content=b"\n".join(json.dumps(dict(job)).encode() for job in batch),
+                headers={("Idempotency-Key" if key else "Drayman-Request-Id"): f"{whole}-{number}"},
+                repeatable=True,
+            )
+            for line in answer.text.splitlines():
+                result: Json = json.loads(line)
+                yield result | {"line": number * BATCH_LINES + result["line"]}
+
+    def status(self, job_id: str) -> Json:
+        """Return the job as it is now."""
+        return self._json("GET", _job(job_id))
+
+    def watch(self, job_id: str, *, every_s: int = 1) -> Iterator[Json]:
+        """Yield the job every `every_s` seconds, and at once when it ends; then stop."""
+        while True:
+            shown = self._json("GET", _job(job_id), headers={"Prefer": f"wait={every_s}"})
+            yield shown
+            if shown["status"] in FINISHED:
+                return
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Json:
+        """Return the job once it has ended; raises TimeoutError if it has not by then."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = POLL_S if deadline is None else max(0.0, deadline - time.monotonic())
+            poll_s = min(POLL_S, int(left_s) + (left_s % 1 > 0))
+            shown = self._json("GET", _job(job_id), headers={"Prefer": f"wait={poll_s}"})
+            if shown["status"] in FINISHED:
+                return shown
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"job {job_id} is {shown['status']} after {timeout_s:g} s")
+
+    def jobs(self, **filters: Any) -> Iterator[Json]:
+        """Yield jobs, newest first: all pages, or `limit` jobs.
+
+        Filters: status, type, queue, label (`name=value`), tenant.
+        """
+        return self._pages("/v1/jobs", filters)
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask the job to stop; raises ApiError (409) if it has ended."""
+        return self._json("POST", f"{_job(job_id)}/cancel")
+
+    def retry(self, job_id: str) -> Json:
+        """Give a failed job a new budget; raises ApiError (409) if it has not failed."""
+        return self._json("POST", f"{_job(job_id)}/retry")
+
+    def attempts(self, job_id: str) -> list[Json]:
+        """Return the job's attempts, oldest first."""
+        return list(self._json("GET", f"{_job(job_id)}/attempts")["attempts"])
+
+    def logs(self, job_id: str, attempt: int | None = None) -> str:
+        """Return what the attempts printed."""
+        query = {} if attempt is None else {"attempt": attempt}
+        return self._call("GET", f"{_job(job_id)}/logs", params=query).text
+
+    # --- results and files --------------------------------------------------------------------
+
+    def result(self, job_id: str) -> Any:
+        """Return what the handler returned; raises ApiError (409) unless completed."""
+        return self._call("GET", f"{_job(job_id)}/result").json()
+
+    def files(self, job_id: str) -> list[Json]:
+        """Return the files the job wrote."""
+        return list(self._json("GET", f"{_job(job_id)}/files")["files"])
+
+    def download(self, file: Json, folder: Path) -> Path:
+        """Save one of `files(...)` into the folder; return its path.
+
+        A broken transfer is taken up where it broke; the checksum is compared at the end, and
+        nothing has the file's name before that.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / Path(str(file["name"])).name
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            with partial.open("wb") as target:
+                digest = self._fetch(file, target)
+            if digest != file["sha256"]:
+                raise Unreachable(f"{path.name} arrived damaged; download it again")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def upload(self, path: Path, name: str | None = None) -> Json:
+        """Store a file; return `{uri, bytes, sha256}`. Put the uri into params."""
+        target = f"/v1/uploads/{quote(name or path.name, safe='')}"
+
+        def blocks() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+
+        return self._json("PUT", target, content=blocks)
+
+    # --- operating ----------------------------------------------------------------------------
+
+    def queues(self) -> list[Json]:
+        """Return every queue."""
+        return list(self._json("GET", "/v1/queues")["queues"])
+
+    def pause(self, queue: str) -> Json:
+        """Start nothing more from the queue."""
+        return self._json("POST", f"/v1/queues/{quote(queue, safe='')}/pause", repeatable=True)
+
+    def resume(self, queue: str) -> Json:
+        """Start from the queue again."""
+        return self._json("POST", f"/v1/queues/{quote(queue, safe='')}/resume", repeatable=True)
+
+    def dead_letters(self, **filters: Any) -> Iterator[Json]:
+        """Yield failed jobs, longest dead first. Filters: type, queue, cause, tenant."""
+        return self._pages("/v1/dead-letters", filters)
+
+    def redrive(self, **filters: Any) -> int:
+        """Give every matching dead letter a new budget; return how many. Filters as above, ids."""
+        answer = self._json("POST", "/v1/dead-letters/redrive", json={"filter": filters})
+        return int(answer["redriven"])
+
+    def workers(self) -> list[Json]:
+        """Return every worker."""
+        return list(self._json("GET", "/v1/workers")["workers"])
+
+    def types(self) -> list[Json]:
+        """Return the job types and the JSON Schemas of their params."""
+        return list(self._json("GET", "/v1/types")["types"])
+
+    def create_token(self, tenant: str, scopes: list[str], name: str = "") -> Json:
+        """Make a token; its text is in the answer and nowhere else."""
+        body = {"tenant": tenant, "scopes": scopes, "name": name}
+        return self._json("POST", "/v1/tokens", json=body)
+
+    def tokens(self) -> list[Json]:
+        """Return the tokens that work."""
+        return list(self._json("GET", "/v1/tokens")["tokens"])
+
+    def revoke_token(self, token_id: str) -> Json:
+        """Revoke a token by its id."""
+        return self._json("DELETE", f"/v1/tokens/{quote(token_id, safe='')}", repeatable=False)
+
+    # --- calling ------------------------------------------------------------------------------
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        found: Json = self._call(method, path, **request).json()
+        return found
+
+    def _pages(self, path: str, filters: Mapping[str, Any]) -> Iterator[Json]:
+        query = {name: value for name, value in filters.items() if value is not None}
+        left = query.pop("limit", None)
+        while left is None or left > 0:
+            page = self._json("GET", path, params=query | {"limit": min(left or 100, 500)})
+            yield from page["jobs"][:left]
+            left = None if left is None else left - len(page["jobs"])
+            if page["next_after"] is None:
+                return
+            query["after"] = page["next_after"]
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool | None = None,
+        content: Any = None,
+        **request: Any,
+    ) -> httpx.Response:
+        """Send a request until it is answered for good. Raises ApiError or Unreachable."""
+        repeatable = method in ("GET", "PUT") if repeatable is None else repeatable
+        for last in self._tries():
+            body = content() if callable(content) else content
+            wait_s: float | None = None
+            try:
+                answer = self._http.request(method, path, content=body, **request)
+            except httpx.TransportError as error:
+                # Refused before it was sent, it can be sent again whatever it is.
+                if last or not (repeatable or isinstance(error, httpx.ConnectError)):
+                    raise Unreachable(f"{self.url} does not answer: {error}") from error
+            else:
+                if answer.is_success:
+                    return answer
+                if last or not _is_later(answer, repeatable):
+                    raise _refusal(answer)
+                wait_s = _retry_after_s(answer)
+            self._pause(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _tries(self) -> Iterator[bool]:
+        """Yield whether this try is the last, until patience ends."""
+        self._deadline = time.monotonic() + self._patience_s
+        self._backoff_s = BACKOFF_FIRST_S
+        while time.monotonic() < self._deadline:
+            yield False
+        yield True
+
+    def _pause(self, asked_s: float | None) -> None:
+        jittered_s = random.uniform(0, self._backoff_s)
+        self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
+        left_s = max(0.0, self._deadline - time.monotonic())
+        time.sleep(min(jittered_s if asked_s is None else asked_s, left_s))
+
+    def _fetch(self, file: Json, target: Any) -> str:
+        """Write the file's bytes; return their SHA-256."""
+        digest, offset = hashlib.sha256(), 0
+        for last in self._tries():
+            headers = {"If-Range": f'"{file["sha256"]}"'}
+            if offset:
+                headers["Range"] = f"bytes={offset}-"
+            try:
+                with self._http.stream("GET", file["href"], headers=headers) as answer:
+                    if not answer.is_success:
+                        answer.read()
+                        if last or not _is_later(answer, True):
+                            raise _refusal(answer)
+                    else:
+                        if offset and answer.status_code != 206:
+                            raise Unreachable("the file changed while it was downloaded")
+                        for block in answer.iter_raw(BLOCK_BYTES):
+                            target.write(block)
+                            digest.update(block)
+                            offset += len(block)
+                        return digest.hexdigest()
+            except httpx.TransportError as error:
+                if last:
+                    raise Unreachable(f"{self.url} does not answer: {error}") from error
+            self._pause(None)
+        raise AssertionError("the last try returns or raises")
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _keys(given: str | None) -> dict[str, str]:
+    """Return the header that makes repeating a submission safe."""
+    if given is not None:
+        escaped = given.replace("\\", r"\\").replace('"', r"\"")
+        return {"Idempotency-Key": f'"{escaped}"'}
+    # Not Idempotency-Key: that would override a job type's own `unique_for_s`.
+    return {"Drayman-Request-Id": uuid.uuid4().hex}
+
+
+def _batches(jobs: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    batch: list[Mapping[str, Any]] = []
+    for job in jobs:
+        batch.append(job)
+        if len(batch) == BATCH_LINES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _is_later(answer: httpx.Response, repeatable: bool) -> bool:
+    """Return whether to try again: the API says so, or an edge before it failed."""
+    if answer.status_code == 429:
+        return True  # refused before anything was done
+    if not repeatable:
+        return False
+    is_ours = answer.headers.get("content-type", "").startswith("application/problem+json")
+    return answer.status_code in LATER or (answer.status_code == 500 and not is_ours)
+
+
+def _retry_after_s(answer: httpx.Response) -> float | None:
+    with contextlib.suppress(ValueError):  # a date: the backoff will do
+        return max(0.0, float(answer.headers.get("retry-after", "")))
+    return None
+
+
+def _refusal(answer: httpx.Response) -> Exception:
+    with contextlib.suppress(ValueError):
+        problem = answer.json()
+        if isinstance(problem, dict):
+            return ApiError(answer.status_code, problem)
+    if answer.status_code >= 500:
+        return Unreachable(f"{answer.url} answered HTTP {answer.status_code} without a reason")
+    return ApiError(answer.status_code, {"title": f"HTTP {answer.status_code}"})
+
+
+def _is_local(url: str) -> bool:
+    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")

@@ -1,0 +1,84 @@
+"""Which Drayman the client and the command line talk to.
+
+Rule 1: what is given wins over the environment, that over what `drayman up` left on this machine.
+Rule 2: a token found on this machine goes to the URL it was found with and to no other.
+Rule 3: nothing heavy is imported here: commands must start at once.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["DEFAULT_PORT", "NoTarget", "Target", "find_target"]
+
+DEFAULT_PORT = 8000
+URL_ENV, TOKEN_ENV, HOME_ENV = "DRAYMAN_URL", "DRAYMAN_TOKEN", "DRAYMAN_HOME"
+
+
+class NoTarget(Exception):
+    """There is nothing to talk to; the text says how to name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to send requests, and the right to."""
+
+    url: str
+    token: str
+
+
+def find_target(
+    url: str | None = None,
+    token: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Target:
+    """Return the Drayman to talk to. Raises NoTarget."""
+    url = url or environment.get(URL_ENV) or None
+    token = token or environment.get(TOKEN_ENV) or None
+    if url is not None and token is not None:
+        return Target(url.rstrip("/"), token)
+    runs = _running(environment)
+    if url is not None:
+        found = next((run for run in runs if run.url == url.rstrip("/")), None)
+        if found is None:
+            raise NoTarget(f"no token for {url}; set {TOKEN_ENV}, or give --token")
+        return found
+    if not runs:
+        raise NoTarget(f"no Drayman runs here; start one with `drayman up`, or set {URL_ENV}")
+    if len(runs) > 1:
+        preferred = [run for run in runs if run.url.endswith(f":{DEFAULT_PORT}")]
+        if not preferred:
+            urls = ", ".join(run.url for run in runs)
+            raise NoTarget(f"several run here ({urls}); choose with --url or {URL_ENV}")
+        runs = preferred
+    return Target(runs[0].url, token or runs[0].token)
+
+
+def _running(environment: Mapping[str, str]) -> list[Target]:
+    """Return what `drayman up` recorded (`service.runfile`) and still runs, by port."""
+    home = Path(environment.get(HOME_ENV) or Path.home() / ".drayman")
+    paths = [path for path in (home / "run").glob("*.json") if path.stem.isdigit()]
+    found = (_target(path) for path in sorted(paths, key=lambda path: int(path.stem)))
+    return [target for target in found if target is not None]
+
+
+def _target(path: Path) -> Target | None:
+    try:
+        run = json.loads(path.read_bytes())
+        if not run["ready"] or not _is_alive(run["driver"]["pid"]):
+            return None
+        return Target(run["url"], Path(run["token_path"]).read_text().strip())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # half written, or of another version: as good as none
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it lives, as another user
+    return True
