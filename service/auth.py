@@ -110,14 +110,6 @@ class TokenStore:
         self._objects.put(_path(digest), msgspec.json.encode(record))
         return token, record
 
-    def knows(self, token: str) -> bool:
-        """Return whether the token works."""
-        try:
-            self._objects.size(_path(_digest(token.encode())))
-        except NotFound:
-            return False
-        return True
-
     def read(self, known: dict[str, TokenRecord]) -> dict[str, TokenRecord]:
         """Return every token by its hash, fetching only records that `known` has not."""
         found: dict[str, TokenRecord] = {}

@@ -320,7 +320,8 @@ class Client:
     ) -> httpx.Response:
         """Send a request until it is answered for good. Raises ApiError or Unreachable."""
         repeatable = method in ("GET", "PUT") if repeatable is None else repeatable
-        for last in self._tries():
+        tries = _Tries(self._patience_s)
+        for last in tries:
             body = content() if callable(content) else content
             wait_s: float | None = None
             try:
@@ -335,27 +336,14 @@ class Client:
                 if last or not _is_later(answer, repeatable):
                     raise _refusal(answer)
                 wait_s = _retry_after_s(answer)
-            self._pause(wait_s)
+            tries.pause(wait_s)
         raise AssertionError("the last try returns or raises")
-
-    def _tries(self) -> Iterator[bool]:
-        """Yield whether this try is the last, until patience ends."""
-        self._deadline = time.monotonic() + self._patience_s
-        self._backoff_s = BACKOFF_FIRST_S
-        while time.monotonic() < self._deadline:
-            yield False
-        yield True
-
-    def _pause(self, asked_s: float | None) -> None:
-        jittered_s = random.uniform(0, self._backoff_s)
-        self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
-        left_s = max(0.0, self._deadline - time.monotonic())
-        time.sleep(min(jittered_s if asked_s is None else asked_s, left_s))
 
     def _fetch(self, file: Json, target: Any) -> str:
         """Write the file's bytes; return their SHA-256."""
         digest, offset = hashlib.sha256(), 0
-        for last in self._tries():
+        tries = _Tries(self._patience_s)
+        for last in tries:
             headers = {"If-Range": f'"{file["sha256"]}"'}
             if offset:
                 headers["Range"] = f"bytes={offset}-"
@@ -376,8 +364,29 @@ class Client:
             except httpx.TransportError as error:
                 if last:
                     raise Unreachable(f"{self.url} does not answer: {error}") from error
-            self._pause(None)
+            tries.pause()
         raise AssertionError("the last try returns or raises")
+
+
+class _Tries:
+    """Tries of one call, with full jitter between them, until patience ends."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._deadline = time.monotonic() + patience_s
+        self._backoff_s = BACKOFF_FIRST_S
+
+    def __iter__(self) -> Iterator[bool]:
+        """Yield whether this try is the last."""
+        while time.monotonic() < self._deadline:
+            yield False
+        yield True
+
+    def pause(self, asked_s: float | None = None) -> None:
+        """Wait before the next try, as long as the server asked."""
+        jittered_s = random.uniform(0, self._backoff_s)
+        self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
+        left_s = max(0.0, self._deadline - time.monotonic())
+        time.sleep(min(jittered_s if asked_s is None else asked_s, left_s))
 
 
 def _job(job_id: str) -> str:
