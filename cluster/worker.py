@@ -105,7 +105,8 @@ class Worker:
         #: What the last report said was started and welcome.
         self._told_started: set[int] = set()
         self._told_hungry = False
-        self._heard_s = time.monotonic()
+        #: Since when every call has failed; None while the manager answers.
+        self._away_since_s: float | None = None
 
     def _open_logs(self) -> LogStore:
         from cluster.store.objects import open_store
@@ -165,10 +166,11 @@ class Worker:
             except Exception as error:
                 # Whatever the carrier raises, it means: not known to be durable. Say it all again.
                 log.warning("worker.exchange_failed", error=str(error), next_try_s=pause_s)
+                self._away_since_s = self._away_since_s or began_s
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(RETRY_MAX_S, pause_s * 2)
                 continue
-            pause_s = RETRY_MIN_S
+            pause_s, self._away_since_s = RETRY_MIN_S, None
             if not heard and time.monotonic() - began_s < QUICK_S:
                 await asyncio.sleep(PACE_S)
 
@@ -176,7 +178,9 @@ class Worker:
         executor = self._executor
         if executor.draining and not executor.held:
             return True
-        away_s = time.monotonic() - self._heard_s
+        if self._away_since_s is None:
+            return False
+        away_s = time.monotonic() - self._away_since_s
         limit_s = self._times.orphan_s * (ORPHAN_FACTOR if executor.ended else 1)
         if away_s > limit_s and executor.idle:
             log.error("worker.orphaned", away_s=round(away_s), next="it ends itself")
@@ -265,7 +269,6 @@ class Worker:
     def _apply(self, orders: Orders, report: Report) -> bool:
         if orders.epoch < self._epoch:
             raise StaleManager(orders.epoch, self._epoch)
-        self._heard_s = time.monotonic()
         if orders.epoch > self._epoch:
             self._epoch, self._applied = orders.epoch, 0
             self._numbers.clear()
