@@ -27,6 +27,7 @@ from jobs.library.report.layout import (
     TINT,
     latin,
 )
+from jobs.library.report.wording import MONTHS
 
 __all__ = ["Bar", "Series", "bars", "columns", "line", "year_grid"]
 
@@ -257,7 +258,7 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
         write(left + (number - 0.5) * slot, 12 * row + 19, str(number), "middle")
     for month in range(1, 13):
         y = (12 - month) * row + 16
-        write(0, y + 4, calendar.month_abbr[month], "start")
+        write(0, y + 4, MONTHS[month][:3], "start")
         for number in range(1, calendar.monthrange(year, month)[1] + 1):
             rate = rates.get(date(year, month, number))
             colour = TINT if rate is None else _shade(rate)

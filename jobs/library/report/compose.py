@@ -43,7 +43,8 @@ from jobs.library.report.layout import (
     text,
     tiles,
 )
-from jobs.library.report.sections import Section, sections_of
+from jobs.library.report.section import Section
+from jobs.library.report.sections import sections_of
 
 __all__ = ["compose"]
 

@@ -92,8 +92,11 @@ class Fleet:
         return dict(sorted(fleets.items(), key=lambda item: (-item[1].operated, item[0])))
 
 
-def read_fleet(planes: Table, aircraft: dict[str, Sums], year: int) -> Fleet:
-    """Look up the aircraft that operated; the first row of a registration counts."""
+def read_fleet(planes: Table, aircraft: dict[str, Sums], operated: int, year: int) -> Fleet:
+    """Look up the aircraft that operated; the first row of a registration counts.
+
+    `operated` counts all operated flights, also those without a registration.
+    """
     flown = {tail: sums for tail, sums in aircraft.items() if sums.operated}
     wanted = pa.array(flown, pa.string())
     found: dict[str, Plane] = {}
@@ -111,4 +114,4 @@ def read_fleet(planes: Table, aircraft: dict[str, Sums], year: int) -> Fleet:
                     flown[tail],
                 )
     known = tuple(found[tail] for tail in sorted(found))
-    return Fleet(known, len(flown), sum(sums.operated for sums in flown.values()), year)
+    return Fleet(known, len(flown), operated, year)

@@ -61,7 +61,8 @@ def gather(ctx: Context, params: "ReportParams") -> Report:
     airports = _names(tables.get("airports"), "faa")
     fleet = None
     if "planes" in tables:
-        fleet = read_fleet(tables["planes"], activity.aircraft, params.year)
+        operated = activity.total.operated
+        fleet = read_fleet(tables["planes"], activity.aircraft, operated, params.year)
     weather = None
     if "weather" in tables:
         ctx.progress(0.86, "Joining the weather")

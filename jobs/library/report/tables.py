@@ -154,8 +154,8 @@ def open_table(name: str, uri: str, fetch: Callable[[str], Path]) -> Table:
         kind = "Parquet" if parquet else "CSV"
         raise _bad(
             name,
-            f"a file of {shown} is not {kind} ({_first_line(error)})",
-            f"give {kind} files only",
+            f"{_base(shown)} cannot be read as {kind} ({_first_line(error)})",
+            "correct the file",
         ) from error
     if parquet:
         rows = sum(fragment.metadata.num_rows for fragment in dataset.get_fragments())
@@ -347,7 +347,8 @@ def _base(path: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
+    """Return what is wrong: Arrow puts the cause last, after the names of all it went through."""
+    return str(error).partition("\n")[0].rpartition("Invalid: ")[2][:200]
 
 
 def _bad(table: str, problem: str, fix: str) -> Discard:

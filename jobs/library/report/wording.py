@@ -1,6 +1,5 @@
 """How figures read in a sentence, and the orders in which things are listed."""
 
-import calendar
 from datetime import date
 
 from jobs.library.report.headline import printed
@@ -8,6 +7,7 @@ from jobs.library.report.sums import Sums
 
 __all__ = [
     "MONTHS",
+    "WEEKDAYS",
     "by_flights",
     "count",
     "day_name",
@@ -20,7 +20,23 @@ __all__ = [
     "points_apart",
 ]
 
-MONTHS = calendar.month_name
+#: Written out, since those of `calendar` follow the process's locale. January is at 1.
+MONTHS = (
+    "",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def count(number: int, noun: str, plural: str = "s") -> str:
@@ -70,7 +86,7 @@ def hard_days(days: dict[date, Sums]) -> list[tuple[date, Sums]]:
 
 
 def hardship(sums: Sums) -> int:
-    """Return how many passengers' plans broke, in flights: cancelled, or an hour late or more."""
+    """Return how many flights went wrong: cancelled, or an hour late or more."""
     return sums.cancelled + sums.long_delays
 
 

@@ -1,0 +1,309 @@
+"""`report.annual` on real flights: right figures, the same bytes, clear refusals."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pypdf import PdfReader
+
+from jobs import Discard, StopRequested
+from jobs.library import annual_report
+from jobs.testing import Finished, run
+
+Small = Callable[..., str]
+
+
+def report(**params: Any) -> Finished:
+    return run(annual_report, {"carrier": "UA", "year": 2013, **params})
+
+
+def refusal(**params: Any) -> str:
+    finished = report(**params)
+    assert isinstance(finished.error, Discard), finished.error
+    assert not finished.files
+    return str(finished.error)
+
+
+def pages_of(finished: Finished, folder: Path) -> list[str]:
+    path = folder / "read-back.pdf"
+    path.write_bytes(finished.files["report.pdf"])
+    return [page.extract_text() for page in PdfReader(path).pages]
+
+
+def as_printed(headline: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{value:,}".removesuffix(".0") for name, value in headline.items()}
+
+
+@pytest.fixture(scope="session")
+def united(tables: dict[str, str]) -> Finished:
+    finished = report(**tables)
+    assert finished.error is None
+    return finished
+
+
+class TestFigures:
+    @pytest.mark.parametrize("carrier", ["EV", "HA"])
+    def test_headline_figures_equal_those_of_sql(
+        self, carrier: str, tables: dict[str, str], by_sql: Callable[[str], dict[str, str]]
+    ) -> None:
+        finished = report(**{**tables, "carrier": carrier})
+
+        assert as_printed(finished.result["headline"]) == by_sql(carrier)
+
+    def test_headline_figures_of_the_demo_equal_those_of_sql(
+        self, united: Finished, by_sql: Callable[[str], dict[str, str]]
+    ) -> None:
+        assert as_printed(united.result["headline"]) == by_sql("UA")
+
+    def test_every_headline_figure_stands_in_the_text(
+        self, united: Finished, tmp_path: Path
+    ) -> None:
+        words = " ".join(pages_of(united, tmp_path)).split()
+
+        for name, value in united.result["headline"].items():
+            text = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+            assert text in words, name
+
+    def test_csv_and_parquet_give_the_same_figures(
+        self, tables: dict[str, str], small: Small
+    ) -> None:
+        where = "WHERE month IN (1, 2)"
+        from_parquet = report(flights=small(where), planes=tables["planes"])
+
+        from_csv = report(flights=small(where, name="part.csv"), planes=tables["planes"])
+
+        assert from_csv.result["headline"] == from_parquet.result["headline"]
+        assert from_csv.result["headline"]["flights"] == 8983
+
+    def test_folder_glob_file_uri_and_partitions_read_the_same_rows(
+        self, small: Small, tmp_path: Path
+    ) -> None:
+        small("WHERE month = 1", name="all/a.parquet")
+        small("WHERE month = 2", name="all/b.parquet")
+        (tmp_path / "all" / "_SUCCESS").touch()
+        small("WHERE month = 1", "* EXCLUDE year", "parts/year=2013/a.parquet")
+        small("WHERE month = 2", "* EXCLUDE year", "parts/year=2013/b.parquet")
+        folder = tmp_path / "all"
+
+        figures = [
+            report(flights=uri).result["headline"]
+            for uri in (
+                str(folder),
+                f"{folder}/*.parquet",
+                folder.as_uri(),
+                str(tmp_path / "parts"),
+            )
+        ]
+
+        assert figures[0]["flights"] == 8983
+        assert all(others == figures[0] for others in figures)
+
+    def test_missing_values_written_as_nan_count_as_missing(self, small: Small) -> None:
+        as_null = report(flights=small())
+        as_nan = report(
+            flights=small(
+                columns="* REPLACE (coalesce(dep_time, 'nan'::DOUBLE) AS dep_time,"
+                " coalesce(arr_delay, 'nan'::DOUBLE) AS arr_delay)",
+                name="nan.parquet",
+            )
+        )
+
+        assert as_nan.result["headline"] == as_null.result["headline"]
+
+    def test_upload_is_fetched(self, small: Small) -> None:
+        data = Path(small()).read_bytes()
+
+        finished = run(
+            annual_report,
+            {"carrier": "UA", "year": 2013, "flights": "upload:flights"},
+            files={"upload:flights": data},
+        )
+
+        assert finished.result["headline"]["flights"] == 4637
+
+
+class TestPages:
+    def test_sections_appear_only_with_their_tables(
+        self, united: Finished, small: Small, tmp_path: Path
+    ) -> None:
+        whole = " ".join(pages_of(united, tmp_path))
+        bare = " ".join(pages_of(report(flights=small()), tmp_path))
+
+        for words in ("Fleet", "Weather", "Newark Liberty Intl", "United Air Lines Inc."):
+            assert words in whole
+            assert words not in bare
+        assert "Month by month" in bare
+
+    def test_year_before_is_compared_where_the_table_has_it(
+        self, small: Small, tmp_path: Path
+    ) -> None:
+        small(name="years/a.parquet")
+        small("WHERE month = 1 AND day < 16", "* REPLACE (2012 AS year)", "years/b.parquet")
+
+        cover, figures, *_ = pages_of(report(flights=str(tmp_path / "years")), tmp_path)
+
+        assert "more than in 2012" in cover
+        assert "Figure 2013 2012" in " ".join(figures.split())
+
+    def test_pages_are_numbered(self, united: Finished, tmp_path: Path) -> None:
+        pages = pages_of(united, tmp_path)
+
+        assert united.result["pages"] == len(pages)
+        for number, text in enumerate(pages, start=1):
+            assert f"Page {number} of {len(pages)}" in text
+
+    def test_contents_point_to_the_pages_where_sections_begin(
+        self, united: Finished, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "outline.pdf"
+        path.write_bytes(united.files["report.pdf"])
+        reader = PdfReader(path)
+
+        for entry in reader.outline:
+            page = reader.get_destination_page_number(entry)
+            assert entry.title in reader.pages[page].extract_text()
+
+    def test_header_of_a_long_table_is_repeated(
+        self, tables: dict[str, str], tmp_path: Path
+    ) -> None:
+        pages = pages_of(report(**tables, destinations=100), tmp_path)
+
+        with_destinations = [page for page in pages if "Airport" in page and "Code" in page]
+        assert len(with_destinations) >= 2
+
+    def test_names_from_the_data_cannot_break_the_page(self, small: Small, tmp_path: Path) -> None:
+        airlines = tmp_path / "airlines.csv"
+        airlines.write_text("carrier,name\nUA,<b>Łódź & Søn 航空\n", encoding="utf-8")
+
+        cover = pages_of(report(flights=small(), airlines=str(airlines)), tmp_path)[0]
+
+        assert "<b>?ódz & Søn ??" in cover
+
+    def test_same_params_give_the_same_bytes(
+        self, united: Finished, tables: dict[str, str]
+    ) -> None:
+        again = report(**tables)
+
+        assert again.files["report.pdf"] == united.files["report.pdf"]
+
+    def test_airline_without_a_completed_flight_still_gets_a_report(self, small: Small) -> None:
+        finished = report(flights=small("WHERE dep_time IS NULL AND month = 2"))
+
+        assert finished.result["headline"]["on_time_pct"] is None
+        assert finished.result["headline"]["cancelled_pct"] == 100.0
+
+
+class TestProgress:
+    def test_progress_never_falls_and_ends_at_one(self, united: Finished) -> None:
+        fractions = [fraction for fraction, _ in united.progress if fraction is not None]
+
+        assert fractions == sorted(fractions)
+        assert fractions[0] == 0.0
+        assert fractions[-1] == 1.0
+        assert len(fractions) > 6
+
+    @pytest.mark.parametrize("calls", [1, 5, 14])
+    def test_stop_is_obeyed_and_leaves_no_file(self, calls: int, tables: dict[str, str]) -> None:
+        finished = run(annual_report, {"carrier": "UA", "year": 2013, **tables}, stop_after=calls)
+
+        assert isinstance(finished.error, StopRequested)
+        assert not finished.files
+
+
+class TestBadInput:
+    def test_missing_table(self, tmp_path: Path) -> None:
+        assert refusal(flights=str(tmp_path / "none.parquet")) == (
+            f"flights: there is nothing at {tmp_path}/none.parquet; "
+            "correct the URI in params.flights"
+        )
+
+    def test_folder_without_tables(self, tmp_path: Path) -> None:
+        (tmp_path / "readme.txt").write_text("nothing here")
+
+        assert "flights: no .parquet or .pq or .csv files at" in refusal(flights=str(tmp_path))
+
+    def test_missing_upload(self) -> None:
+        reason = refusal(flights="upload:gone")
+
+        assert reason.startswith("flights: upload:gone cannot be fetched")
+        assert reason.endswith("upload it, or correct the URI")
+
+    def test_missing_column(self, small: Small) -> None:
+        reason = refusal(flights=small(columns="* EXCLUDE (arr_delay, dest)"))
+
+        assert reason.startswith("flights: part.parquet has no columns dest, arr_delay; add them;")
+
+    def test_column_missing_in_one_file_of_many(self, small: Small, tmp_path: Path) -> None:
+        small(name="all/a.parquet")
+        small("WHERE month = 2", "* EXCLUDE hour", "all/b.parquet")
+
+        reason = refusal(flights=str(tmp_path / "all"))
+
+        assert reason.startswith("flights: b.parquet has no column hour; add it;")
+
+    def test_column_of_the_wrong_type(self, small: Small) -> None:
+        reason = refusal(flights=small(columns="* REPLACE ('x' AS distance)"))
+
+        assert reason == (
+            "flights: column distance of part.parquet holds string, not numbers; "
+            "write it as numbers"
+        )
+
+    def test_bad_cell_of_a_csv_file(self, tmp_path: Path, small: Small) -> None:
+        path = Path(small("WHERE month = 1 AND day = 1", name="part.csv"))
+        path.write_text(path.read_text().replace(",1400,", ",many,"))
+
+        reason = refusal(flights=str(path))
+
+        assert reason.startswith("flights: part.csv cannot be read as CSV (In CSV column #")
+        assert "many" in reason
+
+    @pytest.mark.parametrize("name", ["flights.parquet", "flights.csv", "flights"])
+    def test_file_that_is_neither_parquet_nor_csv(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / name
+        path.write_bytes(b"%PDF-1.7\0\1\2" + bytes(range(256)) * 8)
+
+        assert refusal(flights=str(path)) == (
+            f"flights: {name} is neither Parquet nor CSV; "
+            "give a Parquet file, or CSV in UTF-8 with commas and a header line"
+        )
+
+    def test_torn_parquet_file(self, small: Small) -> None:
+        path = Path(small())
+        path.write_bytes(path.read_bytes()[:5000])
+
+        assert "part.parquet cannot be read as Parquet (" in refusal(flights=str(path))
+
+    def test_empty_file(self, tmp_path: Path) -> None:
+        (tmp_path / "flights.csv").touch()
+
+        reason = refusal(flights=str(tmp_path / "flights.csv"))
+
+        assert reason == "flights: flights.csv is empty; give a Parquet or CSV file with rows"
+
+    def test_unknown_carrier(self, tables: dict[str, str], small: Small) -> None:
+        by_airlines = refusal(flights=small(), airlines=tables["airlines"], carrier="ZZ")
+        by_flights = refusal(flights=small(), carrier="ZZ")
+
+        assert by_airlines.startswith("airlines: no carrier 'ZZ'; use one of 9E, AA, AS,")
+        assert by_flights.startswith("flights: no flights of carrier 'ZZ'; use one of 9E, AA, AS,")
+
+    def test_year_without_flights(self, small: Small) -> None:
+        reason = refusal(flights=small(), year=2019)
+
+        assert reason == "flights: no flights of UA in 2019; use one of the years 2013"
+
+    def test_credentials_in_a_uri_are_not_repeated(self) -> None:
+        reason = refusal(flights="sftp://me:hunter2@host/flights.csv?sig=abc")
+
+        assert "hunter2" not in reason.partition("(")[0]
+        assert "sig=abc" not in reason.partition("(")[0]
+
+    @pytest.mark.parametrize(
+        "params", [{"carrier": "U/A"}, {"year": 13}, {"flights": ""}, {"colour": "red"}]
+    )
+    def test_params_are_validated(self, params: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match=next(iter(params))):
+            report(**{"flights": "flights.csv", **params})
