@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.redact import redact_bytes
 
-__all__ = ["LOG_BYTES_MAX", "last_lines", "read_log"]
+__all__ = ["LOG_BYTES_MAX", "cut", "last_lines", "read_log"]
 
 LOG_BYTES_MAX = 1 << 20
 #: A masked secret may shrink the text; so much more is read than kept.
@@ -23,10 +23,22 @@ _READ_BYTES = 64 * 1024
 
 
 def read_log(
-    path: Path, start: int, end: int, secrets: Sequence[str] = (), *, partial: bool = False
+    path: Path,
+    start: int,
+    end: int,
+    secrets: Sequence[str] = (),
+    *,
+    partial: bool = False,
+    beginning: bytes = b"",
 ) -> bytes:
-    """Return what lies between two offsets of a capture file, fit to be kept."""
+    """Return what lies between two offsets of a capture file, fit to be kept.
+
+    `beginning` is what `cut` returned, if the file was cut while the attempt ran.
+    """
     half = LOG_BYTES_MAX // 2
+    if beginning:
+        rest = read_log(path, start, end, secrets, partial=partial)[-half:]
+        return redact_bytes(beginning, secrets)[:half] + b"\n... cut here ...\n" + rest
     with path.open("rb", buffering=0) as file:
         fd = file.fileno()
         end = min(end, os.fstat(fd).st_size)
@@ -44,6 +56,17 @@ def read_log(
             if partial:
                 tail = tail[: tail.rfind(b"\n") + 1]
     return b"%b\n... %d bytes left out ...\n%b" % (head, length - len(head) - len(tail), tail)
+
+
+def cut(path: Path, start: int) -> bytes:
+    """Empty a capture file that grew too large and return the head of what began at `start`.
+
+    Its writers append, so they go on at the new end, which is its beginning.
+    """
+    with path.open("rb+", buffering=0) as file:
+        beginning = _read(file.fileno(), start, start + LOG_BYTES_MAX // 2 + _MARGIN_BYTES)
+        file.truncate(0)
+    return beginning
 
 
 def last_lines(log: bytes) -> str:

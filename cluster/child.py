@@ -10,6 +10,7 @@ none. Rule 4: the end of the socket is the end of the process: a child is nothin
 """
 
 import faulthandler
+import io
 import os
 import socket
 import sys
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -87,7 +88,7 @@ def main(data_fd: int, board_fd: int, config: bytes) -> NoReturn:
     """Run this forked process as a child. Returns never."""
     _be_killed_first()
     sys.stdin = open(os.devnull)  # noqa: SIM115 - it lives as long as the process
-    sys.stdout, sys.stderr = _line_by_line(1), _line_by_line(2)
+    sys.stdout, sys.stderr = _Stream(1), _Stream(2)
     faulthandler.enable(file=2)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = decode_config(config)
@@ -96,9 +97,18 @@ def main(data_fd: int, board_fd: int, config: bytes) -> NoReturn:
     child.serve()
 
 
-def _line_by_line(fd: int) -> TextIO:
-    """Return a stream that has written each line before a crash can take it."""
-    return open(fd, "w", buffering=1, errors="backslashreplace", closefd=False)
+class _Stream(io.TextIOWrapper):
+    """A standard stream that has written each line before a crash can take it."""
+
+    def __init__(self, fd: int) -> None:
+        file = open(fd, "wb", closefd=False)  # noqa: SIM115 - it lives as long as the process
+        super().__init__(file, errors="backslashreplace", line_buffering=True)
+        #: Whether anything was written since this was last set to False.
+        self.touched = False
+
+    def write(self, text: str) -> int:
+        self.touched = True
+        return super().write(text)
 
 
 def _be_killed_first() -> None:
@@ -283,6 +293,8 @@ class ProcessLoop:
         self._board = child.board
         self._feeds: SimpleQueue[Feed] = SimpleQueue()
         self._encode = msgspec.json.Encoder().encode
+        assert isinstance(sys.stdout, _Stream)
+        assert isinstance(sys.stderr, _Stream)
         self._stdout, self._stderr = sys.stdout, sys.stderr
         #: Outcomes on the board, and since when.
         self._kept = 0
@@ -373,22 +385,29 @@ class ProcessLoop:
         if self._kept == 0:
             self._kept_since = now
         self._kept += 1
-        end = self._output_end()
-        if end != self._output_at:
-            start = self._output_at if self._output_at < end else 0
-            self._output_at = end
-            self._flush(self._encode(LogSpan(outcome.token, start, end)))
-        elif (
+        if (
             took_s > SHORT_TASK_S
             or self._kept >= OUTCOMES_TOGETHER_MAX
             or now - self._kept_since > OUTCOMES_TOGETHER_S
+            or self._stdout.touched
+            or self._stderr.touched
         ):
-            self._flush()
+            self._flush(self._printed(outcome.token))
 
-    def _output_end(self) -> int:
-        self._stdout.flush()
-        self._stderr.flush()
-        return os.lseek(1, 0, os.SEEK_END)
+    def _printed(self, token: int) -> bytes:
+        """Return the encoded span of what was printed since last asked; empty if nothing was.
+
+        It is asked only here, because a system call costs a quarter of a short task. What a short
+        task writes past Python's streams may so be found in the log of the next that flushes.
+        """
+        for stream in (self._stdout, self._stderr):
+            stream.flush()
+            stream.touched = False
+        start, end = self._output_at, os.lseek(1, 0, os.SEEK_END)
+        if start == end:
+            return b""
+        self._output_at = end
+        return self._encode(LogSpan(token, start if start < end else 0, end))
 
     def _flush(self, span: bytes = b"") -> None:
         if self._kept:

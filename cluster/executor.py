@@ -14,14 +14,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 
-from cluster.capture import last_lines, read_log
+from cluster.capture import cut, last_lines, read_log
 from cluster.child_async import output_path
 from cluster.pace import Pace
 from cluster.pipe import Answer, Call, Ended, Moved
@@ -52,7 +51,7 @@ NOTICED_S = 0.05
 LOG_EVERY_S = 2.0
 #: A log that the store refuses for so long is given up; the outcome matters more.
 LOG_PATIENCE_S = 15.0
-#: A capture file beyond this is emptied as soon as nothing writes to it.
+#: A capture file beyond this is cut under the attempt that fills it, or emptied between two.
 CAPTURE_BYTES_MAX = 64 << 20
 #: A loop that has not turned for so long is blocked by a handler.
 BLOCKED_LOOP_S = 2.0
@@ -72,9 +71,8 @@ class LogStore(Protocol):
         """Create or replace an object."""
 
 
-@dataclass(slots=True)
-class Held:
-    """One token."""
+class Held(msgspec.Struct, gc=False):
+    """One token. A struct, because one is made for every task there is."""
 
     assignment: Assignment
     slot: Slot | None = None
@@ -90,9 +88,11 @@ class Held:
     dropped: bool = False
     #: It has ended and its log is on its way, or the rest of its child is being killed.
     ending: Outcome | None = None
-    secrets: list[str] = field(default_factory=list)
+    secrets: list[str] = []
     spec: JobSpec | None = None
     output_at: int = 0
+    #: Head of its output, if the capture file had to be cut while it ran.
+    beginning: bytes = b""
     #: Length of the log last put into the store, and when.
     log_bytes: int = 0
     logged_s: float = 0.0
@@ -129,7 +129,9 @@ class Executor:
         self._pace = Pace()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening_solo = False
-        self._gone: dict[int, None] = {}
+        #: Tokens let go lately, never to be started again.
+        self._gone: set[int] = set()
+        self._gone_in_order: deque[int] = deque(maxlen=FORGOTTEN_TOKENS_MAX)
         self.draining = False
         #: Every token whose outcome is not confirmed, in order of assignment.
         self.held: dict[int, Held] = {}
@@ -185,10 +187,11 @@ class Executor:
                 held = self.held.get(token)
                 if held is not None and held.started_s is None and token in slot.fed:
                     held.started_s = started_ns / 1e9
+        ended = self.ended
         return [
             token
             for token, held in self.held.items()
-            if held.started_s is not None or token in self.ended
+            if token in ended or held.started_s is not None
         ]
 
     @property
@@ -217,7 +220,11 @@ class Executor:
         """Forget tokens: their outcomes are durable."""
         for token in tokens:
             self.ended.pop(token, None)
-            self._let_go(token)
+            self.held.pop(token, None)
+            if len(self._gone_in_order) == FORGOTTEN_TOKENS_MAX:
+                self._gone.discard(self._gone_in_order[0])
+            self._gone_in_order.append(token)
+            self._gone.add(token)
 
     def recall(self, tokens: Iterable[int]) -> None:
         """Give back those that have not started; the others go on."""
@@ -257,7 +264,6 @@ class Executor:
                 continue
             if token in self.ended or held.slot is None:
                 self._unqueue(token)
-                self.ended.pop(token, None)
                 self._let_go(token)
                 continue
             held.dropped = True
@@ -396,12 +402,20 @@ class Executor:
                 continue
             tasks += 1
             total_s += outcome.ended_at - outcome.started_at
-            if span := spans.get(token):
+            if span := spans.get(token) if spans else None:
                 slot.output_bytes = max(slot.output_bytes, span.end)
                 held.output_at = span.start
                 self._end_with_log(slot, held, outcome, span.end)
+            elif held.stop is None and not held.dropped:
+                # The common case, short: everything else is in `_conclude`.
+                del slot.fed[token]
+                held.slot = None
+                self.ended[token] = outcome
+                if self.progress:
+                    self.progress.pop(token, None)
             else:
-                self._end(slot, held, outcome)
+                del slot.fed[token]
+                self._retire(slot, held, outcome)
         self._backlog.extendleft(reversed(back))
         self._pace.add(tasks, total_s)
         if tasks:
@@ -475,7 +489,7 @@ class Executor:
         held.output_at = start
         if not self._is_async:
             held.started_s = death.started_ns / 1e9
-        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets)
+        data = await asyncio.to_thread(_read_quietly, held, path, start)
         where = await self._put_log(held, data)
         told = redact(last_lines(data), held.secrets)
         now = time.time()
@@ -515,17 +529,12 @@ class Executor:
     async def _store_log(
         self, slot: Slot, held: Held, outcome: Outcome, path: Path, end: int
     ) -> None:
-        start = held.output_at
-        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets, end)
+        data = await asyncio.to_thread(_read_quietly, held, path, held.output_at, end)
         where = await self._put_log(held, data)
         if self._is_async:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         held.ending = None
         self._retire(slot, held, msgspec.structs.replace(outcome, log=where))
-
-    def _end(self, slot: Slot, held: Held, outcome: Outcome) -> None:
-        del slot.fed[held.token]
-        self._retire(slot, held, outcome)
 
     def _retire(self, slot: Slot, held: Held, outcome: Outcome) -> None:
         """Conclude; after an ordered stop only once whatever the attempt left running is dead."""
@@ -566,12 +575,8 @@ class Executor:
         return _replaced(outcome, "stopped", "", stop)
 
     def _let_go(self, token: int) -> None:
-        held = self.held.pop(token, None)
-        if held is None:
-            return
-        self._gone[token] = None
-        if len(self._gone) > FORGOTTEN_TOKENS_MAX:
-            del self._gone[next(iter(self._gone))]
+        self.progress.pop(token, None)
+        self.confirm([token])
 
     def _unqueue(self, token: int) -> None:
         for line in (self._backlog, self._suspects):
@@ -669,10 +674,17 @@ class Executor:
             held.started_s = started_s
             self._news()
         held.output_at = output_at
+        self._limit_capture(slot, held)
         self._pace.longest_s = max(self._pace.longest_s, now - started_s)
         slot.stuck = True
         self._ask_back(slot, self._others(held))
         return [held]
+
+    def _limit_capture(self, slot: Slot, held: Held) -> None:
+        start = 0 if held.beginning else held.output_at
+        if slot.output_path.stat().st_size - start > CAPTURE_BYTES_MAX:
+            beginning = cut(slot.output_path, start)
+            held.beginning = held.beginning or beginning
 
     def _look_at_loop(self, slot: Slot, now: float) -> None:
         assert slot.board is not None
@@ -704,7 +716,7 @@ class Executor:
     async def _log_so_far(self, slot: Slot, held: Held) -> None:
         path = output_path(slot.scratch, held.token) if self._is_async else slot.output_path
         start = 0 if self._is_async else held.output_at
-        data = await asyncio.to_thread(_read_quietly, path, start, held.secrets, None, True)
+        data = await asyncio.to_thread(_read_quietly, held, path, start, None, True)
         if len(data) == held.log_bytes or held.slot is None or held.ending is not None:
             return
         held.log_bytes = len(data)
@@ -738,10 +750,12 @@ class Executor:
 
 
 def _read_quietly(
-    path: Path, start: int, secrets: list[str], end: int | None = None, partial: bool = False
+    held: Held, path: Path, start: int, end: int | None = None, partial: bool = False
 ) -> bytes:
+    start = 0 if held.beginning else start
+    end = 1 << 62 if end is None else end
     try:
-        return read_log(path, start, end if end is not None else 1 << 62, secrets, partial=partial)
+        return read_log(path, start, end, held.secrets, partial=partial, beginning=held.beginning)
     except FileNotFoundError:
         return b""  # It printed nothing.
 

@@ -286,10 +286,24 @@ async def async_stubborn(ctx: Context, params: Marked) -> None:
 @job("test.async_block")
 async def async_block(ctx: Context, params: Marked) -> None:
     announce(params.path, str(os.getpid()))
-    time.sleep(60)
+    time.sleep(60)  # noqa: ASYNC251 - the fault it stands for
 
 
 @job("test.async_once")
 async def async_once(ctx: Context, params: Value) -> Any:
     await asyncio.to_thread(ctx.checkpoint, params.value)
     return await asyncio.to_thread(ctx.once, "pay", lambda key: key)
+
+
+@job("test.print_without_end")
+def print_without_end(ctx: Context, params: Marked) -> None:
+    """Announce itself once the file it prints to was emptied under it."""
+    line, largest = 0, 0
+    while True:
+        for line in range(line, line + 500):  # noqa: B020 - it goes on where it was
+            print(f"line {line} {'x' * 1000}")
+        size = os.fstat(1).st_size
+        if size < largest:
+            announce(params.path, str(line))
+        largest = max(largest, size)
+        ctx.check()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.protocol import Orders, Report
+from cluster.protocol import OrderlyStop, Orders, Report
 from cluster.worker import WorkerTimes
 from tests.support.eventually import eventually, written
 from tests.support.scripted_manager import ManagerAway
@@ -215,3 +215,19 @@ async def test_suspect_runs_with_nothing_else_in_its_child(start: Any, alone: bo
 
     assert {outcome.kind for outcome in outcomes} == {"ok"}
     assert (await bench.manager.outcome(suspect)).kind == "crashed"
+
+
+async def test_attempt_that_prints_without_end_does_not_fill_the_disk(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.executor.CAPTURE_BYTES_MAX", 2 << 20)
+    bench = await start()
+    token = bench.manager.submit("test.print_without_end", {"path": str(tmp_path / "n")})
+    await written(tmp_path / "n")
+
+    bench.manager.stops.append(OrderlyStop(token, "cancel"))
+    bench.manager.wake()
+    outcome = await bench.manager.outcome(token)
+
+    assert bench.log(outcome).startswith("line 0 ")
+    assert "\n... cut here ...\n" in bench.log(outcome)
