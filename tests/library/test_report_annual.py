@@ -77,29 +77,6 @@ class TestFigures:
         assert from_csv.result["headline"] == from_parquet.result["headline"]
         assert from_csv.result["headline"]["flights"] == 8983
 
-    def test_folder_glob_file_uri_and_partitions_read_the_same_rows(
-        self, small: Small, tmp_path: Path
-    ) -> None:
-        small("WHERE month = 1", name="all/a.parquet")
-        small("WHERE month = 2", name="all/b.parquet")
-        (tmp_path / "all" / "_SUCCESS").touch()
-        small("WHERE month = 1", "* EXCLUDE year", "parts/year=2013/a.parquet")
-        small("WHERE month = 2", "* EXCLUDE year", "parts/year=2013/b.parquet")
-        folder = tmp_path / "all"
-
-        figures = [
-            report(flights=uri).result["headline"]
-            for uri in (
-                str(folder),
-                f"{folder}/*.parquet",
-                folder.as_uri(),
-                str(tmp_path / "parts"),
-            )
-        ]
-
-        assert figures[0]["flights"] == 8983
-        assert all(others == figures[0] for others in figures)
-
     def test_missing_values_written_as_nan_count_as_missing(self, small: Small) -> None:
         as_null = report(flights=small())
         as_nan = report(

@@ -36,7 +36,7 @@ __all__ = ["comparison", "fleet_types", "weather_classes"]
 
 #: Fewer completed flights than this make no rate worth ranking.
 RANKED_FLIGHTS = 100
-CARRIERS_SHOWN = 24
+CARRIERS_SHOWN = 18
 TYPES_SHOWN = 18
 
 

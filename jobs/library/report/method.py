@@ -116,8 +116,8 @@ def method(report: "Report") -> list[Any]:
         "as operated but not as completed.",
         f"On time means an arrival less than {ON_TIME_MINUTES} minutes after schedule, the "
         "definition of the US Department of Transportation, here as a share of completed flights. "
-        "Delays are in whole minutes. Means count early flights as negative; the median and the "
-        "percentile are exact, not estimated.",
+        "Delays are in whole minutes, and those in tables are means; early flights count as "
+        "negative. The median and the percentile are exact, not estimated.",
         "Distance and seats count operated flights. Hours in the air are the recorded air times, "
         "so a flight without one adds nothing.",
     ]
