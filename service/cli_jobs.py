@@ -1,0 +1,310 @@
+"""Commands for whoever submits jobs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli_show import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    JsonFlag,
+    age,
+    connect,
+    exit_code,
+    follow,
+    note,
+    print_json,
+    print_table,
+    seconds,
+    show_job,
+    termination_interrupts,
+)
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+__all__ = ["register"]
+
+#: What shells use for a command ended by Ctrl-C.
+EXIT_INTERRUPTED = 130
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+
+
+def submit(
+    context: typer.Context,
+    type: Annotated[str, typer.Argument(help="The job type; `drayman types` lists them.")],
+    params: Annotated[
+        str | None, typer.Option(help="A JSON object, @FILE that holds one, or - for stdin.")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; JSON where it is JSON.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same key gives the same job.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="The queue to wait in.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher starts first.")] = None,
+    delay: Annotated[
+        str | None, typer.Option(help="Start no sooner than this: 90, 5m, 2h.")
+    ] = None,
+    run_at: Annotated[
+        str | None, typer.Option(help="Start no sooner than this moment (RFC 3339).")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Stop an attempt that runs longer: 90, 5m, 2h.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(help="Cancel it if not started by this moment (RFC 3339).")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="How often to try.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end; exit 1 if it fails.")
+    ] = False,
+    cancel_on_interrupt: Annotated[
+        bool, typer.Option("--cancel-on-interrupt", help="With --wait: Ctrl-C cancels the job.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job; print its id once it is durable."""
+    options: dict[str, Any] = {
+        "queue": queue,
+        "priority": priority,
+        "run_at": run_at,
+        "delay_s": None if delay is None else seconds(delay),
+        "timeout_s": None if timeout is None else seconds(timeout),
+        "expires_at": expires_at,
+        "max_attempts": max_attempts,
+        "labels": _pairs(label, "--label") or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    everything = _params(params) | {
+        name: _value(value) for name, value in _pairs(param, "--param").items()
+    }
+    with connect(context, waits=wait) as client:
+        job = client.submit(type, everything, key=key, **given)
+        if wait:
+            if not as_json:
+                note(job["id"])
+            _wait(client, job["id"], as_json, cancel_on_interrupt)
+        elif as_json:
+            print_json(job)
+        else:
+            typer.echo(job["id"])
+
+
+def status(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Show a job."""
+    with connect(context) as client:
+        job = client.status(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        show_job(job)
+
+
+def watch(
+    context: typer.Context,
+    job_id: JobId,
+    cancel_on_interrupt: Annotated[
+        bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Follow a job until it ends; exit 1 if it fails."""
+    with connect(context, waits=True) as client:
+        _wait(client, job_id, as_json, cancel_on_interrupt)
+
+
+def logs(
+    context: typer.Context,
+    job_id: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print what a job's finished attempts printed."""
+    with connect(context) as client:
+        text = client.logs(job_id, attempt)
+    if as_json:
+        print_json({"id": job_id, "log": text})
+    else:
+        typer.echo(text, nl=False)
+
+
+def result(
+    context: typer.Context,
+    job_id: JobId,
+    files: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Also save the job's files here.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print a job's result, and save its files; exit 1 if it failed."""
+    from service.client import ApiError
+
+    with connect(context, waits=files is not None) as client:
+        try:
+            value = client.result(job_id)
+        except ApiError as error:
+            if error.kind != "conflict":
+                raise
+            note(f"drayman: {error}")
+            ended_badly = client.status(job_id)["finished_at"] is not None
+            raise typer.Exit(EXIT_FAILED if ended_badly else EXIT_USAGE) from None
+        saved = []
+        if files is not None:
+            saved = [str(client.download(file, files)) for file in client.files(job_id)]
+    if as_json:
+        print_json({"result": value, "files": saved})
+    else:
+        print_json(value)
+        for path in saved:
+            note(path)
+
+
+def list_jobs(
+    context: typer.Context,
+    status: Annotated[
+        str | None,
+        typer.Option(help="scheduled, pending, processing, completed, failed or cancelled."),
+    ] = None,
+    type: Annotated[str | None, typer.Option(help="Only this job type.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only with this label: name=value.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="For admins: only this tenant's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect(context) as client:
+        jobs = list(
+            client.jobs(
+                status=status, type=type, queue=queue, label=label, tenant=tenant, limit=limit
+            )
+        )
+    if as_json:
+        print_json(jobs)
+        return
+    rows = [
+        [job["id"], job["type"], job["status"], job["queue"], age(job["submitted_at"])]
+        for job in jobs
+    ]
+    print_table(["ID", "TYPE", "STATUS", "QUEUE", "AGE"], rows, "no such jobs")
+
+
+def cancel(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Stop a job: asked first, then by force."""
+    with connect(context) as client:
+        job = client.cancel(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo("stopping" if job["stopping"] else job["status"])
+
+
+def retry(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Give a failed job a new budget of attempts."""
+    with connect(context) as client:
+        job = client.retry(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(job["status"])
+
+
+def types(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """List the job types; with --json, the JSON Schemas of their params."""
+    with connect(context) as client:
+        found = client.types()
+    if as_json:
+        print_json(found)
+        return
+    rows = [[kind["name"], kind["queue"], _fields(kind), kind["summary"]] for kind in found]
+    print_table(["TYPE", "QUEUE", "PARAMS", "WHAT IT DOES"], rows, "no job types")
+
+
+def upload(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file.")],
+    name: Annotated[str | None, typer.Option(help="Its name there; else its own.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Store a file; print the URI to put into params."""
+    with connect(context, waits=True) as client:
+        stored = client.upload(path, name)
+    if as_json:
+        print_json(stored)
+    else:
+        typer.echo(stored["uri"])
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    for command in (submit, status, watch, logs, result, cancel, retry, types, upload):
+        app.command()(command)
+    app.command("list")(list_jobs)
+
+
+def _wait(client: "Client", job_id: str, as_json: bool, cancel_on_interrupt: bool) -> None:
+    try:
+        with termination_interrupts():
+            job = client.wait(job_id) if as_json else follow(client, job_id)
+    except KeyboardInterrupt:
+        if cancel_on_interrupt:
+            client.cancel(job_id)
+            note(f"{job_id} is being cancelled")
+        else:
+            note(f"{job_id} goes on; `drayman watch {job_id}` follows it again")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if as_json:
+        print_json(job)
+    else:
+        show_job(job)
+    raise typer.Exit(exit_code(job))
+
+
+def _params(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text()
+        except OSError as error:
+            raise typer.BadParameter(f"--params: {error}") from None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--params is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("--params must be a JSON object")
+    return found
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} {text!r}: write name=value")
+        pairs[name] = value
+    return pairs
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _fields(kind: dict[str, Any]) -> str:
+    schema = kind["params_schema"]
+    required = schema.get("required", [])
+    names = schema.get("properties", {})
+    return " ".join(name if name in required else f"[{name}]" for name in names)

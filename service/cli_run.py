@@ -1,0 +1,138 @@
+"""Commands that start and stop Drayman, and look whether this machine is fit for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli_show import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JsonFlag, complain, print_json
+from service.target import DEFAULT_PORT
+
+__all__ = ["register"]
+
+#: Loads the job types as the cluster will, in a process that nothing of it can harm.
+CHECK_JOBS = """
+import sys
+from jobs.errors import InvalidInput
+from jobs.registry import Registry
+try:
+    Registry.load(sys.argv[1:])
+except InvalidInput as error:
+    sys.exit(str(error))
+"""
+
+
+def up(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where the API listens.")
+    ] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(help="Open the API, and nothing else, beyond this machine.")
+    ] = "127.0.0.1",
+    store: Annotated[
+        str | None,
+        typer.Option(help="A folder or URL (s3://, gs://, az://); a folder of its own a port."),
+    ] = None,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules with job types; repeatable, or with commas."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Join this Ray (`auto`: the one here) instead of starting one."),
+    ] = None,
+    edge: Annotated[
+        str | None, typer.Option(help="haproxy or proxy; by default the fastest there is.")
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option(help="Ray's dashboard, which `ray job submit` needs.")
+    ] = True,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
+) -> None:
+    """Start Drayman; stay until Ctrl-C, then drain."""
+    from jobs.errors import DraymanError
+    from service import launch
+
+    modules = [name.strip() for text in jobs or () for name in text.split(",") if name.strip()]
+    _check_jobs(modules)
+    try:
+        settings = launch.Settings(
+            port=port,
+            host=host,
+            store=store or "",
+            jobs=tuple(modules),
+            address=address,
+            edge=edge,
+            ray_dashboard=dashboard,
+        )
+        if store is None:
+            settings = _with_own_store(settings)
+        if detach:
+            arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+            command = [sys.executable, "-m", "service.cli", *arguments]
+            raise typer.Exit(launch.detach(command, settings, typer.echo))
+        from service import deployment
+
+        code = launch.up(settings, deployment.application, deployment.start_cluster, typer.echo)
+    except DraymanError as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_USAGE if error.kind == "invalid" else EXIT_FAILED) from None
+    raise typer.Exit(code)
+
+
+def down(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The port it was started on.")
+    ] = DEFAULT_PORT,
+) -> None:
+    """Stop the Drayman of a port; it drains first. Jobs stay in the store."""
+    from jobs.errors import NotFound
+    from service import launch
+
+    try:
+        typer.echo(launch.down(port))
+    except NotFound:
+        typer.echo(f"nothing runs on {port}")
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check this machine, and what runs on it; exit 1 if something is wrong."""
+    from service.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json([{"check": f.check, "level": f.level, "text": f.text} for f in findings])
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.level.ljust(5)} {finding.check}: {finding.text}")
+    is_fit = all(finding.level != "wrong" for finding in findings)
+    raise typer.Exit(EXIT_DONE if is_fit else EXIT_FAILED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    for command in (up, down, doctor):
+        app.command()(command)
+
+
+def _check_jobs(modules: list[str]) -> None:
+    """Refuse to start with a module that cannot be imported, before anything is started."""
+    if not modules:
+        return
+    checked = subprocess.run(
+        [sys.executable, "-c", CHECK_JOBS, *modules], capture_output=True, text=True, check=False
+    )
+    if checked.returncode:
+        complain(checked.stderr.strip())
+        raise typer.Exit(EXIT_USAGE)
+
+
+def _with_own_store(settings: Any) -> Any:
+    """Return the settings with a folder that belongs to this user and port."""
+    from dataclasses import replace
+
+    folder: Path = settings.state / "store" / str(settings.port)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return replace(settings, store=str(folder))

@@ -1,0 +1,237 @@
+"""What the commands share: how to reach the API, and how to show what it answers."""
+
+import contextlib
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # importing the client costs more than most commands do
+    from service.client import Client, Json
+
+__all__ = [
+    "EXIT_DONE",
+    "EXIT_FAILED",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "JsonFlag",
+    "Settings",
+    "age",
+    "complain",
+    "connect",
+    "exit_code",
+    "follow",
+    "note",
+    "print_json",
+    "print_table",
+    "seconds",
+    "show_job",
+    "termination_interrupts",
+]
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE = 0, 1, 2, 3
+
+#: A command that a person waits for gives up soon; one that waits for a job outlasts a restart.
+PATIENCE_S, PATIENCE_WAITING_S = 4.0, 120.0
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was given before the command's name."""
+
+    url: str | None
+    token: str | None
+
+
+def connect(context: typer.Context, *, waits: bool = False) -> "Client":
+    """Return a client for the Drayman that was named, or that runs here."""
+    from service.client import Client
+
+    settings: Settings = context.obj
+    patience_s = PATIENCE_WAITING_S if waits else PATIENCE_S
+    return Client(settings.url, settings.token, patience_s=patience_s)
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """Tell the person something that is not the answer."""
+    typer.echo(text, err=True)
+
+
+def complain(text: str, problem: Any = None) -> None:
+    """Say why it did not work; with `--json` on the line, as the problem itself."""
+    if problem is not None and "--json" in sys.argv:
+        typer.echo(json.dumps(problem), err=True)
+    else:
+        typer.echo(f"drayman: {text}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print the answer as JSON: indented for a person, on one line for a program."""
+    indent = 2 if sys.stdout.isatty() else None
+    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) -> None:
+    """Print aligned columns, or `nothing` if there are no rows."""
+    if not rows:
+        note(nothing)
+        return
+    cells = [list(titles), *[["" if cell is None else str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
+
+
+def age(moment: str | None) -> str:
+    """Return how long ago, in one unit."""
+    if moment is None:
+        return ""
+    passed = datetime.now(UTC) - datetime.fromisoformat(moment)
+    return _span(passed.total_seconds())
+
+
+def _span(passed_s: float) -> str:
+    for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if passed_s >= 2 * unit_s:
+            return f"{passed_s / unit_s:.0f} {unit}"
+    return f"{passed_s:.0f} s" if passed_s >= 10 else f"{passed_s:.1f} s"
+
+
+def seconds(text: str) -> float:
+    """Return a duration: `90`, `90s`, `5m`, `2h`, `1d`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no duration; write for example 90, 5m, 2h or 1d")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
+
+# --- jobs -------------------------------------------------------------------------------------
+
+
+def exit_code(job: "Json") -> int:
+    """Return what the command ends with for a job that ended."""
+    return EXIT_DONE if job["status"] == "completed" else EXIT_FAILED
+
+
+def show_job(job: "Json") -> None:
+    """Print one job for a person."""
+    rows: list[tuple[str, Any]] = [
+        ("id", job["id"]),
+        ("type", job["type"]),
+        ("status", _status(job)),
+        ("queue", job["queue"]),
+        ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
+    ]
+    if job["recoveries"]:
+        rows.append(("recoveries", job["recoveries"]))
+    rows += [
+        (name.removesuffix("_at"), f"{job[name]} ({age(job[name])} ago)")
+        for name in ("submitted_at", "started_at", "finished_at")
+        if job[name]
+    ]
+    rows += [
+        (name, job[name])
+        for name in ("run_at", "next_attempt_at", "expires_at")
+        if job[name] and not job["finished_at"]
+    ]
+    rows += [(f"label {name}", value) for name, value in job["labels"].items()]
+    if job["error"]:
+        rows.append(("error", f"{job['error']['message']} ({job['error']['cause']})"))
+    if job["status"] == "completed" and job["result"] is not None:
+        rows.append(("result", _short(json.dumps(job["result"], ensure_ascii=False))))
+    rows += [("file", f"{file['name']} ({file['bytes']:,} bytes)") for file in job["files"]]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(f"{name.ljust(width)}  {value}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 500 else f"{text[:500]} ... (`drayman result` shows all)"
+
+
+def _status(job: "Json") -> str:
+    """Return the status with what there is to say about it."""
+    more: list[str] = []
+    if job["stopping"]:
+        more.append(f"stopping: {job['stopping']}")
+    if job["reason"]:
+        more.append(job["reason"])
+    if job["progress"] and job["status"] == "processing":
+        more.append(_progress(job["progress"]))
+    if job["queue_position"] is not None:
+        more.append(f"position {job['queue_position']}")
+    if job["eta_s"] is not None:
+        more.append(f"starts in about {_span(job['eta_s'])}")
+    return f"{job['status']} ({', '.join(filter(None, more))})" if any(more) else job["status"]
+
+
+def _progress(progress: "Json") -> str:
+    fraction, message = progress["fraction"], progress["message"]
+    return " ".join(filter(None, ["" if fraction is None else f"{fraction:.0%}", message]))
+
+
+def follow(client: "Client", job_id: str) -> "Json":
+    """Show the job's progress on stderr until it ends; return it."""
+    if sys.stderr.isatty():
+        return _follow_with_a_bar(client, job_id)
+    told = ""
+    for job in client.watch(job_id):
+        if (text := _status(job)) != told:
+            note(f"{job_id}  {text}")
+            told = text
+    return job
+
+
+def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[status]:<10}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=None, status="")
+        for job in client.watch(job_id):
+            progress = job["progress"] or {"fraction": None, "message": ""}
+            fraction = progress["fraction"]
+            waiting = job["status"] != "processing"
+            bars.update(
+                bar,
+                status=job["status"],
+                description=escape(_status(job) if waiting else progress["message"]),
+                total=None if fraction is None else 1.0,
+                completed=fraction or 0.0,
+            )
+    return job
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM (how `ray job stop` begins) raise KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
