@@ -2,11 +2,13 @@
 
 import re
 import runpy
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +23,7 @@ HOUSE_FILES = [
     ".pre-commit-config.yaml",
 ]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:^|`|-- +)drayman ([a-z][^`\n]*)", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -121,6 +124,26 @@ def test_every_make_command_in_the_docs_exists(page: Path) -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
 
     assert named <= TARGETS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_drayman_command_in_the_docs_exists(page: Path) -> None:
+    from service.cli import app
+
+    known: Any = typer.main.get_command(app)
+    wrong = []
+    for line in COMMAND.findall(page.read_text().replace("\\\n", " ")):
+        command, *words = known, *shlex.split(line, comments=True)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        options = {
+            name for param in command.params for name in (*param.opts, *param.secondary_opts)
+        }
+        used = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if command is known or hasattr(command, "commands") or not used <= options:
+            wrong.append(line)
+
+    assert wrong == []
 
 
 def test_every_page_of_the_docs_is_on_the_map() -> None:
