@@ -333,7 +333,7 @@ async def test_async_handler_runs_in_a_process_worker_too(bench: Bench, result: 
 async def test_finished_result_waits_for_a_store_that_is_away(bench: Bench, output: Any) -> None:
     results, aside = bench.store / "results", bench.store / "aside"
     results.rename(aside)
-    results.write_text("a file where a folder should be: every write below it fails")
+    results.symlink_to(results)  # Every write below it fails, as on a disk that is away.
     token = bench.manager.submit("test.big", {"n": 100_000})
     await bench.manager.reported(lambda report: token in report.started)
 
