@@ -110,6 +110,9 @@ class EdgePlan:
             # Only one machine waits for these replicas to drain: its own edge.
             "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+            # Serve ends an edge that is not up in 5 s; a busy machine takes longer to start it.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         }
@@ -174,7 +177,7 @@ class EdgePlan:
 
 
 def confine_replica() -> None:
-    """Keep this Serve replica's inter-replica port on loopback. Call in the deployment's `__init__`.
+    """Keep this Serve replica's inter-replica port on loopback. For a deployment's `__init__`.
 
     Serve opens that port (token required) on every interface, whether or not it is used, and has
     no setting for it. On a node with another address than loopback, other nodes may need it.
@@ -190,10 +193,8 @@ def confine_replica() -> None:
     )
 
 
-def free_port(preferred: int | None = None) -> int:
-    """Return `preferred` if nothing listens there on loopback, else a port that is free now."""
-    if preferred is not None and port_is_free(LOOPBACK, preferred):
-        return preferred
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
     with socket.socket() as sock:
         sock.bind((LOOPBACK, 0))
         port: int = sock.getsockname()[1]

@@ -22,7 +22,6 @@ from service.runfile import ProcessRecord, identify, write_private
 
 __all__ = ["Head", "environment", "make_folder", "require_ray_not_imported"]
 
-DASHBOARD_PORT = 8265
 OBJECT_STORE_BYTES = 200_000_000
 #: Ray puts sockets 65 characters below the folder, and a socket's path may have 107.
 FOLDER_LENGTH_MAX = 40
@@ -58,6 +57,8 @@ def environment(token_file: Path) -> dict[str, str]:
         # Else a driver under `uv run` makes a new environment for each worker.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        # Ray jobs run what the shell finds: `drayman` and `python` are to be these.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "DASHBOARD_METRIC_PORT": str(free_port()),
         "AUTOSCALER_METRIC_PORT": str(free_port()),
         # A process title must not overwrite the environment, by which `runfile` knows ours.
@@ -90,7 +91,6 @@ class Head:
                 namespace=NAMESPACE,
                 include_dashboard=with_dashboard,
                 dashboard_host=LOOPBACK,
-                dashboard_port=free_port(DASHBOARD_PORT),
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level="warning",

@@ -88,6 +88,8 @@ class Settings:
     #: `proxy` or `haproxy`; None takes the fastest that this machine has.
     edge: str | None = None
     ray_dashboard: bool = True
+    #: Start on a store that another cluster used last and did not leave in good order.
+    take_over: bool = False
     state: Path = field(default_factory=state_dir)
 
     def __post_init__(self) -> None:
@@ -180,11 +182,8 @@ class Running:
 
         if self.cluster is not None and drain:
             self.cluster.drain()
-        if self.file.owns_ray:
-            serve.shutdown()
-        else:
-            # Others may use this Serve: only the application is ours.
-            serve.delete(APPLICATION)
+        # Lets requests in flight end. Serve itself goes with our Ray, or is not ours to stop.
+        serve.delete(APPLICATION)
         ray.shutdown()
 
     def _release(self) -> None:
@@ -312,6 +311,7 @@ def _start_serving(
     running: Running, application: ApplicationBuilder, start_cluster: ClusterStarter
 ) -> None:
     from ray import serve
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     options = serve.HTTPOptions(host=running.plan.serve_host, port=running.settings.port)
     with ThreadPoolExecutor(1, "serve") as aside:
@@ -324,7 +324,11 @@ def _start_serving(
         while not serving.done() and not _has_controller():
             time.sleep(POLL_S)
         serve.run(application(running.run), name=APPLICATION, route_prefix="/")
-        serving.result()
+        try:
+            serving.result()
+        except (RayActorError, GetTimeoutError):
+            # The edge was slow or died, and Serve starts another: `_wait_ready` is the judge.
+            pass
 
 
 def _has_controller() -> bool:

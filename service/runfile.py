@@ -40,7 +40,7 @@ RUN_ENV = "DRAYMAN_RUN"
 HOME_ENV = "DRAYMAN_HOME"
 #: Place of the start time in /proc/<pid>/stat, counted after the command's closing bracket.
 STAT_STATE, STAT_STARTED = 0, 19
-TERM_GRACE_S = 3.0
+TERM_GRACE_S = 0.5
 
 
 def state_dir() -> Path:
