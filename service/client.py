@@ -165,12 +165,12 @@ class Client:
         return self._json("GET", _job(job_id))
 
     def watch(self, job_id: str, *, every_s: int = 1) -> Iterator[Json]:
-        """Yield the job every `every_s` seconds, and at once when it ends; then stop."""
-        while True:
+        """Yield the job now, every `every_s` seconds, and at once when it ends; then stop."""
+        shown = self.status(job_id)
+        yield shown
+        while shown["status"] not in FINISHED:
             shown = self._json("GET", _job(job_id), headers={"Prefer": f"wait={every_s}"})
             yield shown
-            if shown["status"] in FINISHED:
-                return
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> Json:
         """Return the job once it has ended; raises TimeoutError if it has not by then."""
@@ -344,7 +344,7 @@ class Client:
         digest, offset = hashlib.sha256(), 0
         tries = _Tries(self._patience_s)
         for last in tries:
-            headers = {"If-Range": f'"{file["sha256"]}"'}
+            headers = {"If-Range": f'"{file["sha256"]}"', "Accept-Encoding": "identity"}
             if offset:
                 headers["Range"] = f"bytes={offset}-"
             try:
@@ -356,7 +356,7 @@ class Client:
                     else:
                         if offset and answer.status_code != 206:
                             raise Unreachable("the file changed while it was downloaded")
-                        for block in answer.iter_raw(BLOCK_BYTES):
+                        for block in answer.iter_bytes():
                             target.write(block)
                             digest.update(block)
                             offset += len(block)
