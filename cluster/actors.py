@@ -19,7 +19,13 @@ from typing import Any
 import msgspec
 import ray
 import structlog
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from cluster import manager as plain_manager
 from cluster import worker as plain_worker
@@ -76,19 +82,32 @@ class QueueManager:
         def offload(function: Any, *args: Any) -> Awaitable[Any]:
             return loop.run_in_executor(io, function, *args)
 
-        self._manager = await plain_manager.build(
-            self._settings,
-            RayWorkers(self._settings),
-            clock=RealClock(),
-            offload=offload,
-            draw=random.random,
-            nonce=lambda: uuid.uuid4().hex,
-            on_fatal=_die,
-        )
-        await self._manager.start(VERSION)
+        self._refusal: DraymanError | None = None
+        try:
+            self._plain = await plain_manager.build(
+                self._settings,
+                RayWorkers(self._settings),
+                clock=RealClock(),
+                offload=offload,
+                draw=random.random,
+                nonce=lambda: uuid.uuid4().hex,
+                on_fatal=_die,
+            )
+            await self._plain.start(VERSION)
+        except DraymanError as error:
+            # Dying would only have Ray start it again, for ever. Whoever asks is told why.
+            log.critical("manager_not_started", reason=str(error))
+            self._refusal = error
+
+    @property
+    def _manager(self) -> plain_manager.Manager:
+        if self._refusal is not None:
+            raise self._refusal
+        return self._plain
 
     async def ready(self) -> int:
-        """Return the manager's process id once it is started."""
+        """Return the manager's process id once it is started; raise what kept it from starting."""
+        _ = self._manager
         return os.getpid()
 
     async def submit(self, payload: bytes) -> bytes:
@@ -130,6 +149,7 @@ class Worker:
     ) -> None:
         pool_settings = msgspec.json.decode(pool, type=PoolSettings)
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
+        cluster.extend_path()
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,
@@ -193,6 +213,8 @@ class RayManager:
             reply: bytes = await getattr(self._handle, method).remote(payload)
         except (RayActorError, ActorUnavailableError) as error:
             raise ManagerAway(str(error).partition("\n")[0]) from error
+        except RayTaskError as error:
+            raise _said(error) from error
         return reply
 
 
@@ -257,10 +279,16 @@ async def _ready(handle: Any) -> int:
     return pid
 
 
+def _said(error: RayTaskError) -> Exception:
+    """Return the error the callee raised, if it is one of ours."""
+    cause = error.cause
+    return cause if isinstance(cause, DraymanError) else error
+
+
 def start_manager(settings: ClusterSettings) -> Any:
     """Start the manager, or find the one that runs; return its handle once it is ready.
 
-    Raises what kept it from starting, as Unavailable with the reason.
+    Raises what kept it from starting, such as Conflict where another cluster owns the store.
     """
     actor = ray.remote(QueueManager).options(
         name=MANAGER,
@@ -275,6 +303,9 @@ def start_manager(settings: ClusterSettings) -> Any:
     handle = actor.remote(msgspec.json.encode(settings))
     try:
         ray.get(handle.ready.remote(), timeout=WORKER_START_S)
+    except RayTaskError as error:
+        ray.kill(handle)
+        raise _said(error) from error
     except RayError as error:
         ray.kill(handle)
         raise Unavailable(f"the queue manager did not start: {error}") from error

@@ -34,7 +34,7 @@ from cluster.protocol import (
 )
 from cluster.queries import Query, Reader, decode_query
 from cluster.queue import commands as c
-from cluster.queue.events import BatchAccepted, ManagerStarted, TaskLeased
+from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
 from cluster.queue.model import State, Task
 from cluster.queue.spec import decode_spec
 from cluster.rates import Rates
@@ -99,7 +99,7 @@ class Manager:
         #: Workers declared dead: whatever they still say is answered with `drop`.
         self._gone: dict[str, None] = {}
         self._rates = Rates(clock)
-        self._reader = Reader(commit.state, commit.rules, self._sessions, self._rates, settings)
+        self._reader = Reader(commit, self._sessions, self._rates, settings)
         self._waiting: dict[str, list[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock.monotonic()
@@ -114,10 +114,17 @@ class Manager:
     async def start(self, version: str) -> None:
         """Replay the journal, claim it, take over the living workers and start what is missing.
 
-        On return the claim is durable and no older manager can commit any more.
+        On return the claim is durable and no older manager can commit any more. Raises Conflict
+        where another cluster owns the journal: two would fence each other for ever.
         """
         await self._commit.replay()
         cluster_id = self._settings.cluster_id
+        owner = self._state.owner
+        if owner not in ("", cluster_id) and not self._settings.take_over:
+            raise Conflict(
+                f"the store {self._settings.store} is in use by cluster {owner}, which did not "
+                "stop in good order; if it is really gone, start with --take-over"
+            )
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
         self._go(self._commit.write_forever())
         live = await self._workers.live()
@@ -132,7 +139,8 @@ class Manager:
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
     async def stop(self) -> None:
-        """Stop deciding. What was decided is committed first."""
+        """Stop deciding. What was decided is committed first, and the journal given up."""
+        self._commit.record(ManagerStopped())
         await self._commit.barrier()
         for task in list(self._tasks):
             task.cancel()

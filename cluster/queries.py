@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from cluster.commit import CommitLog
 from cluster.protocol import Output
 from cluster.queue.engine import job_status
-from cluster.queue.model import Job, Line, PastAttempt, Rules, State, Task
+from cluster.queue.model import Job, Line, PastAttempt, Task
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.rates import Rates
 from cluster.sessions import Session
@@ -76,13 +77,13 @@ class Reader:
 
     def __init__(
         self,
-        state: State,
-        rules: Rules,
+        commit: CommitLog,
         sessions: Mapping[str, Session],
         rates: Rates,
         settings: ClusterSettings,
     ) -> None:
-        self._state, self._rules, self._sessions = state, rules, sessions
+        self._state, self._rules, self._now = commit.state, commit.rules, commit.now
+        self._sessions = sessions
         self._rates, self._settings = rates, settings
         self._answers: dict[str, Callable[[Query], Any]] = {
             "ping": lambda q: self._state.at,
@@ -175,7 +176,7 @@ class Reader:
             scheduled=counts[S.WAITING],
             backing_off=counts[S.BACKING_OFF],
             dead=counts[S.DEAD],
-            oldest_age_s=max(0.0, self._state.at - head.ready_at) if head is not None else 0.0,
+            oldest_age_s=max(0.0, self._now() - head.ready_at) if head is not None else 0.0,
             drain_rate=self._rates.per_s(name),
             workers=sum(1 for s in self._sessions.values() if name in s.queues),
             depth_max=limits.depth_max,

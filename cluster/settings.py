@@ -1,5 +1,6 @@
 """What a cluster is started with. Everything here is fixed for a manager's life."""
 
+import sys
 from typing import Literal
 
 import msgspec
@@ -48,6 +49,10 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     take_over: bool = False
     #: Directories to put on the workers' import path.
     python_path: list[str] = []
+
+    def extend_path(self) -> None:
+        """Let modules in `python_path` be imported in this process."""
+        sys.path[:0] = [folder for folder in self.python_path if folder not in sys.path]
 
     def rules(self) -> Rules:
         """Return the rules these settings amount to."""

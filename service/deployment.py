@@ -4,20 +4,23 @@ Rule 1: nothing here imports Ray at the top: `launch` sets its environment first
 builds everything itself from plain settings, so that any number of them can run anywhere.
 """
 
+import fcntl
+import hashlib
 import os
-import sys
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from cluster.settings import ClusterSettings, default_pools
 from cluster.store.contract import Objects
 from cluster.store.objects import open_store
+from jobs.errors import InvalidInput
 from jobs.registry import Registry
 from service.api_settings import ApiSettings
 from service.auth import TokenStore
 from service.launch import Cluster, Run, Settings
-from service.runfile import RunFolder
+from service.runfile import RunFolder, write_private
 
 __all__ = ["DRAIN_GRACE_S", "application", "cluster_settings", "start_cluster", "store_url"]
 
@@ -43,8 +46,26 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         store=store_url(settings.store),
         job_modules=list(settings.jobs),
         pools=default_pools(cpus, gpus),
+        cluster_id=_cluster_id(settings),
+        take_over=settings.take_over,
         python_path=[os.getcwd()],
     )
+
+
+def _store_name(settings: Settings) -> str:
+    return hashlib.sha256(store_url(settings.store).encode()).hexdigest()[:16]
+
+
+def _cluster_id(settings: Settings) -> str:
+    """Return what names this machine's use of the store, the same after a crash.
+
+    Another machine has another one, so that two do not take the store from each other in turn.
+    """
+    path = settings.state / "clusters" / _store_name(settings)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, uuid.uuid4().hex.encode())
+    return path.read_text()
 
 
 def start_cluster(run: Run) -> Cluster:
@@ -56,16 +77,33 @@ def start_cluster(run: Run) -> Cluster:
 
     from cluster import actors
 
+    Registry.load(run.settings.jobs)  # a module that cannot be imported stops `up` here
     resources = ray.cluster_resources()
     settings = cluster_settings(
         run.settings, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     )
     store = open_store(settings.store)
+    lock = _lock_store(run.settings)
     actors.start_manager(settings)
-    return Cluster(
-        token=_admin_token(run.settings, store),
-        drain=lambda: actors.stop_cluster(DRAIN_GRACE_S),
-    )
+
+    def drain() -> None:
+        actors.stop_cluster(DRAIN_GRACE_S)
+        lock.close()
+
+    return Cluster(token=_admin_token(run.settings, store), drain=drain)
+
+
+def _lock_store(settings: Settings) -> IO[str]:
+    """Keep other Draymans of this user off the store while this process lives."""
+    lock = (settings.state / "clusters" / f"{_store_name(settings)}.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InvalidInput(
+            "store", f"{settings.store} is in use by a running Drayman; stop it, or use another"
+        ) from error
+    return lock
 
 
 def application(run: Run) -> Any:
@@ -91,7 +129,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
         from cluster import actors
         from service.app import create_app
 
-        extend_path(settings.python_path)
+        settings.extend_path()
         return create_app(
             actors.connect_gateway(actors.manager_handle()),
             Registry.load(settings.job_modules),
@@ -100,11 +138,6 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
         )
 
     return build
-
-
-def extend_path(folders: list[str]) -> None:
-    """Let modules in these folders be imported here."""
-    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
 def _admin_token(settings: Settings, store: Objects) -> str:

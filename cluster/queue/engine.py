@@ -440,6 +440,11 @@ def _finished(job: Job, at: float) -> None:
 
 def _on_manager_started(state: State, event: e.ManagerStarted, at: float) -> None:
     state.epoch = event.epoch
+    state.owner = event.cluster_id
+
+
+def _on_manager_stopped(state: State, event: e.ManagerStopped, at: float) -> None:
+    state.owner = ""
 
 
 def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
@@ -614,6 +619,7 @@ def _on_resumed(state: State, event: e.QueueResumed, at: float) -> None:
 
 _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.ManagerStarted: _on_manager_started,
+    e.ManagerStopped: _on_manager_stopped,
     e.BatchAccepted: _on_batch_accepted,
     e.JobSubmitted: _on_submitted,
     e.TaskReady: _on_ready,

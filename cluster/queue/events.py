@@ -24,6 +24,7 @@ __all__ = [
     "JobSubmitted",
     "LeaseReleased",
     "ManagerStarted",
+    "ManagerStopped",
     "OnceClaimed",
     "OnceDone",
     "QueuePaused",
@@ -61,6 +62,12 @@ class ManagerStarted(Event, frozen=True):
     epoch: int
     cluster_id: str
     version: str = ""
+
+
+class ManagerStopped(Event, frozen=True):
+    """The manager stopped in good order: any cluster may go on from here."""
+
+    kind = "manager_stopped"
 
 
 class BatchAccepted(Event, frozen=True):

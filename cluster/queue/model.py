@@ -334,6 +334,8 @@ class State:
         #: Moment of the last event: time never runs backwards past it.
         self.at = 0.0
         self.epoch = 0
+        #: Cluster whose manager claimed the journal last and has not stopped in good order.
+        self.owner = ""
         self.next_token = 1
         self.jobs: dict[str, Job] = {}
         #: The jobs in order of submission: the one numbered n lies at n - 1.

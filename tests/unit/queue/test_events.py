@@ -19,6 +19,7 @@ SPEC = a_spec(params=RAW, labels={"k": "é"}, run_at=1.5, key="k", fingerprint="
 
 EVERY: list[e.Event] = [
     e.ManagerStarted(7, "cluster", "0.1.0"),
+    e.ManagerStopped(),
     e.BatchAccepted("gateway", 3, msgspec.Raw(b'{"0":{"t":"no","error":"Conflict","args":["x"]}}')),
     e.JobSubmitted("job-1", SPEC, encode_spec(SPEC)),
     e.TaskReady("job-1", "0"),
