@@ -17,7 +17,8 @@ from jobs.errors import InvalidInput
 __all__ = ["SCHEMAS", "write_flights"]
 
 INT, REAL, TEXT = pa.int32(), pa.float64(), pa.string()
-HOUR = pa.timestamp("s", tz="UTC")
+#: Parquet knows no seconds.
+HOUR = pa.timestamp("ms", tz="UTC")
 
 SCHEMAS: dict[str, Any] = {
     "flights": pa.schema(

@@ -49,7 +49,8 @@ def test_columns_named_by_folders_are_read(small: Small, tmp_path: Path) -> None
 
 
 def test_ticks_add_up_to_all_rows_even_where_some_are_skipped(folder: Path) -> None:
-    table, ticks = open_table("flights", str(folder), no_fetch), []
+    table = open_table("flights", str(folder), no_fetch)
+    ticks: list[int] = []
 
     kept = sum(rows.num_rows for rows in table.batches(ds.field("month") == 2, ticks.append))
 

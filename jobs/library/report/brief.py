@@ -30,7 +30,7 @@ def cover_figures(report: Report) -> list[tuple[str, str]]:
         (printed(head.distance_miles), "miles flown"),
         (minutes(head.mean_arrival_delay_min), "mean arrival delay"),
     ]
-    if head.seats_flown:
+    if report.fleet is not None and report.fleet.speaks_for_all:
         figures.append((printed(head.seats_flown), "seats flown, on aircraft of known type"))
     else:
         figures.append((printed(head.aircraft), "aircraft in service"))

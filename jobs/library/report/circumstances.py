@@ -37,7 +37,7 @@ __all__ = ["comparison", "fleet_types", "weather_classes"]
 #: Fewer completed flights than this make no rate worth ranking.
 RANKED_FLIGHTS = 100
 CARRIERS_SHOWN = 18
-TYPES_SHOWN = 18
+TYPES_SHOWN = 14
 
 
 def fleet_types(report: Report, fleet: Fleet) -> Section:
@@ -47,6 +47,8 @@ def fleet_types(report: Report, fleet: Fleet) -> Section:
         f"the planes table; they operated {percent(fleet.coverage_pct)} of all flights"
     )
     lead += f" and were {printed(fleet.mean_age)} years old on average." if fleet.mean_age else "."
+    if not fleet.speaks_for_all:
+        lead += " What follows speaks for these aircraft only."
 
     def content() -> list[Any]:
         makers = list(fleet.by_maker().items())[:BARS_SHOWN]

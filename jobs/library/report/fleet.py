@@ -15,6 +15,8 @@ __all__ = ["Fleet", "Plane", "read_fleet"]
 
 Key = TypeVar("Key", str, tuple[str, str])
 
+#: Below this the planes table tells of a part of the fleet, not of the airline.
+COVERAGE_PCT_MIN = 90.0
 #: Longer names are cut, for a cell must fit on a page.
 NAME_LETTERS = 40
 #: The registry spells some makers in several ways; all others are shown as they are spelt.
@@ -62,6 +64,11 @@ class Fleet:
     def coverage_pct(self) -> float | None:
         """Operated flights whose aircraft is known, in percent."""
         return 100 * self.operated_known / self.operated if self.operated else None
+
+    @property
+    def speaks_for_all(self) -> bool:
+        """Whether so much of the flying is known that a total may stand for the airline."""
+        return (self.coverage_pct or 0.0) >= COVERAGE_PCT_MIN
 
     @property
     def mean_age(self) -> float | None:
