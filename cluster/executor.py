@@ -15,13 +15,15 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
 
-from cluster.capture import cut, last_lines, read_log
+from cluster.capture import cut, last_lines
 from cluster.child_async import output_path
+from cluster.held import Held, as_ordered
+from cluster.logs import Logs, read_quietly
 from cluster.pace import Pace
 from cluster.pipe import Answer, Call, Ended, Moved
 from cluster.protocol import (
@@ -34,13 +36,12 @@ from cluster.protocol import (
     encode,
     refusal_of,
 )
-from cluster.queue.spec import JobSpec, decode_spec
 from cluster.redact import redact
 from cluster.secrets import read_secret
 from cluster.slot import Death, Slot, SlotConfig, kept_outcomes
 from jobs.errors import DraymanError, LeaseLost
 
-__all__ = ["Executor", "Held", "LogStore"]
+__all__ = ["Executor"]
 
 log = structlog.get_logger("drayman.worker")
 
@@ -49,8 +50,6 @@ WATCH_S = 0.1
 NOTICED_S = 0.05
 #: How often the log of a running attempt is put into the store, if it grew.
 LOG_EVERY_S = 2.0
-#: A log that the store refuses for so long is given up; the outcome matters more.
-LOG_PATIENCE_S = 15.0
 #: A capture file beyond this is cut under the attempt that fills it, or emptied between two.
 CAPTURE_BYTES_MAX = 64 << 20
 #: A loop that has not turned for so long is blocked by a handler.
@@ -59,50 +58,6 @@ ERROR_CHARS_MAX = 4096
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 #: A token that was let go is remembered until so many others were.
 FORGOTTEN_TOKENS_MAX = 65_536
-
-#: Stops after which a result that came all the same still counts.
-_RESULT_COUNTS = frozenset({"timeout", "drain"})
-
-
-class LogStore(Protocol):
-    """Where logs are kept."""
-
-    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Create or replace an object."""
-
-
-class Held(msgspec.Struct, gc=False):
-    """One token. A struct, because one is made for every task there is."""
-
-    assignment: Assignment
-    slot: Slot | None = None
-    #: Monotonic moment of its start, once known.
-    started_s: float | None = None
-    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`.
-    stop: str | None = None
-    kill_at_s: float = 0.0
-    #: The manager wants it back if it has not started.
-    wanted_back: bool = False
-    #: It was asked back from the child.
-    recalled: bool = False
-    dropped: bool = False
-    #: It has ended and its log is on its way, or the rest of its child is being killed.
-    ending: Outcome | None = None
-    secrets: list[str] = []
-    spec: JobSpec | None = None
-    output_at: int = 0
-    #: Head of its output, if the capture file had to be cut while it ran.
-    beginning: bytes = b""
-    #: Length of the log last put into the store, and when.
-    log_bytes: int = 0
-    logged_s: float = 0.0
-    #: One writer of its log at a time, so that the last one wins.
-    logging: asyncio.Lock | None = None
-
-    @property
-    def token(self) -> int:
-        """Its lease."""
-        return self.assignment.token
 
 
 class Executor:
@@ -115,14 +70,13 @@ class Executor:
         scratch: Path,
         *,
         record: Callable[[bytes], Awaitable[bytes]],
-        open_logs: Callable[[], LogStore],
+        logs: Logs,
         news: Callable[[], None],
     ) -> None:
         self._config, self._concurrency = config, concurrency
         self._scratch = scratch
         self._record, self._news = record, news
-        self._open_logs = open_logs
-        self._logs: LogStore | None = None
+        self._logs = logs
         self._slots: list[Slot] = []
         self._backlog: deque[int] = deque()
         self._suspects: deque[int] = deque()
@@ -251,7 +205,7 @@ class Executor:
             self._conclude(held, Outcome(token, "returned"))
             return
         if first:
-            held.kill_at_s = time.monotonic() + self._spec(held).grace_s
+            held.kill_at_s = time.monotonic() + held.spec().grace_s
         held.slot.stop(token, reason)
         if not self._is_async:
             self._ask_back(held.slot, self._others(held))
@@ -271,7 +225,7 @@ class Executor:
             if self._is_async and not slot.solo:
                 # Its neighbours are innocent: ask first, kill when its grace is over.
                 slot.stop(token, "dropped")
-                held.kill_at_s = held.kill_at_s or time.monotonic() + self._spec(held).grace_s
+                held.kill_at_s = held.kill_at_s or time.monotonic() + held.spec().grace_s
                 held.stop = held.stop or "dropped"
             elif held.started_s is not None or self._running(slot) == token:
                 self._kill(slot, held)
@@ -489,8 +443,8 @@ class Executor:
         held.output_at = start
         if not self._is_async:
             held.started_s = death.started_ns / 1e9
-        data = await asyncio.to_thread(_read_quietly, held, path, start)
-        where = await self._put_log(held, data)
+        data = await asyncio.to_thread(read_quietly, held, path, start)
+        where = await self._logs.put(held, data)
         told = redact(last_lines(data), held.secrets)
         now = time.time()
         started_at = now - (time.monotonic() - (held.started_s or time.monotonic()))
@@ -529,8 +483,8 @@ class Executor:
     async def _store_log(
         self, slot: Slot, held: Held, outcome: Outcome, path: Path, end: int
     ) -> None:
-        data = await asyncio.to_thread(_read_quietly, held, path, held.output_at, end)
-        where = await self._put_log(held, data)
+        data = await asyncio.to_thread(read_quietly, held, path, held.output_at, end)
+        where = await self._logs.put(held, data)
         if self._is_async:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         held.ending = None
@@ -554,25 +508,8 @@ class Executor:
         if held.dropped:
             self._let_go(token)
         elif token in self.held:
-            self.ended[token] = outcome if held.stop is None else self._as_ordered(held, outcome)
+            self.ended[token] = outcome if held.stop is None else as_ordered(held, outcome)
         self._news()
-
-    def _as_ordered(self, held: Held, outcome: Outcome) -> Outcome:
-        stop = held.stop
-        assert stop is not None
-        if outcome.kind == "ok" and stop in _RESULT_COUNTS:
-            return outcome
-        if outcome.kind == "returned":
-            if stop in _RESULT_COUNTS:
-                return outcome
-            return Outcome(held.token, "stopped", cause=stop)
-        if stop == "timeout":
-            limit_s = self._spec(held).timeout_s or 0.0
-            error = f"timed out after {limit_s:g} s"
-            return _replaced(outcome, "failed", error, "timeout")
-        if outcome.kind in {"discarded", "snoozed"} and stop == "drain":
-            return outcome
-        return _replaced(outcome, "stopped", "", stop)
 
     def _let_go(self, token: int) -> None:
         self.progress.pop(token, None)
@@ -590,11 +527,6 @@ class Executor:
 
     def _running(self, slot: Slot) -> int:
         return slot.board.running()[0] if slot.board is not None else 0
-
-    def _spec(self, held: Held) -> JobSpec:
-        if held.spec is None:
-            held.spec = decode_spec(held.assignment.spec)
-        return held.spec
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -702,7 +634,7 @@ class Executor:
         assert held.started_s is not None
         if held.ending is not None:
             return
-        limit_s = self._spec(held).timeout_s
+        limit_s = held.spec().timeout_s
         if held.stop is None and limit_s is not None and now - held.started_s >= limit_s:
             self.stop(held.token, "timeout")
         if held.stop is not None and now >= held.kill_at_s:
@@ -716,57 +648,8 @@ class Executor:
     async def _log_so_far(self, slot: Slot, held: Held) -> None:
         path = output_path(slot.scratch, held.token) if self._is_async else slot.output_path
         start = 0 if self._is_async else held.output_at
-        data = await asyncio.to_thread(_read_quietly, held, path, start, None, True)
+        data = await asyncio.to_thread(read_quietly, held, path, start, None, True)
         if len(data) == held.log_bytes or held.slot is None or held.ending is not None:
             return
         held.log_bytes = len(data)
-        await self._put_log(held, data)
-
-    async def _put_log(self, held: Held, data: bytes) -> str:
-        """Put a log into the store and return where; empty if there is none, or no store."""
-        if not data:
-            return ""
-        a = held.assignment
-        give_up_s = time.monotonic() + LOG_PATIENCE_S
-        pause_s = RETRY_MIN_S
-        held.logging = held.logging or asyncio.Lock()
-        async with held.logging:
-            while True:
-                try:
-                    return await asyncio.to_thread(self._put_log_now, a, data)
-                except DraymanError as error:
-                    if time.monotonic() > give_up_s:
-                        log.warning("worker.log_lost", token=held.token, error=str(error))
-                        return ""
-                await asyncio.sleep(pause_s)
-                pause_s = min(RETRY_MAX_S, pause_s * 2)
-
-    def _put_log_now(self, a: Assignment, data: bytes) -> str:
-        if self._logs is None:
-            self._logs = self._open_logs()
-        path = f"logs/{a.job_id}/{a.task_id}/{a.attempt}.log"
-        self._logs.put(path, data, durable=False)
-        return path
-
-
-def _read_quietly(
-    held: Held, path: Path, start: int, end: int | None = None, partial: bool = False
-) -> bytes:
-    start = 0 if held.beginning else start
-    end = 1 << 62 if end is None else end
-    try:
-        return read_log(path, start, end, held.secrets, partial=partial, beginning=held.beginning)
-    except FileNotFoundError:
-        return b""  # It printed nothing.
-
-
-def _replaced(outcome: Outcome, kind: Any, error: str, cause: str) -> Outcome:
-    return Outcome(
-        outcome.token,
-        kind,
-        outcome.started_at,
-        outcome.ended_at,
-        error=error,
-        cause=cause,
-        log=outcome.log,
-    )
+        await self._logs.put(held, data)

@@ -25,7 +25,8 @@ from typing import Literal, Protocol
 
 import structlog
 
-from cluster.executor import Executor, LogStore
+from cluster.executor import Executor
+from cluster.logs import Logs, LogStore
 from cluster.protocol import Orders, Report, decode_orders, encode
 from cluster.slot import SlotConfig
 
@@ -95,7 +96,7 @@ class Worker:
             concurrency,
             self._scratch,
             record=manager.record,
-            open_logs=self._open_logs,
+            logs=Logs(self._open_logs),
             news=self._news.set,
         )
         self._number = 0

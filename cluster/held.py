@@ -1,0 +1,83 @@
+"""One token in the hands of a worker, and what an ordered stop makes of how it ended."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from cluster.protocol import Assignment, Outcome
+from cluster.queue.spec import JobSpec, decode_spec
+from cluster.slot import Slot
+
+__all__ = ["Held", "as_ordered"]
+
+#: Stops after which a result that came all the same still counts.
+_RESULT_COUNTS = frozenset({"timeout", "drain"})
+
+
+class Held(msgspec.Struct, gc=False):
+    """One token. A struct, because one is made for every task there is."""
+
+    assignment: Assignment
+    slot: Slot | None = None
+    #: Monotonic moment of its start, once known.
+    started_s: float | None = None
+    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`.
+    stop: str | None = None
+    kill_at_s: float = 0.0
+    #: The manager wants it back if it has not started.
+    wanted_back: bool = False
+    #: It was asked back from the child.
+    recalled: bool = False
+    dropped: bool = False
+    #: It has ended and its log is on its way, or the rest of its child is being killed.
+    ending: Outcome | None = None
+    secrets: list[str] = []
+    output_at: int = 0
+    #: Head of its output, if the capture file had to be cut while it ran.
+    beginning: bytes = b""
+    #: Length of the log last put into the store, and when.
+    log_bytes: int = 0
+    logged_s: float = 0.0
+    #: One writer of its log at a time, so that the last one wins.
+    logging: asyncio.Lock | None = None
+    decoded: JobSpec | None = None
+
+    @property
+    def token(self) -> int:
+        """Its lease."""
+        return self.assignment.token
+
+    def spec(self) -> JobSpec:
+        """What was asked for. Decoded on first use: most attempts end before anybody asks."""
+        if self.decoded is None:
+            self.decoded = decode_spec(self.assignment.spec)
+        return self.decoded
+
+
+def as_ordered(held: Held, outcome: Outcome) -> Outcome:
+    """Return the outcome of an attempt that was to stop, under the name of who ordered it."""
+    stop = held.stop
+    assert stop is not None
+    if outcome.kind == "ok" and stop in _RESULT_COUNTS:
+        return outcome
+    if outcome.kind == "returned":
+        return outcome if stop in _RESULT_COUNTS else Outcome(held.token, "stopped", cause=stop)
+    if stop == "timeout":
+        error = f"timed out after {held.spec().timeout_s or 0.0:g} s"
+        return _renamed(outcome, "failed", error, "timeout")
+    if outcome.kind in {"discarded", "snoozed"} and stop == "drain":
+        return outcome
+    return _renamed(outcome, "stopped", "", stop)
+
+
+def _renamed(outcome: Outcome, kind: Any, error: str, cause: str) -> Outcome:
+    return Outcome(
+        outcome.token,
+        kind,
+        outcome.started_at,
+        outcome.ended_at,
+        error=error,
+        cause=cause,
+        log=outcome.log,
+    )
