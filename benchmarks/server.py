@@ -51,7 +51,7 @@ def running(*options: str) -> Iterator[Server]:
         process = subprocess.Popen(
             [
                 *(str(drayman), "up", "--port", str(port), "--store", str(store)),
-                *("--jobs", "benchmarks.jobs", "--no-ray-dashboard", *options),
+                *("--jobs", "benchmarks.jobs", "--no-dashboard", *options),
             ],
             stdout=subprocess.PIPE,
             text=True,

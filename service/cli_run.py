@@ -49,6 +49,10 @@ def up(
     dashboard: Annotated[
         bool, typer.Option(help="Ray's dashboard, which `ray job submit` needs.")
     ] = True,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="The cluster that used the store last is gone for good."),
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
 ) -> None:
     """Start Drayman; stay until Ctrl-C, then drain."""
@@ -66,6 +70,7 @@ def up(
             address=address,
             edge=edge,
             ray_dashboard=dashboard,
+            take_over=take_over,
         )
         if store is None:
             settings = _with_own_store(settings)
@@ -97,6 +102,23 @@ def down(
         typer.echo(f"nothing runs on {port}")
 
 
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Where the demo keeps its data and the report.")
+    ] = Path("var/demo"),
+) -> None:
+    """Make an airline's annual report from 336,776 real flights, with a Drayman of its own."""
+    from jobs.errors import DraymanError
+    from service.demo import run_demo
+
+    try:
+        code = run_demo(folder, typer.echo)
+    except DraymanError as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_USAGE if error.kind == "invalid" else EXIT_FAILED) from None
+    raise typer.Exit(code)
+
+
 def doctor(as_json: JsonFlag = False) -> None:
     """Check this machine, and what runs on it; exit 1 if something is wrong."""
     from service.doctor import examine
@@ -113,7 +135,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (up, down, doctor):
+    for command in (up, down, demo, doctor):
         app.command()(command)
 
 

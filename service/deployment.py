@@ -77,11 +77,12 @@ def start_cluster(run: Run) -> Cluster:
 
     from cluster import actors
 
-    Registry.load(run.settings.jobs)  # a module that cannot be imported stops `up` here
     resources = ray.cluster_resources()
     settings = cluster_settings(
         run.settings, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     )
+    settings.extend_path()
+    Registry.load(settings.job_modules)  # a module that cannot be imported stops `up` here
     store = open_store(settings.store)
     lock = _lock_store(run.settings)
     actors.start_manager(settings)
