@@ -153,6 +153,9 @@ def _listeners(name: str, run: RunFile) -> Iterator[Finding]:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
     except ValueError:
-        return host == "localhost" or socket.gethostbyname(host).startswith("127.")
+        return socket.gethostbyname(host).startswith("127.")
+    # Ray's sockets are `::ffff:127.0.0.1`, which Python does not call loopback before 3.13.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
