@@ -67,9 +67,9 @@ class Metrics:
         counter.inc()
         timer.observe(seconds)
 
-    def accepted(self, job_type: str) -> None:
-        """Count one job that is durable and was not known before."""
-        self._accepted.labels(job_type).inc()
+    def accepted(self, job_type: str, count: int = 1) -> None:
+        """Count jobs that are durable and were not known before."""
+        self._accepted.labels(job_type).inc(count)
 
     def render(self, queues: list[QueueView] | None, workers: list[WorkerView] | None) -> bytes:
         """Return everything in Prometheus' text format; None: the manager did not answer."""

@@ -7,6 +7,7 @@ an error, whatever else goes wrong.
 
 import asyncio
 import time
+from collections import Counter
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -213,6 +214,7 @@ async def _batch(
     specs = [spec for spec in made if isinstance(spec, JobSpec)]
     answered = iter(await api.gateway.submit_many(specs) if specs else [])
     results = []
+    accepted: Counter[str] = Counter()
     for number, spec in enumerate(made, start=1):
         if isinstance(spec, Exception):
             results.append(BatchResult(number, problem=problem_of(spec)))
@@ -223,7 +225,9 @@ async def _batch(
             continue
         results.append(BatchResult(number, answer.job_id, answer.replayed))
         if not answer.replayed:
-            api.metrics.accepted(spec.type)
+            accepted[spec.type] += 1
+    for job_type, count in accepted.items():
+        api.metrics.accepted(job_type, count)
     return results
 
 
