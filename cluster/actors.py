@@ -31,7 +31,7 @@ from cluster import manager as plain_manager
 from cluster import worker as plain_worker
 from cluster.gateway import Gateway, ManagerAway
 from cluster.ids import uuid7_maker
-from cluster.settings import NAMESPACE, ClusterSettings, PoolSettings
+from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
 from jobs.errors import DraymanError, Unavailable
 
 __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
@@ -150,6 +150,7 @@ class Worker:
         pool_settings = msgspec.json.decode(pool, type=PoolSettings)
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
         cluster.extend_path()
+        os.environ[DATA_DIRS_ENV] = os.pathsep.join(cluster.data_dirs)
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,

@@ -9,6 +9,7 @@ out, redacts the log.
 import asyncio
 import io
 import mimetypes
+import os
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from cluster.pipe import Answer, Moved
 from cluster.protocol import NOTHING, Assignment, FileInfo, Outcome, OutcomeKind, Output
 from cluster.queue.spec import JobSpec
 from cluster.redact import redact, redact_json
+from cluster.settings import DATA_DIRS_ENV
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from jobs.outcome import Discard, Retry, Snooze, StopRequested
@@ -204,7 +206,9 @@ class Attempt:
                 return _copied(source, into, rest)
         parts = urlsplit(uri)
         if scheme == "file" and parts.netloc in {"", "localhost"}:
-            path = Path(unquote(parts.path))
+            path = Path(unquote(parts.path)).resolve()
+            if not self.may_read(path):
+                raise InvalidInput("uri", f"{uri!r} is outside the folders that jobs may read")
             if not path.exists():
                 raise NotFound("file", str(path))
             return path
@@ -217,6 +221,12 @@ class Attempt:
         raise InvalidInput(
             "uri", f"{uri!r} cannot be fetched; use upload:, file:///, s3://, gs:// or az://"
         )
+
+    def may_read(self, path: Path) -> bool:
+        """Whether params may name this path of the worker's own disk."""
+        allowed = os.environ.get(DATA_DIRS_ENV, "")
+        folders = [Path(folder).resolve() for folder in allowed.split(os.pathsep) if folder]
+        return any(path.is_relative_to(folder) for folder in folders)
 
     def workdir(self) -> Path:
         """Return the scratch directory, made now if it was not yet."""

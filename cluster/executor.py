@@ -404,7 +404,7 @@ class Executor:
                 if not self._settled_unstarted(held):
                     back.append(held.token)
             elif guilty is not None:
-                self._conclude(held, Outcome(held.token, "returned", cause="killed with another"))
+                self._conclude(held, Outcome(held.token, "stopped", cause="killed with another"))
             else:
                 alone = len(running) == 1
                 self._read(slot, held, self._bury(held, death, death.cause, alone=alone))

@@ -428,16 +428,19 @@ class Manager:
     async def record(self, payload: bytes) -> bytes:
         """Make what a running attempt says durable, or refuse it with LeaseLost."""
         record = decode_record(payload)
+        task = self._state.leases.get(record.token)
+        known = task.once.get(record.key) if task is not None and task.once else None
         try:
-            task = self._state.leases.get(record.token)
-            claimed = None if task is None or task.once is None else task.once.get(record.key, b"")
             events = self._commit.run(c.SaveRecord(record))
         except DraymanError as error:
             await self._commit.barrier()
             return encode(refusal_of(error))
         reply = Recorded()
-        if not events:  # an effect that an earlier attempt claimed: did it happen?
-            reply = Recorded("done", msgspec.Raw(claimed)) if claimed else Recorded("in_doubt")
+        if not events and known is not None:  # claimed before: did it happen?
+            if known.value is not None:
+                reply = Recorded("done", msgspec.Raw(known.value))
+            elif known.token != record.token:  # by this very attempt, it is only said again
+                reply = Recorded("in_doubt")
         await self._commit.barrier()
         return encode(reply)
 

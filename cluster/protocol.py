@@ -151,7 +151,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     failed     raised, asked for a retry, or ran out of time; `error`, `cause`, maybe `delay_s`
     discarded  raised Discard; `error`
     snoozed    raised Snooze; `delay_s`
-    stopped    obeyed or was killed by a stop that was ordered; `cause` names the order
+    stopped    obeyed or was killed by a stop that was ordered, or was killed beside another whose
+               process had to go; `cause` says which
     returned   never started; give it to someone else
     crashed    its process died; `cause` (`signal 11`, `oom`, `exit 3`), `error` (last log lines),
                `alone`: nothing else ran in that process

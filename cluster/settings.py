@@ -7,8 +7,10 @@ import msgspec
 
 from cluster.queue.model import QueueLimits, Rules
 
-__all__ = ["NAMESPACE", "ClusterSettings", "PoolSettings", "default_pools"]
+__all__ = ["DATA_DIRS_ENV", "NAMESPACE", "ClusterSettings", "PoolSettings", "default_pools"]
 
+#: Carries `data_dirs` from a worker to its children.
+DATA_DIRS_ENV = "DRAYMAN_DATA_DIRS"
 #: Ray namespace of every actor of ours.
 NAMESPACE = "drayman"
 
@@ -49,6 +51,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     take_over: bool = False
     #: Directories to put on the workers' import path.
     python_path: list[str] = []
+    #: Directories of the workers' own disks that params may name files in.
+    data_dirs: list[str] = []
 
     def extend_path(self) -> None:
         """Let modules in `python_path` be imported in this process."""

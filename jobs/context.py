@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from jobs.errors import InvalidInput
 from jobs.outcome import StopRequested
 
 __all__ = ["Context", "Files", "InDoubt", "Runtime", "StopRequested"]
@@ -48,6 +49,9 @@ class Runtime(Protocol):
     def fetch(self, uri: str, into: Path) -> Path:
         """Copy what `uri` names into the directory `into` and return its path."""
 
+    def may_read(self, path: Path) -> bool:
+        """Whether params may name this path of the worker's own disk."""
+
 
 class Files:
     """Files of one attempt: inputs by URI, outputs by name, scratch space that goes with it."""
@@ -74,6 +78,21 @@ class Files:
         """Keep `data` as the output file `name`; durable on return."""
         with self.open_output(name) as output:
             output.write(data)
+
+    def local(self, path: str) -> Path:
+        """Return the worker's own file or folder `path`, links resolved.
+
+        Params come from whoever may submit, so paths in them reach only the folders the operator
+        opened (`drayman up --data-dir`). Raises InvalidInput for any other.
+        """
+        resolved = Path(path).expanduser().resolve()
+        if not self._runtime.may_read(resolved):
+            raise InvalidInput(
+                "path",
+                f"{path!r} is outside the folders that jobs may read; upload the file, or start "
+                "Drayman with --data-dir",
+            )
+        return resolved
 
     def fetch(self, uri: str) -> Path:
         """Return a local path that holds what `uri` names (`upload:`, `file:`, `s3:`, ...)."""

@@ -50,6 +50,7 @@ class JobDefinition:
         return (inspect.getdoc(self.handler) or "").partition("\n")[0]
 
     def __call__(self, ctx: Context, params: Any) -> Any:
+        """Call the handler."""
         return self.handler(ctx, params)
 
 

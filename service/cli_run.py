@@ -49,6 +49,10 @@ def up(
     dashboard: Annotated[
         bool, typer.Option(help="Ray's dashboard, which `ray job submit` needs.")
     ] = True,
+    data_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder that params may name files in; repeatable. None by default."),
+    ] = None,
     take_over: Annotated[
         bool,
         typer.Option("--take-over", help="The cluster that used the store last is gone for good."),
@@ -71,6 +75,7 @@ def up(
             edge=edge,
             ray_dashboard=dashboard,
             take_over=take_over,
+            data_dirs=tuple(str(folder.expanduser().absolute()) for folder in data_dir or ()),
         )
         if store is None:
             settings = _with_own_store(settings)

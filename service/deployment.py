@@ -49,6 +49,7 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         cluster_id=_cluster_id(settings),
         take_over=settings.take_over,
         python_path=[os.getcwd()],
+        data_dirs=[str(Path(folder).expanduser().resolve()) for folder in settings.data_dirs],
     )
 
 

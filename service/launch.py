@@ -90,6 +90,8 @@ class Settings:
     ray_dashboard: bool = True
     #: Start on a store that another cluster used last and did not leave in good order.
     take_over: bool = False
+    #: Folders of this machine that params of jobs may name files in.
+    data_dirs: tuple[str, ...] = ()
     state: Path = field(default_factory=state_dir)
 
     def __post_init__(self) -> None:

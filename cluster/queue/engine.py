@@ -17,6 +17,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.dispatch import pick
 from cluster.queue.model import (
+    Effect,
     GatewayMarks,
     Job,
     Line,
@@ -596,17 +597,18 @@ def _on_checkpoint(state: State, event: e.CheckpointSaved, at: float) -> None:
 
 
 def _on_once_claimed(state: State, event: e.OnceClaimed, at: float) -> None:
-    task = state.leases[event.token]
-    if task.once is None:
-        task.once = {}
-    task.once[event.key] = None
+    _keep_effect(state, event, None)
 
 
 def _on_once_done(state: State, event: e.OnceDone, at: float) -> None:
+    _keep_effect(state, event, bytes(event.value))
+
+
+def _keep_effect(state: State, event: Any, value: bytes | None) -> None:
     task = state.leases[event.token]
     if task.once is None:
         task.once = {}
-    task.once[event.key] = bytes(event.value)
+    task.once[event.key] = Effect(event.token, value)
 
 
 def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:

@@ -14,6 +14,7 @@ from cluster.queue.spec import JobSpec
 from cluster.queue.state import TaskState
 
 __all__ = [
+    "Effect",
     "GatewayMarks",
     "Job",
     "KeyIndex",
@@ -63,6 +64,15 @@ class PastAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
     log: str = ""
 
 
+class Effect(msgspec.Struct, frozen=True):
+    """A side effect that an attempt claimed, and what came of it."""
+
+    #: Lease under which it was claimed.
+    token: int
+    #: Recorded JSON, or None while nobody said that it happened.
+    value: bytes | None = None
+
+
 class Task(msgspec.Struct, eq=False):
     """The unit of dispatch, leasing and retry."""
 
@@ -98,8 +108,8 @@ class Task(msgspec.Struct, eq=False):
     log: str = ""
     past: list[PastAttempt] | None = None
     checkpoint: bytes = b""
-    #: Effects under `ctx.once`: key -> recorded JSON, or None while only claimed.
-    once: dict[str, bytes | None] | None = None
+    #: Effects under `ctx.once`, by key.
+    once: dict[str, Effect] | None = None
 
 
 class Job(msgspec.Struct, eq=False):

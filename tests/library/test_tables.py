@@ -2,23 +2,34 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.context import Files, Runtime
 from jobs.library.report.tables import open_table
 
 Small = Callable[..., str]
 JANUARY, FEBRUARY = 27_004, 24_951
 
 
-def no_fetch(uri: str) -> Path:
-    raise AssertionError(f"{uri} should not be fetched")
+class Disk:
+    """A runtime that may read everything here and fetches nothing."""
+
+    def may_read(self, path: Path) -> bool:
+        return True
+
+    def fetch(self, uri: str, into: Path) -> Path:
+        raise AssertionError(f"{uri} should not be fetched")
+
+
+DISK = Files(cast("Runtime", Disk()), Path())
 
 
 def rows_at(uri: str) -> int:
-    return sum(rows.num_rows for rows in open_table("flights", uri, no_fetch).batches())
+    return sum(rows.num_rows for rows in open_table("flights", uri, DISK).batches())
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def test_glob_reads_only_what_matches(folder: Path) -> None:
 def test_columns_named_by_folders_are_read(small: Small, tmp_path: Path) -> None:
     small("WHERE month = 1", "* EXCLUDE year", "parts/year=2013/a.parquet")
     small("WHERE month = 1", "* EXCLUDE year", "parts/year=2012/a.parquet")
-    table = open_table("flights", str(tmp_path / "parts"), no_fetch)
+    table = open_table("flights", str(tmp_path / "parts"), DISK)
 
     kept = sum(rows.num_rows for rows in table.batches(ds.field("year") == 2012))
 
@@ -49,7 +60,7 @@ def test_columns_named_by_folders_are_read(small: Small, tmp_path: Path) -> None
 
 
 def test_ticks_add_up_to_all_rows_even_where_some_are_skipped(folder: Path) -> None:
-    table = open_table("flights", str(folder), no_fetch)
+    table = open_table("flights", str(folder), DISK)
     ticks: list[int] = []
 
     kept = sum(rows.num_rows for rows in table.batches(ds.field("month") == 2, ticks.append))
@@ -64,12 +75,12 @@ def test_file_of_one_row_group_is_read_in_small_batches(
     path = Path(small())
     pq.write_table(pq.read_table(tables["flights"]), path, row_group_size=1 << 30)
 
-    sizes = [rows.num_rows for rows in open_table("flights", str(path), no_fetch).batches()]
+    sizes = [rows.num_rows for rows in open_table("flights", str(path), DISK).batches()]
 
     assert max(sizes) <= 1 << 17
 
 
 def test_rows_of_csv_are_estimated_from_its_size(small: Small) -> None:
-    table = open_table("flights", small(name="part.csv"), no_fetch)
+    table = open_table("flights", small(name="part.csv"), DISK)
 
     assert table.rows == pytest.approx(JANUARY, rel=0.05)

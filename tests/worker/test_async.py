@@ -79,7 +79,7 @@ async def test_stubborn_handler_takes_its_child_with_it_and_neighbours_go_back(
     innocent = await bench.manager.outcome(neighbour, within_s=3)
 
     assert (outcome.kind, outcome.cause) == ("failed", "timeout")
-    assert innocent.kind == "returned"
+    assert (innocent.kind, innocent.cause) == ("stopped", "killed with another")
     assert gone(pid)
 
 

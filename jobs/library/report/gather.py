@@ -50,7 +50,7 @@ def gather(ctx: Context, params: "ReportParams") -> Report:
         uri = getattr(params, name)
         if uri is not None:
             ctx.check()
-            tables[name] = open_table(name, uri, ctx.files.fetch)
+            tables[name] = open_table(name, uri, ctx.files)
     airlines = _names(tables.get("airlines"), "carrier")
     if airlines and params.carrier not in airlines:
         known = ", ".join(sorted(airlines)[:40])

@@ -19,6 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
+from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
 from jobs.outcome import Discard
 
@@ -135,14 +136,14 @@ class Table:
                 yield rows
 
 
-def open_table(name: str, uri: str, fetch: Callable[[str], Path]) -> Table:
-    """Return the table `name` found at `uri`; `fetch` makes other URIs (`upload:`...) local.
+def open_table(name: str, uri: str, files: Files) -> Table:
+    """Return the table `name` found at `uri`; `files` makes other URIs (`upload:`...) local.
 
     Raises Discard, naming the fix, if nothing is there, it is neither Parquet nor CSV, or a column
     is missing or of the wrong type.
     """
     shown = _without_secrets(uri)
-    filesystem, base, pattern = _locate(name, uri, shown, fetch)
+    filesystem, base, pattern = _locate(name, uri, shown, files)
     paths = _list(name, filesystem, base, pattern, shown)
     parquet = _is_parquet(name, filesystem, paths[0])
     form = ds.ParquetFileFormat() if parquet else _csv_format(name)
@@ -164,9 +165,7 @@ def open_table(name: str, uri: str, fetch: Callable[[str], Path]) -> Table:
     return Table(name, _base(shown), dataset, rows)
 
 
-def _locate(
-    name: str, uri: str, shown: str, fetch: Callable[[str], Path]
-) -> tuple[Any, str, str | None]:
+def _locate(name: str, uri: str, shown: str, files: Files) -> tuple[Any, str, str | None]:
     """Return the file system, the path in it up to the first wildcard, and the pattern after it."""
     parts = urlsplit(uri)
     if parts.scheme in STORES:
@@ -182,15 +181,15 @@ def _locate(
     if parts.scheme == "file":
         path, pattern = _split_glob(unquote(parts.path))
     elif "://" in uri or uri.startswith("upload:"):
-        path, pattern = str(_fetched(name, uri, shown, fetch)), None
+        return fs.LocalFileSystem(), str(_brought(name, uri, shown, files.fetch)), None
     else:
         path, pattern = _split_glob(uri)
-    return fs.LocalFileSystem(), str(Path(path or ".").resolve()), pattern
+    return fs.LocalFileSystem(), str(_brought(name, path or ".", shown, files.local)), pattern
 
 
-def _fetched(name: str, uri: str, shown: str, fetch: Callable[[str], Path]) -> Path:
+def _brought(name: str, uri: str, shown: str, bring: Callable[[str], Path]) -> Path:
     try:
-        return fetch(uri)
+        return bring(uri)
     except (NotFound, InvalidInput, FileNotFoundError) as error:
         raise _bad(
             name, f"{shown} cannot be fetched ({error})", "upload it, or correct the URI"

@@ -8,6 +8,7 @@ import pytest
 from cluster.protocol import Record
 from cluster.queue import commands as c
 from cluster.queue import events as e
+from cluster.queue.model import Effect
 from jobs.errors import LeaseLost
 from tests.support.builders import Rulebook
 
@@ -41,7 +42,7 @@ def test_an_effect_is_claimed_once_and_then_recorded(book: Rulebook) -> None:
         e.OnceDone("a", "0", 1, token, "mail", TWO)
     ]
 
-    assert book.task("a").once == {"mail": b"2"}
+    assert book.task("a").once == {"mail": Effect(token, b"2")}
     assert save(book, token, "once_claim", "mail") == []
 
 
@@ -50,10 +51,10 @@ def test_the_next_attempt_finds_what_an_earlier_one_claimed(book: Rulebook) -> N
     save(book, token, "once_claim", "mail")
     book.finish(token, "crashed")
 
-    (token,) = book.lease("w2")
+    (again,) = book.lease("w2")
 
-    assert save(book, token, "once_claim", "mail") == []
-    assert book.task("a").once == {"mail": None}
+    assert save(book, again, "once_claim", "mail") == []
+    assert book.task("a").once == {"mail": Effect(token, None)}
 
 
 @pytest.mark.parametrize("op", ["checkpoint", "once_claim", "once_done"])
