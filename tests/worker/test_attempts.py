@@ -11,7 +11,6 @@ import pytest_asyncio
 
 from cluster.capture import LOG_BYTES_MAX
 from cluster.protocol import Recorded, refusal_of
-from cluster.settings import DATA_DIRS_ENV
 from jobs.errors import LeaseLost
 from tests.worker.conftest import Bench
 
@@ -162,29 +161,6 @@ async def test_upload_of_the_same_tenant_can_be_fetched(bench: Bench, result: An
 
     assert result(mine) == "uploaded"
     assert (other.kind, other.error) == ("failed", "NotFound: no object 'uploads/rival/in.txt'")
-
-
-async def test_local_file_is_fetched_only_from_folders_that_were_opened(
-    start: Any, result: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, secret = tmp_path / "opened", tmp_path / "secret.txt"
-    opened.mkdir()
-    (opened / "a.txt").write_text("local")
-    secret.write_text("not yours")
-    (opened / "link.txt").symlink_to(secret)
-    monkeypatch.setenv(DATA_DIRS_ENV, str(opened))
-    bench = await start()
-
-    inside = await run(bench, "test.fetch", {"value": f"file://{opened}/a.txt"})
-    outside = [
-        await run(bench, "test.fetch", {"value": f"file://{path}"})
-        for path in (secret, opened / "link.txt", opened / ".." / "secret.txt")
-    ]
-    web = await run(bench, "test.fetch", {"value": "http://127.0.0.1/a.txt"})
-
-    assert result(inside) == "local"
-    assert all("outside the folders that jobs may read" in refused.error for refused in outside)
-    assert "use upload:, file:///, s3://, gs:// or az://" in web.error
 
 
 # --- logs -------------------------------------------------------------------------------------
