@@ -84,6 +84,7 @@ class Head:
     def start(cls, folder: Path, with_dashboard: bool) -> "Head":
         """Start Ray in this process's care. Blocks some seconds."""
         import ray
+        from ray._private.utils import write_ray_address
 
         with _lean_ray_parameters():
             context = ray.init(
@@ -97,8 +98,11 @@ class Head:
                 _node_ip_address=LOOPBACK,
                 _temp_dir=str(folder),
             )
+        address = context.address_info["gcs_address"]
+        # Ray jobs look here for their Ray; without it they may find another one's.
+        write_ray_address(address, str(folder))
         return cls(
-            address=context.address_info["gcs_address"],
+            address=address,
             dashboard_url=f"http://{context.dashboard_url}" if context.dashboard_url else "",
             processes=_ray_processes(),
         )
