@@ -553,8 +553,6 @@ def _on_died(state: State, event: e.TaskDied, at: float) -> None:
     _move(state, task, Move.EXHAUSTED)
     if event.charged == "attempt":
         task.failures += 1
-    elif event.charged == "recovery":
-        task.recoveries += 1
     task.suspect = False
     state.dead[task.job.id, task.id] = task
     _finished(task.job, at)

@@ -311,7 +311,7 @@ class Queue(RuleBasedStateMachine):
             limit = task.job.spec.max_attempts
             dead = task.state is TaskState.DEAD
             assert task.failures <= (limit if dead else limit - 1)
-            assert task.recoveries <= RULES.recoveries_max + dead
+            assert task.recoveries <= RULES.recoveries_max
             assert task.interruptions <= RULES.interruptions_max
             numbers = [past.number for past in task.past or ()]
             assert numbers == sorted(set(numbers))

@@ -174,7 +174,8 @@ def test_attempts_and_recoveries_have_budgets_of_their_own() -> None:
     (event,) = book.finish(token, "crashed", cause="oom", error="killed")
     assert isinstance(event, e.TaskDied)
     assert (event.charged, event.cause) == ("recovery", "oom")
-    assert charges(book, "a") == (1, 3, 0)
+    # The budget is spent, not exceeded: there was no third time that it ran again.
+    assert charges(book, "a") == (1, 2, 0)
 
 
 def test_a_crash_beside_others_is_uncharged_and_makes_a_suspect(book: Rulebook) -> None:
