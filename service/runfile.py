@@ -105,11 +105,9 @@ class RunFolder:
         write_private(self.path(run.port), msgspec.json.format(msgspec.json.encode(run)))
 
     def remove(self, run: RunFile) -> None:
-        """Forget the run, its files and its folder. The Ray token stays: shells may point at it."""
+        """Forget the run and remove its folder. The tokens stay: shells may hold or name them."""
         if run.folder:
             shutil.rmtree(run.folder, ignore_errors=True)
-        if run.token_path:
-            Path(run.token_path).unlink(missing_ok=True)
         self.path(run.port).unlink(missing_ok=True)
 
     def all(self) -> list[RunFile]:

@@ -98,7 +98,7 @@ def test_a_broken_run_file_reads_as_no_run(tmp_path: Path, text: str) -> None:
     assert runs.read(8000) is None
 
 
-def test_removing_a_run_removes_its_folder_and_token(tmp_path: Path) -> None:
+def test_removing_a_run_removes_its_folder_and_keeps_its_token(tmp_path: Path) -> None:
     runs = RunFolder(tmp_path)
     folder, token = tmp_path / "session", tmp_path / "run" / "8000.token"
     folder.mkdir()
@@ -109,7 +109,7 @@ def test_removing_a_run_removes_its_folder_and_token(tmp_path: Path) -> None:
     runs.remove(run)
 
     assert not folder.exists()
-    assert not token.exists()
+    assert token.exists()
     assert runs.all() == []
 
 
