@@ -32,6 +32,7 @@ from cluster import worker as plain_worker
 from cluster.gateway import Gateway, ManagerAway
 from cluster.ids import uuid7_maker
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
+from cluster.telemetry import configure_logging
 from jobs.errors import DraymanError, Unavailable
 
 __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
@@ -74,6 +75,7 @@ class QueueManager:
     """Ray's shell around `cluster.manager.Manager`. Detached; Ray restarts it when it dies."""
 
     async def __init__(self, settings: bytes) -> None:  # type: ignore[misc]  # Ray awaits it
+        configure_logging()
         self._settings = msgspec.json.decode(settings, type=ClusterSettings)
         # One thread: segments are written in order, and nothing else blocks it.
         io = ThreadPoolExecutor(1, "journal")
@@ -147,6 +149,7 @@ class Worker:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, name: str, pool: bytes, settings: bytes
     ) -> None:
+        configure_logging()
         pool_settings = msgspec.json.decode(pool, type=PoolSettings)
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
         cluster.extend_path()

@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 from cluster.settings import ClusterSettings, default_pools
 from cluster.store.contract import Objects
 from cluster.store.objects import open_store
+from cluster.telemetry import configure_logging
 from jobs.errors import InvalidInput
 from jobs.registry import Registry
 from service.api_settings import ApiSettings
 from service.auth import TokenStore
+from service.edge import confine_replica
 from service.launch import Cluster, Run, Settings
 from service.runfile import RunFolder, write_private
 
@@ -125,12 +127,16 @@ def application(run: Run) -> Any:
 class Api:
     """The deployment's class; the application is built in its replica by `_builder`."""
 
+    def __init__(self) -> None:
+        confine_replica()
+
 
 def _builder(settings: ClusterSettings, nonce: str) -> Any:
     def build() -> Any:
         from cluster import actors
         from service.app import create_app
 
+        configure_logging()
         settings.extend_path()
         return create_app(
             actors.connect_gateway(actors.manager_handle()),
