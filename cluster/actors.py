@@ -7,6 +7,7 @@ the same number, so that the receiver can tell.
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import sys
@@ -96,6 +97,10 @@ class QueueManager:
                 on_fatal=_die,
             )
             await self._plain.start(VERSION)
+            # What was replayed lives long: never look at it again for garbage, and look at the
+            # rest rarely, as a full look stops the commit loop for as long as the heap is large.
+            gc.freeze()
+            gc.set_threshold(50_000, 50, 200)
         except DraymanError as error:
             # Dying would only have Ray start it again, for ever. Whoever asks is told why.
             log.critical("manager_not_started", reason=str(error))

@@ -95,29 +95,31 @@ class CommitLog:
         """Return the moment of the next event: never before the last one's."""
         return max(round(self._clock.wall(), 6), self.state.at)
 
-    def run(self, command: c.Command) -> list[Event]:
+    def run(self, command: c.Command, now: float | None = None) -> list[Event]:
         """Decide `command`, evolve by it and queue its events for the next commit.
 
-        Nothing is durable on return: await `barrier()` before anything leaves. Raises what
-        `decide` raises.
+        Nothing is durable on return: await `barrier()` before anything leaves. `now` is what
+        `now()` returned, for many commands at one moment. Raises what `decide` raises.
         """
-        now = self.now()
+        if now is None:
+            now = self.now()
         events = decide(self.state, self.rules, command, now)
-        for event in events:
-            self._apply(event, now)
+        if events:
+            self._apply(events, now)
         return events
 
     def record(self, event: Event) -> None:
         """Add an event that no rule decides (a batch's mark)."""
-        self._apply(event, self.now())
+        self._apply([event], self.now())
 
-    def _apply(self, event: Event, now: float) -> None:
-        evolve(self.state, event, now)
-        batch = self._open
-        batch.events.append(event)
-        batch.ats.append(now)
-        if len(batch.events) == 1:
+    def _apply(self, events: list[Event], now: float) -> None:
+        state, batch = self.state, self._open
+        for event in events:
+            evolve(state, event, now)
+        if not batch.events:
             self._wake.set()
+        batch.events += events
+        batch.ats += [now] * len(events)
 
     async def barrier(self) -> None:
         """Return once everything decided so far is durable."""
@@ -152,7 +154,7 @@ class CommitLog:
         Raises Fenced if someone else took it first.
         """
         number = self.number + 1
-        self._apply(event_of(number), self.now())
+        self._apply([event_of(number)], self.now())
         batch, self._open = self._open, _Batch()
         self._wake.clear()
         await self._commit(batch, epoch=number)

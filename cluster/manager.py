@@ -23,6 +23,7 @@ from cluster.protocol import (
     BatchReply,
     OrderlyStop,
     Orders,
+    Outcome,
     Recorded,
     Refused,
     Report,
@@ -159,9 +160,9 @@ class Manager:
     def _go(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("manager_task_failed", exc_info=error)
@@ -186,13 +187,14 @@ class Manager:
             return self._answer_again(batch, refused)
         if marks is not None and batch.number <= marks.high - len(marks.window):
             raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
+        now = self._commit.now()
         results: list[Accepted | Refused] = []
         refused_at: dict[str, Refused] = {}
         for i, submission in enumerate(batch.submissions):
             raw = bytes(submission.spec)
             try:
                 spec = decode_spec(raw)
-                events = self._commit.run(c.Submit(submission.job_id, spec, raw))
+                events = self._commit.run(c.Submit(submission.job_id, spec, raw), now)
             except DraymanError as error:
                 refused_at[str(i)] = refusal_of(error)
                 results.append(refused_at[str(i)])
@@ -235,8 +237,7 @@ class Manager:
             return encode(Orders(self._state.epoch, 0))
         session.release()
         session.take(report, self._state.epoch, self._clock.monotonic())
-        for outcome in report.outcomes:
-            self._finish(report.worker, outcome)
+        self._finish(session, report.outcomes)
         lost = session.lacks(self._state)
         if lost:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
@@ -285,24 +286,33 @@ class Manager:
         await self._commit.barrier()
         return encode(orders)
 
-    def _finish(self, worker: str, outcome: Any) -> None:
-        task = self._state.leases.get(outcome.token)
-        if not self._commit.run(c.Finish(worker, outcome, self._draw())):
+    def _finish(self, session: Session, outcomes: list[Outcome]) -> None:
+        if not outcomes:
             return
-        assert task is not None
-        self._ended_lease(task)
+        now, leases, run = self._commit.now(), self._state.leases, self._commit.run
+        ended: list[Task] = []
+        for outcome in outcomes:
+            task = leases.get(outcome.token)
+            draw = self._draw() if outcome.kind == "failed" else 0.0
+            if run(c.Finish(session.worker, outcome, draw), now) and task is not None:
+                ended.append(task)
+        self._ended(session, ended)
 
-    def _ended_lease(self, task: Task) -> None:
-        session = self._sessions.get(task.worker)
-        if session is not None and session.progress:
+    def _ended(self, session: Session, tasks: list[Task]) -> None:
+        """Tell the rates, and whoever waits, of tasks that lost their lease."""
+        if session.progress:
             live = self._state.leases
             for token in [t for t in session.progress if t not in live]:
                 del session.progress[token]
-        job = task.job
-        if job.finished_at:
-            self._rates.finished(job.spec.queue)
-            for waiter in self._waiting.pop(job.id, ()):
-                waiter.set()
+        finished: dict[str, int] = {}
+        for task in tasks:
+            job = task.job
+            if job.finished_at:
+                finished[job.spec.queue] = finished.get(job.spec.queue, 0) + 1
+                for waiter in self._waiting.pop(job.id, ()):
+                    waiter.set()
+        for queue, count in finished.items():
+            self._rates.finished(queue, count)
 
     def _lease(self, session: Session, limit: int) -> None:
         if limit <= 0 or session.draining or self._draining:
@@ -355,8 +365,7 @@ class Manager:
         tasks = [self._state.leases[t] for t in self._state.held.get(worker, ())]
         log.warning("worker_lost", worker=worker, cause=cause, tasks=len(tasks))
         self._commit.run(c.LoseWorker(worker, cause))
-        for task in tasks:
-            self._ended_lease(task)
+        self._ended(session, tasks)
         self._dispatch()
         pool = next((p for p in self._settings.pools if p.name == session.pool), None)
         if pool is not None and not (session.draining or self._draining):

@@ -18,14 +18,14 @@ class Rates:
         #: queue -> [second, finished in it], oldest first.
         self._seconds: dict[str, deque[list[int]]] = {}
 
-    def finished(self, queue: str) -> None:
-        """Count one."""
+    def finished(self, queue: str, count: int) -> None:
+        """Count jobs that finished."""
         second = int(self.clock.monotonic())
         seconds = self._seconds.setdefault(queue, deque(maxlen=WINDOW_S + 1))
         if seconds and seconds[-1][0] == second:
-            seconds[-1][1] += 1
+            seconds[-1][1] += count
         else:
-            seconds.append([second, 1])
+            seconds.append([second, count])
 
     def per_s(self, queue: str) -> float:
         """Return the rate over the last minute, or over the manager's life if that is shorter."""

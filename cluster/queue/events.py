@@ -298,9 +298,18 @@ def _leased_row(event: TaskLeased) -> Row:
     return ("task_leased", event.job_id, event.task_id, event.attempt, event.token, data)
 
 
+def _succeeded_row(event: TaskSucceeded) -> Row:
+    if event.log:
+        return _CODECS[TaskSucceeded].to_row(event)
+    moments = f'{{"started_at":{event.started_at!r},"ended_at":{event.ended_at!r},"output":'
+    data = b"%b%b}" % (moments.encode(), bytes(event.output))
+    return ("task_succeeded", event.job_id, event.task_id, event.attempt, event.token, data)
+
+
 _HOT: dict[type[Event], Callable[[Any], Row]] = {
     JobSubmitted: _submitted_row,
     TaskLeased: _leased_row,
+    TaskSucceeded: _succeeded_row,
 }
 
 
