@@ -18,6 +18,8 @@ class Load:
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
+    #: Connections the server closed early; the edge does so when it takes on a new configuration.
+    lost: int = 0
 
     @property
     def per_s(self) -> float:
@@ -69,7 +71,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(exc or ConnectionError("the server closed the connection"))
+            self.load.lost += 1
+            self.done.set_result(None)
 
 
 async def fire(
