@@ -132,7 +132,8 @@ class Manager:
         for name in live:
             self._adopt(name)
         for name in [name for name in self._state.held if name not in live]:
-            self._commit.run(c.LoseWorker(name, "worker lost"))
+            # Who knows what ended them: a node, the machine, a deploy. No task is charged for it.
+            self._commit.run(c.Reclaim(name, list(self._state.held[name])))
         for pool in self._settings.pools:
             for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
                 self._go(self._spawn(pool))

@@ -1,0 +1,48 @@
+"""One Drayman for all tests that can share one, and one for those that kill everything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.client import Client
+from tests.support.live import LiveDrayman
+
+#: The README promises that a job type in a user's own module is ten lines.
+OWN_MODULE = '''\
+from jobs import Context, job
+from pydantic import BaseModel
+
+class Greeting(BaseModel):
+    name: str
+
+@job("greet")
+def greet(ctx: Context, params: Greeting) -> dict[str, str]:
+    """Say hello."""
+    return {"text": f"Hello {params.name}"}
+'''
+
+
+@pytest.fixture(scope="session")
+def drayman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
+    """Runs for the whole session, with Ray's dashboard. Tests kill parts of it, never all."""
+    live = LiveDrayman(tmp_path_factory.mktemp("live"))
+    try:
+        live.up()
+        yield live
+    finally:
+        live.close()
+
+
+@pytest.fixture
+def client(drayman: LiveDrayman) -> Iterator[Client]:
+    with drayman.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def own_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with a module `greetings` in it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "greetings.py").write_text(OWN_MODULE)
+    return folder

@@ -1,0 +1,186 @@
+"""A whole Drayman as users start it: `drayman up`, in a session of its own.
+
+Every process of it carries a `DRAYMAN_HOME` that no other has, by which it is found and ended.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from service.client import Client
+from service.edge import free_port
+
+__all__ = [
+    "BIN",
+    "LIVE_JOBS",
+    "ROOT",
+    "START_S",
+    "WAIT_S",
+    "LiveDrayman",
+    "kill",
+    "processes_with",
+    "run",
+    "until",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+LIVE_JOBS = "tests.support.live_jobs"
+
+#: A shared machine may be slow. None of these is a promise, only an end to waiting.
+START_S, WAIT_S = 180.0, 60.0
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], within_s: float = WAIT_S) -> T:
+    """Wait until `look()` returns something true, and return that."""
+    pause, deadline = threading.Event(), time.monotonic() + within_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {seen!r}"
+        pause.wait(0.02)
+    return seen
+
+
+def kill(*pids: int) -> None:
+    """`kill -9`."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class LiveDrayman:
+    """One store and one port, on which Drayman is started once or again."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        jobs: str = LIVE_JOBS,
+        cwd: Path = ROOT,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.home, self.store = folder, folder / "home", folder / "store"
+        self.cwd, self.port = cwd, free_port()
+        self.said: dict[str, str] = {}
+        self._jobs, self._options = jobs, options
+        self._log = folder / "up.log"
+        self._driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.said["url"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a shell next to it has."""
+        return os.environ | {"DRAYMAN_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(BIN / "drayman"), *arguments]
+
+    def up(self) -> None:
+        """Start it, and return once it said where it is."""
+        options = ["--port", str(self.port), "--store", str(self.store), "--jobs", self._jobs]
+        with self._log.open("w") as log:
+            self._driver = subprocess.Popen(
+                self.command("up", *options, *self._options),
+                cwd=self.cwd,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        last = "token" if "--no-dashboard" in self._options else "ray token file"
+        until(lambda: self._read(last), START_S)
+
+    def _read(self, last: str) -> bool:
+        text = self._log.read_text()
+        assert self._driver is not None
+        assert self._driver.poll() is None, text
+        self.said = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+        return last in self.said and text.endswith("\n")
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line next to it."""
+        return run(self.command(*arguments), env=self.environment, cwd=self.cwd, **options)
+
+    def client(self) -> Client:
+        """Return a client that outlasts a restart."""
+        return Client(self.url, self.said["token"], patience_s=WAIT_S)
+
+    def processes(self) -> dict[int, str]:
+        """Return the command line of every process of it that lives, by id."""
+        return processes_with(f"DRAYMAN_HOME={self.home}")
+
+    def pid(self, title: str) -> int:
+        """Return the process whose command line begins so."""
+        return until(
+            lambda: next((p for p, line in self.processes().items() if line.startswith(title)), 0)
+        )
+
+    def kill_everything(self, spare: Callable[[str], bool] = lambda line: False) -> None:
+        """`kill -9` of each process, again for those that were started meanwhile."""
+
+        def is_over() -> bool:
+            left = [pid for pid, line in self.processes().items() if not spare(line)]
+            kill(*left)
+            return not left
+
+        until(is_over)
+        if self._driver is not None:
+            self._driver.wait(WAIT_S)
+
+    def close(self) -> None:
+        """Stop it as users do; whatever is left then is killed, and fails the test."""
+        if self._driver is None:
+            return
+        if self._driver.poll() is None:
+            self._driver.send_signal(signal.SIGTERM)
+        try:
+            self._driver.wait(WAIT_S)
+            left = self.processes()
+        finally:
+            self.kill_everything()
+        assert not left, left
+
+
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = START_S,
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with no terminal and both outputs as text."""
+    return subprocess.run(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
+    )
+
+
+def processes_with(mark: str) -> dict[int, str]:
+    """Return the command lines of living processes that have `NAME=value` in their environment."""
+    needle, found = f"{mark}\0".encode(), {}
+    for pid in psutil.pids():
+        # It may end between two looks; a zombie has no environment any more.
+        with contextlib.suppress(OSError):
+            if needle in Path(f"/proc/{pid}/environ").read_bytes():
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                found[pid] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
