@@ -29,7 +29,8 @@ def single(server: Server, connections: int = 64, seconds: float = 8.0) -> dict[
         load = asyncio.run(
             fire(server.address, _post(server), connections=connections, seconds=seconds)
         )
-    assert set(load.statuses) == {202} and not load.lost, load
+    assert set(load.statuses) == {202}, load.statuses
+    assert not load.lost, load.lost
     _drain(server)
     return {
         f"POST/s at {connections} connections": load.per_s,
