@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test test-fast demo check docs-check bench pins hooks clean
+.PHONY: help setup fmt lint type test test-fast demo check docs docs-check bench pins hooks clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,12 @@ test-fast: setup ## run the tests that start no Ray
 demo: setup ## run the main job on real data: an airline's annual report as a PDF
 	$(BIN)/drayman demo
 
+docs: setup ## write the pages that are made from code
+	$(BIN)/python -m tools.state_machine
+
 docs-check: setup ## check links, run the examples in the docs, compare what is generated
-	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docs_examples.py
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docs_examples.py \
+		tests/unit/test_state_machine_page.py
 
 check: lint type docs-check test ## all that CI runs
 
