@@ -11,6 +11,7 @@ and only HAProxy itself may be opened (`haproxy_wrapper.py` confines the rest).
 
 import json
 import os
+import secrets
 import shlex
 import socket
 import stat
@@ -34,6 +35,8 @@ __all__ = [
     "port_is_free",
 ]
 
+#: Where `free_port` looks; the kernel's own range begins at 32768 by default.
+PORTS = range(20_000, 29_000)
 LOOPBACK = "127.0.0.1"
 
 #: Replicas take their ports from a block of this size, below Linux's ephemeral ports.
@@ -194,11 +197,15 @@ def confine_replica() -> None:
 
 
 def free_port() -> int:
-    """Return a port of loopback that is free now."""
-    with socket.socket() as sock:
-        sock.bind((LOOPBACK, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port of loopback that is free now.
+
+    From below the range that the kernel hands to outgoing connections: one of those could take
+    the port between this look and the bind.
+    """
+    while True:
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        if port_is_free(LOOPBACK, port):
+            return port
 
 
 def port_is_free(host: str, port: int) -> bool:
