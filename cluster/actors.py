@@ -29,11 +29,11 @@ from ray.exceptions import (
 )
 
 from cluster import manager as plain_manager
-from cluster import worker as plain_worker
 from cluster.gateway import Gateway, ManagerAway
 from cluster.ids import uuid7_maker
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
 from cluster.telemetry import configure_logging
+from cluster.worker import worker as plain_worker
 from jobs.errors import DraymanError, Unavailable
 
 __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
@@ -149,7 +149,7 @@ def _die(error: DraymanError) -> None:
 
 
 class Worker:
-    """Ray's shell around `cluster.worker.Worker`. Detached, so it outlives the manager."""
+    """Ray's shell around `cluster.worker.worker.Worker`. Detached, so it outlives the manager."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, name: str, pool: bytes, settings: bytes

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from cluster.keeper import descendants
 from cluster.protocol import Outcome, Output
-from cluster.slot import Slot
-from cluster.worker import Worker, WorkerTimes
+from cluster.worker.keeper import descendants
+from cluster.worker.slot import Slot
+from cluster.worker.worker import Worker, WorkerTimes
 from tests.support.eventually import eventually, gone
 from tests.support.scripted_manager import ScriptedManager
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from cluster.capture import LOG_BYTES_MAX
 from cluster.protocol import Recorded, refusal_of
+from cluster.worker.capture import LOG_BYTES_MAX
 from jobs.errors import LeaseLost
 from tests.worker.conftest import Bench
 
@@ -74,7 +74,7 @@ async def test_raised_error_fails_the_attempt_and_its_traceback_is_logged(bench:
     assert (outcome.kind, outcome.cause) == ("failed", "error")
     assert outcome.error == "ValueError: attempt 1 of 5 to fail"
     assert "in fail_times" in bench.log(outcome)
-    assert "cluster/child.py" not in bench.log(outcome)
+    assert "cluster/worker/child.py" not in bench.log(outcome)
 
 
 async def test_discard_snooze_and_retry_are_told_apart(bench: Bench) -> None:

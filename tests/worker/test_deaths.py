@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.slot import cause_of
+from cluster.worker.slot import cause_of
 from tests.support.eventually import eventually, gone, written
 
 
@@ -107,7 +107,7 @@ async def test_kill_of_keeper_and_child_at_once_is_survived(start: Any, result: 
 WORKER = """
 import asyncio, sys
 from tests.support.scripted_manager import ScriptedManager
-from cluster.worker import Worker
+from cluster.worker.worker import Worker
 
 async def main(store, pids):
     manager = ScriptedManager()

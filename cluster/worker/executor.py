@@ -20,12 +20,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from cluster.capture import cut, last_lines
-from cluster.child_async import output_path
-from cluster.held import Held, as_ordered
-from cluster.logs import Logs, read_quietly
-from cluster.pace import Pace
-from cluster.pipe import Answer, Call, Ended, Moved
 from cluster.protocol import (
     Assignment,
     Outcome,
@@ -36,9 +30,15 @@ from cluster.protocol import (
     encode,
     refusal_of,
 )
-from cluster.redact import redact
-from cluster.secrets import read_secret
-from cluster.slot import Death, Slot, SlotConfig, kept_outcomes
+from cluster.worker.capture import cut, last_lines
+from cluster.worker.child_async import output_path
+from cluster.worker.held import Held, as_ordered
+from cluster.worker.logs import Logs, read_quietly
+from cluster.worker.pace import Pace
+from cluster.worker.pipe import Answer, Call, Ended, Moved
+from cluster.worker.redact import redact
+from cluster.worker.secrets import read_secret
+from cluster.worker.slot import Death, Slot, SlotConfig, kept_outcomes
 from jobs.errors import DraymanError, LeaseLost
 
 __all__ = ["Executor"]

@@ -26,9 +26,11 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 from pydantic import ValidationError
 
-from cluster.attempt import Attempt, AttemptContext
-from cluster.board import Board
-from cluster.pipe import (
+from cluster.protocol import Assignment, Outcome
+from cluster.queue.spec import JobSpec, decode_spec
+from cluster.worker.attempt import Attempt, AttemptContext
+from cluster.worker.board import Board
+from cluster.worker.pipe import (
     Answer,
     Call,
     ChildConfig,
@@ -46,8 +48,6 @@ from cluster.pipe import (
     ended_frame,
     frame,
 )
-from cluster.protocol import Assignment, Outcome
-from cluster.queue.spec import JobSpec, decode_spec
 from jobs.outcome import Discard
 from jobs.registry import Registry
 from jobs.result import encode_result
@@ -160,7 +160,7 @@ class Child:
 
     def _make_loop(self) -> Loop:
         if self.config.mode == "async":
-            from cluster.child_async import AsyncLoop
+            from cluster.worker.child_async import AsyncLoop
 
             return AsyncLoop(self)
         return ProcessLoop(self)

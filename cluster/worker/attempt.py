@@ -22,11 +22,11 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from cluster.pipe import Answer, Moved
 from cluster.protocol import NOTHING, Assignment, FileInfo, Outcome, OutcomeKind, Output
 from cluster.queue.spec import JobSpec
-from cluster.redact import redact, redact_json
 from cluster.settings import DATA_DIRS_ENV
+from cluster.worker.pipe import Answer, Moved
+from cluster.worker.redact import redact, redact_json
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from jobs.outcome import Discard, Retry, Snooze, StopRequested

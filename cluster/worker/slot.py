@@ -25,8 +25,9 @@ from typing import Any, Literal, Protocol, cast
 import msgspec
 import structlog
 
-from cluster.board import Board
-from cluster.pipe import (
+from cluster.protocol import Assignment, Outcome
+from cluster.worker.board import Board
+from cluster.worker.pipe import (
     Answer,
     Call,
     ChildConfig,
@@ -41,7 +42,6 @@ from cluster.pipe import (
     encode,
     frame,
 )
-from cluster.protocol import Assignment, Outcome
 
 __all__ = ["Death", "Slot", "SlotConfig", "SlotOwner", "cause_of", "oom_kills"]
 
@@ -485,7 +485,7 @@ def _launch_keeper(control: socket.socket, scratch: Path, mark: str) -> None:
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     fd = control.fileno()
     # -P: the working directory is no place to import our own modules from.
-    command = [sys.executable, "-P", "-m", "cluster.keeper", str(fd), str(scratch)]
+    command = [sys.executable, "-P", "-m", "cluster.worker.keeper", str(fd), str(scratch)]
     with subprocess.Popen(
         command, env=env, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as launcher:

@@ -25,10 +25,10 @@ from typing import Literal, Protocol
 
 import structlog
 
-from cluster.executor import Executor
-from cluster.logs import Logs, LogStore
 from cluster.protocol import Orders, Report, decode_orders, encode
-from cluster.slot import SlotConfig
+from cluster.worker.executor import Executor
+from cluster.worker.logs import Logs, LogStore
+from cluster.worker.slot import SlotConfig
 
 __all__ = ["ManagerPort", "Worker", "WorkerTimes"]
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from cluster.attempt import RESULT_BYTES_INLINE_MAX, Attempt
-from cluster.pipe import Feed, LogSpan, ended_frame
 from cluster.protocol import Assignment, Outcome
+from cluster.worker.attempt import RESULT_BYTES_INLINE_MAX, Attempt
+from cluster.worker.pipe import Feed, LogSpan, ended_frame
 from jobs.result import encode_result
 
 if TYPE_CHECKING:
-    from cluster.child import Child
+    from cluster.worker.child import Child
 
 __all__ = ["AsyncLoop", "output_path"]
 

@@ -55,13 +55,13 @@ def main(control_fd: int, scratch: str) -> NoReturn:
 
 def _preload() -> None:
     """Import what every child needs, once: a fork then has it for nothing."""
-    import cluster.child
+    import cluster.worker.child
     import jobs.registry
 
     jobs.registry.announced()
     gc.collect()
     gc.freeze()
-    assert cluster.child.__doc__
+    assert cluster.worker.child.__doc__
 
 
 class _Keeper:
@@ -150,7 +150,7 @@ class _Keeper:
             os.dup2(output_fd, 1)
             os.dup2(output_fd, 2)
             os.close(output_fd)
-            from cluster.child import main as child_main
+            from cluster.worker.child import main as child_main
 
             child_main(data_fd, board_fd, json.dumps(config).encode())
         except BaseException:

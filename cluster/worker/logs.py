@@ -13,8 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from cluster.capture import read_log
-from cluster.held import Held
+from cluster.worker.capture import read_log
+from cluster.worker.held import Held
 from jobs.errors import DraymanError
 
 __all__ = ["LogStore", "Logs", "read_quietly"]

@@ -7,7 +7,7 @@ import msgspec
 
 from cluster.protocol import Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.slot import Slot
+from cluster.worker.slot import Slot
 
 __all__ = ["Held", "as_ordered"]
 
