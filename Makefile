@@ -34,10 +34,10 @@ type: setup ## check types
 	$(BIN)/mypy
 
 test: setup ## run every test, those that start Ray included (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: setup ## run the tests that start no Ray
-	$(BIN)/python -m pytest -m 'not live'
+	$(BIN)/python -m pytest -n 2 -m 'not live'
 
 demo: setup ## run the main job on real data: an airline's annual report as a PDF
 	$(BIN)/drayman demo

@@ -23,6 +23,19 @@ def greet(ctx: Context, params: Greeting) -> dict[str, str]:
 '''
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Live tests go first, in two lines side by side: those that share one Drayman, the others."""
+    live = [item for item in items if item.get_closest_marker("live")]
+    for item in live:
+        shares = "drayman" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("shared" if shares else "own"))
+    others = [item for item in items if not item.get_closest_marker("live")]
+    # Those that start Draymans of their own take longer, so they go first of all.
+    live.sort(key=lambda item: "drayman" in getattr(item, "fixturenames", ()))
+    items[:] = [*live, *others]
+
+
 @pytest.fixture(scope="session")
 def drayman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
     """Runs for the whole session, with Ray's dashboard. Tests kill parts of it, never all."""
