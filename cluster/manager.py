@@ -309,7 +309,7 @@ class Manager:
         for task in tasks:
             job = task.job
             if job.finished_at:
-                finished[job.spec.queue] = finished.get(job.spec.queue, 0) + 1
+                finished[job.queue] = finished.get(job.queue, 0) + 1
                 for waiter in self._waiting.pop(job.id, ()):
                     waiter.set()
         for queue, count in finished.items():
@@ -501,7 +501,7 @@ class Manager:
 
     async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
         job = self._state.jobs.get(job_id)
-        if job is None or (tenant is not None and job.spec.tenant != tenant):
+        if job is None or (tenant is not None and job.tenant != tenant):
             raise NotFound("job", job_id)
         if job.finished_at:
             return

@@ -106,16 +106,15 @@ class Reader:
 
     def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""
-        order = self._state.order
-        start = _cursor(query.after, len(order)) - 1
-        stop = max(-1, start - SCAN_MAX)
         found: list[JobView] = []
-        for i in range(start, stop, -1):
-            if _matches(order[i], query):
-                found.append(self._view(order[i]))
-                if len(found) == query.limit:
-                    return JobPage(found, str(i) if i else None)
-        return JobPage(found, str(stop + 1) if stop >= 0 else None)
+        below = self._state.order.below(_cursor(query.after, self._state.submitted))
+        for looked, job in enumerate(below, 1):
+            if _matches(job, query):
+                found.append(self._view(job))
+            if len(found) == query.limit or looked == SCAN_MAX:
+                more = next(below, None)
+                return JobPage(found, str(more.number + 1) if more is not None else None)
+        return JobPage(found, None)
 
     def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
         """Return a job's tasks."""
@@ -218,7 +217,7 @@ class Reader:
 
     def _find(self, job_id: str, tenant: str | None) -> Job:
         job = self._state.jobs.get(job_id)
-        if job is None or (tenant is not None and job.spec.tenant != tenant):
+        if job is None or (tenant is not None and job.tenant != tenant):
             raise NotFound("job", job_id)
         return job
 
@@ -226,15 +225,15 @@ class Reader:
         ids = None if query.ids is None else set(query.ids)
         found: dict[str, Job] = {}
         for task in self._state.dead.values():
-            spec = task.job.spec
+            job = task.job
             if (
-                (query.tenant is None or spec.tenant == query.tenant)
-                and (query.type is None or spec.type == query.type)
-                and (query.queue is None or spec.queue == query.queue)
+                (query.tenant is None or job.tenant == query.tenant)
+                and (query.type is None or job.type == query.type)
+                and (query.queue is None or job.queue == query.queue)
                 and (query.cause is None or _last(task).cause == query.cause)
-                and (ids is None or task.job.id in ids)
+                and (ids is None or job.id in ids)
             ):
-                found[task.job.id] = task.job
+                found[job.id] = job
         return list(found.values())
 
     def _view(self, job: Job) -> JobView:
@@ -276,7 +275,7 @@ class Reader:
     def _position(self, task: Task) -> int | None:
         if task.state is not S.READY:
             return None
-        return self._state.lines[task.job.spec.queue].position(task)
+        return self._state.lines[task.job.queue].position(task)
 
     def _eta_s(self, queue: str, position: int | None) -> float | None:
         if position is None:
@@ -333,18 +332,17 @@ def _past_attempt(task: Task, past: PastAttempt) -> AttemptView:
 
 def _cursor(after: str | None, total: int) -> int:
     if after is None:
-        return total
-    if not after.isdigit() or int(after) > total:
+        return total + 1
+    if not after.isdigit() or int(after) > total + 1:
         raise InvalidInput("after", "is no cursor of this list; begin again without it")
     return int(after)
 
 
 def _matches(job: Job, query: JobQuery) -> bool:
-    spec = job.spec
     return (
-        (query.tenant is None or spec.tenant == query.tenant)
-        and (query.type is None or spec.type == query.type)
-        and (query.queue is None or spec.queue == query.queue)
-        and (query.label is None or spec.labels.get(query.label[0]) == query.label[1])
+        (query.tenant is None or job.tenant == query.tenant)
+        and (query.type is None or job.type == query.type)
+        and (query.queue is None or job.queue == query.queue)
         and (query.status is None or job_status(job) == query.status)
+        and (query.label is None or job.spec.labels.get(query.label[0]) == query.label[1])
     )

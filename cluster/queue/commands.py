@@ -8,10 +8,13 @@ from cluster.queue.spec import JobSpec
 __all__ = [
     "Cancel",
     "Command",
+    "EndCompaction",
+    "Evict",
     "Finish",
     "Lease",
     "LoseWorker",
     "PauseQueue",
+    "PlanCompaction",
     "Reclaim",
     "ResumeQueue",
     "Revive",
@@ -82,6 +85,25 @@ class Tick(msgspec.Struct, frozen=True):
     """Time passed: what is due moves on."""
 
 
+class PlanCompaction(msgspec.Struct, frozen=True):
+    """Fold everything up to segment `last`, which is durable, unless that is under way."""
+
+    last: int
+
+
+class EndCompaction(msgspec.Struct, frozen=True):
+    """The planned compaction up to segment `last` is durable; `seq` is its last event."""
+
+    last: int
+    seq: int
+
+
+class Evict(msgspec.Struct, frozen=True):
+    """Let up to `limit` finished jobs go that history has."""
+
+    limit: int
+
+
 class PauseQueue(msgspec.Struct, frozen=True):
     """Lease nothing of this queue until it is resumed."""
 
@@ -104,6 +126,9 @@ Command = (
     | Revive
     | SaveRecord
     | Tick
+    | PlanCompaction
+    | EndCompaction
+    | Evict
     | PauseQueue
     | ResumeQueue
 )

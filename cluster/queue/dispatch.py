@@ -33,7 +33,7 @@ def pick(state: State, worker: str, queues: Iterable[str], limit: int) -> list[T
 
 
 def _order(task: Task) -> tuple[int, float]:
-    return -task.job.spec.priority, task.ready_at
+    return -task.job.priority, task.ready_at
 
 
 def _suspect_for(state: State, worker: str, lines: list[Line]) -> Task | None:

@@ -8,7 +8,10 @@ Rule 2: replaying the journal's events through `evolve` gives the live state, al
 Rule 3: what a worker says counts only with the current token; anything else changes nothing.
 """
 
+from collections import deque
 from collections.abc import Callable
+from itertools import islice, takewhile
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -17,6 +20,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.dispatch import pick
 from cluster.queue.model import (
+    GATEWAY_FORGOTTEN_S,
     Effect,
     GatewayMarks,
     Job,
@@ -333,6 +337,28 @@ _TIMED = frozenset({S.WAITING, S.BACKING_OFF})
 _IDLE = _TIMED | {S.READY}
 
 
+def _plan_compaction(
+    state: State, rules: Rules, command: c.PlanCompaction, now: float
+) -> list[e.Event]:
+    if state.planned or command.last <= state.compacted:
+        return []
+    return [e.CompactionPlanned(state.compacted + 1, command.last)]
+
+
+def _end_compaction(
+    state: State, rules: Rules, command: c.EndCompaction, now: float
+) -> list[e.Event]:
+    if command.last != state.planned:
+        return []  # done and journalled before: by this manager, or the one that died
+    return [e.Compacted(command.last, command.seq)]
+
+
+def _evict(state: State, rules: Rules, command: c.Evict, now: float) -> list[e.Event]:
+    covered = takewhile(lambda job: job.finished_seq <= state.compacted_seq, state.finished)
+    last = deque(islice(covered, command.limit), maxlen=1)
+    return [e.Evicted(last[0].finished_seq)] if last else []
+
+
 def _pause(state: State, rules: Rules, command: c.PauseQueue, now: float) -> list[e.Event]:
     return [] if _known_line(state, rules, command.queue).paused else [e.QueuePaused(command.queue)]
 
@@ -365,6 +391,9 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.Revive: _revive,
     c.SaveRecord: _save_record,
     c.Tick: _tick,
+    c.PlanCompaction: _plan_compaction,
+    c.EndCompaction: _end_compaction,
+    c.Evict: _evict,
     c.PauseQueue: _pause,
     c.ResumeQueue: _resume,
 }
@@ -378,7 +407,7 @@ def _move(state: State, task: Task, move: Move) -> Line:
     old = task.state
     new = moved(old, move)
     task.state = new
-    line = state.lines[task.job.spec.queue]
+    line = state.lines[task.job.queue]
     line.counts[old] -= 1
     line.counts[new] += 1
     return line
@@ -434,13 +463,20 @@ def _find(state: State, event: Any) -> Task:
     raise NotFound("task", f"{event.job_id}/{event.task_id}")
 
 
-def _finished(job: Job, at: float) -> None:
-    if all(task.state in TERMINAL for task in job.tasks):
-        job.finished_at = at
+def _finished(state: State, job: Job, at: float) -> None:
+    for task in job.tasks:
+        if task.state not in TERMINAL:
+            return
+    job.finished_at = at
+    job.finished_seq = state.seq + 1  # the event that is being applied
+    job.revision += 1
+    if all(task.state is not S.DEAD for task in job.tasks):
+        state.finished.append(job)  # a dead letter stays: it may be redriven
 
 
 def _on_manager_started(state: State, event: e.ManagerStarted, at: float) -> None:
     state.epoch = event.epoch
+    state.claims.append(event.epoch)
     state.owner = event.cluster_id
 
 
@@ -452,12 +488,24 @@ def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
     marks = state.gateways.get(event.gateway)
     if marks is None:
         marks = state.gateways[event.gateway] = GatewayMarks()
+    marks.at = at
     marks.add(event.number, bytes(event.refused))
 
 
 def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     spec = event.spec
-    job = Job(event.job_id, spec, event.raw, at, len(state.order) + 1, [])
+    state.submitted += 1
+    job = Job(
+        event.job_id,
+        event.raw,
+        intern(spec.type),
+        intern(spec.tenant),
+        intern(spec.queue),
+        spec.priority,
+        at,
+        state.submitted,
+        [],
+    )
     line = state.line(spec.queue)
     if spec.run_at is not None and spec.run_at > at:
         task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
@@ -468,7 +516,7 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     line.counts[task.state] += 1
     job.tasks.append(task)
     state.jobs[job.id] = job
-    state.order.append(job)
+    state.order.add(job)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
     if spec.expires_at is not None:
@@ -504,7 +552,7 @@ def _on_succeeded(state: State, event: e.TaskSucceeded, at: float) -> None:
     _move(state, task, Move.SUCCEEDED)
     task.output = bytes(event.output)
     task.suspect = False
-    _finished(task.job, at)
+    _finished(state, task.job, at)
 
 
 def _on_failed(state: State, event: e.AttemptFailed, at: float) -> None:
@@ -555,7 +603,7 @@ def _on_died(state: State, event: e.TaskDied, at: float) -> None:
         task.failures += 1
     task.suspect = False
     state.dead[task.job.id, task.id] = task
-    _finished(task.job, at)
+    _finished(state, task.job, at)
 
 
 def _on_cancelled(state: State, event: e.TaskCancelled, at: float) -> None:
@@ -570,7 +618,7 @@ def _on_cancelled(state: State, event: e.TaskCancelled, at: float) -> None:
         line.dropped(task)
     task.suspect = False
     task.job.reason = event.reason
-    _finished(task.job, at)
+    _finished(state, task.job, at)
 
 
 def _on_stop_requested(state: State, event: e.StopRequested, at: float) -> None:
@@ -609,6 +657,26 @@ def _keep_effect(state: State, event: Any, value: bytes | None) -> None:
     task.once[event.key] = Effect(event.token, value)
 
 
+def _on_compaction_planned(state: State, event: e.CompactionPlanned, at: float) -> None:
+    state.planned = event.last
+
+
+def _on_compacted(state: State, event: e.Compacted, at: float) -> None:
+    state.planned = 0
+    state.compacted = event.last
+    state.compacted_seq = event.seq
+    for name in [g for g, m in state.gateways.items() if m.at < at - GATEWAY_FORGOTTEN_S]:
+        del state.gateways[name]
+
+
+def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
+    finished = state.finished
+    while finished and finished[0].finished_seq <= event.through:
+        job = finished.popleft()
+        del state.jobs[job.id]
+        state.order.remove(job)
+
+
 def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:
     state.line(event.queue).paused = True
 
@@ -636,6 +704,9 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.CheckpointSaved: _on_checkpoint,
     e.OnceClaimed: _on_once_claimed,
     e.OnceDone: _on_once_done,
+    e.CompactionPlanned: _on_compaction_planned,
+    e.Compacted: _on_compacted,
+    e.Evicted: _on_evicted,
     e.QueuePaused: _on_paused,
     e.QueueResumed: _on_resumed,
 }

@@ -20,7 +20,10 @@ __all__ = [
     "AttemptFailed",
     "BatchAccepted",
     "CheckpointSaved",
+    "Compacted",
+    "CompactionPlanned",
     "Event",
+    "Evicted",
     "JobSubmitted",
     "LeaseReleased",
     "ManagerStarted",
@@ -219,6 +222,29 @@ class OnceDone(LeaseEvent, frozen=True):
     kind = "once_done"
     key: str
     value: msgspec.Raw
+
+
+class CompactionPlanned(Event, frozen=True):
+    """Segments `first` to `last` are being folded into history and a snapshot."""
+
+    kind = "compaction_planned"
+    first: int
+    last: int
+
+
+class Compacted(Event, frozen=True):
+    """History and a snapshot hold everything up to segment `last`, whose last event is `seq`."""
+
+    kind = "compacted"
+    last: int
+    seq: int
+
+
+class Evicted(Event, frozen=True):
+    """Jobs that finished for good, up to event `through`, left memory: history answers for them."""
+
+    kind = "evicted"
+    through: int
 
 
 class QueuePaused(Event, frozen=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import JobSpec, decode_spec
 from cluster.queue.state import TaskState
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Job",
     "KeyIndex",
     "Line",
+    "Order",
     "PastAttempt",
     "QueueLimits",
     "Rules",
@@ -30,6 +31,10 @@ __all__ = [
 #: Batches of one gateway whose replies can still be asked for again: the highest number seen and
 #: those just below it. Lower ones are too old to tell from new.
 GATEWAY_WINDOW = 1024
+#: A gateway silent for so long has ended, and nothing of it is on its way any more.
+GATEWAY_FORGOTTEN_S = 48 * 3600.0
+#: Jobs in one block of the order of submission.
+ORDER_BLOCK = 1024
 
 
 class QueueLimits(msgspec.Struct, frozen=True):
@@ -116,16 +121,28 @@ class Job(msgspec.Struct, eq=False):
     """One submitted request."""
 
     id: str
-    spec: JobSpec
-    #: `spec` as its bytes, which is what workers and the journal get.
+    #: The submitted spec as its bytes, which is what workers and the journal get.
     raw: bytes
+    #: What every decision looks at, out of the spec.
+    type: str
+    tenant: str
+    queue: str
+    priority: int
     submitted_at: float
     #: Its place in the order of submission, from 1.
     number: int
     tasks: list[Task]
     finished_at: float = 0.0
+    #: Number of the event that finished it last, and how many have; 0 before the first.
+    finished_seq: int = 0
+    revision: int = 0
     #: Why it was cancelled.
     reason: str = ""
+
+    @property
+    def spec(self) -> JobSpec:
+        """The whole spec, decoded anew each time: a million of them would not fit in memory."""
+        return decode_spec(self.raw)
 
 
 class Line:
@@ -173,7 +190,7 @@ class Line:
         if task.suspect:
             self.suspects.pop(task, None)
             return
-        bucket = self.buckets[task.job.spec.priority]
+        bucket = self.buckets[task.job.priority]
         while bucket and bucket[0].state is not TaskState.READY:
             bucket.popleft()
 
@@ -193,14 +210,14 @@ class Line:
         ahead = 0
         for priority in self._order:
             bucket = self.buckets[priority]
-            if priority == task.job.spec.priority:
+            if priority == task.job.priority:
                 first = next((t for t in bucket if t.state is TaskState.READY), task)
                 return ahead + min(max(0, task.ticket - first.ticket), len(bucket))
             ahead += len(bucket)
         return ahead
 
     def _bucket(self, task: Task) -> deque[Task]:
-        priority = task.job.spec.priority
+        priority = task.job.priority
         bucket = self.buckets.get(priority)
         if bucket is None:
             bucket = self.buckets[priority] = deque()
@@ -316,9 +333,11 @@ class KeyIndex:
 class GatewayMarks:
     """Which batches of one gateway are committed, and what was refused in each."""
 
-    __slots__ = ("high", "window")
+    __slots__ = ("at", "high", "window")
 
     def __init__(self) -> None:
+        #: Moment of its last batch.
+        self.at = 0.0
         self.high = 0
         self.window: dict[int, bytes] = {}
 
@@ -335,6 +354,40 @@ class GatewayMarks:
         return number <= self.high - GATEWAY_WINDOW
 
 
+class Order:
+    """Jobs by their place in the order of submission, in blocks so that any may leave."""
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, dict[int, Job]] = {}
+
+    def add(self, job: Job) -> None:
+        """Put a job at its number, which is above every other."""
+        self._blocks.setdefault(job.number // ORDER_BLOCK, {})[job.number] = job
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        key = job.number // ORDER_BLOCK
+        block = self._blocks[key]
+        del block[job.number]
+        if not block:
+            del self._blocks[key]
+
+    def __iter__(self) -> Iterator[Job]:
+        """Yield all, first submitted first."""
+        for block in self._blocks.values():
+            yield from block.values()
+
+    def below(self, number: int) -> Iterator[Job]:
+        """Yield those with a lower number, last submitted first. None may leave meanwhile."""
+        for key in reversed(self._blocks):
+            if key * ORDER_BLOCK < number:
+                for job in reversed(self._blocks[key].values()):
+                    if job.number < number:
+                        yield job
+
+
 class State:
     """Everything. One per manager; `evolve` alone writes it."""
 
@@ -348,8 +401,19 @@ class State:
         self.owner = ""
         self.next_token = 1
         self.jobs: dict[str, Job] = {}
-        #: The jobs in order of submission: the one numbered n lies at n - 1.
-        self.order: list[Job] = []
+        self.order = Order()
+        #: Jobs ever submitted, which is the number of the last one.
+        self.submitted = 0
+        #: Jobs that finished for good, in that order: history will have them, then they leave.
+        self.finished: deque[Job] = deque()
+        #: Segments whose compaction was begun, or 0: the same ones are done again after a crash.
+        self.planned = 0
+        #: Last segment that history and snapshot cover, and the number of its last event.
+        self.compacted = 0
+        self.compacted_seq = 0
+        #: Segments that hold a claim. Their names stay taken for ever: a manager that slept through
+        #: its successor's claim and a compaction would write there next.
+        self.claims: list[int] = []
         self.keys = KeyIndex()
         self.gateways: dict[str, GatewayMarks] = {}
         self.lines: dict[str, Line] = {}

@@ -83,7 +83,7 @@ class Queue(RuleBasedStateMachine):
             del self.ended[event.job_id]
 
     def a_job_id(self, pick: int) -> str:
-        return self.state.order[pick % len(self.state.order)].id
+        return list(self.state.order)[pick % self.state.submitted].id
 
     @precondition(lambda self: self.jobs < JOBS_MAX)
     @rule(
@@ -148,7 +148,7 @@ class Queue(RuleBasedStateMachine):
                 assert holder is not None
                 assert self.state.keys.find(key, now) == holder[:2]
 
-    @precondition(lambda self: self.state.order)
+    @precondition(lambda self: self.state.submitted)
     @rule(pick=some)
     def submit_again(self, pick: int) -> None:
         assert self.do(a_job(self.a_job_id(pick))) == []
@@ -219,7 +219,7 @@ class Queue(RuleBasedStateMachine):
 
         assert bool(self.do(c.Reclaim(worker, [token]))) == held
 
-    @precondition(lambda self: self.state.order)
+    @precondition(lambda self: self.state.submitted)
     @rule(pick=some, running=st.booleans())
     def cancel(self, pick: int, running: bool) -> None:
         leases = list(self.state.leases.values())
@@ -283,7 +283,7 @@ class Queue(RuleBasedStateMachine):
         return [task for job in self.state.order for task in job.tasks]
 
     def unfinished(self, queue: str) -> int:
-        return sum(t.state not in TERMINAL for t in self.tasks() if t.job.spec.queue == queue)
+        return sum(t.state not in TERMINAL for t in self.tasks() if t.job.queue == queue)
 
     @invariant()
     def the_journal_gives_the_same_state(self) -> None:
@@ -336,7 +336,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def every_task_is_where_its_state_says(self) -> None:
         for name, line in self.state.lines.items():
-            mine = [t for t in self.tasks() if t.job.spec.queue == name]
+            mine = [t for t in self.tasks() if t.job.queue == name]
             ready = [*line.ready(), *line.suspects]
 
             assert line.counts == {s: sum(t.state is s for t in mine) for s in TaskState}

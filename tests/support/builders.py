@@ -176,4 +176,5 @@ def _line(line: Line) -> dict[str, Any]:
 
 
 def _timer(timer: Timer) -> list[tuple[float, str]]:
-    return [(at, _name(task)) for at, task in timer.live()]
+    # As a set: a task that came back for the same moment has two entries until one is dropped.
+    return sorted({(at, _name(task)) for at, task in timer.live()})

@@ -37,6 +37,9 @@ EVERY: list[e.Event] = [
     e.CheckpointSaved(*LEASE, RAW),
     e.OnceClaimed(*LEASE, "mail"),
     e.OnceDone(*LEASE, "mail", RAW),
+    e.CompactionPlanned(1, 7),
+    e.Compacted(7, 99),
+    e.Evicted(42),
     e.QueuePaused("default"),
     e.QueueResumed("default"),
 ]
