@@ -675,6 +675,9 @@ def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
         job = finished.popleft()
         del state.jobs[job.id]
         state.order.remove(job)
+        counts = state.lines[job.queue].counts
+        for task in job.tasks:
+            counts[task.state] -= 1
 
 
 def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:

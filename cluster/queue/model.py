@@ -151,7 +151,7 @@ class Line:
     Entries are removed lazily: a task that left READY stays in its deque until it is at the head.
     """
 
-    __slots__ = ("_order", "_tickets", "buckets", "counts", "name", "paused", "suspects")
+    __slots__ = ("_order", "buckets", "counts", "name", "paused", "suspects", "tickets")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -161,13 +161,18 @@ class Line:
         self.suspects: dict[Task, None] = {}
         #: Tasks of this queue in each state.
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
+        #: The last ticket drawn.
+        self.tickets = 0
         self._order: list[int] = []
-        self._tickets = 0
 
     def push(self, task: Task) -> None:
         """Put a task that became READY at the end of its priority."""
-        self._tickets += 1
-        task.ticket = self._tickets
+        self.tickets += 1
+        task.ticket = self.tickets
+        self.restore(task)
+
+    def restore(self, task: Task) -> None:
+        """Put a READY task that has its ticket, the highest of its priority, in its place."""
         if task.suspect:
             self.suspects[task] = None
         else:
@@ -316,6 +321,11 @@ class KeyIndex:
             self._purge(now, hour)
         self._entries[key] = (job_id, fingerprint, expires_at)
         self._by_hour.setdefault(int(expires_at // 3600), []).append(key)
+
+    def restore(self, key: str, entry: tuple[str, str, float]) -> None:
+        """Put an entry of `items` back."""
+        self._entries[key] = entry
+        self._by_hour.setdefault(int(entry[2] // 3600), []).append(key)
 
     def items(self) -> Iterator[tuple[str, tuple[str, str, float]]]:
         """Yield every entry, expired ones that were not purged yet included."""

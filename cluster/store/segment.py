@@ -6,8 +6,6 @@ Rule 3: the file is plain Parquet, so that any reader can query it; what is ours
 the checksum) lies in the footer's metadata. Rule 4: a newer schema is refused, never guessed at.
 """
 
-import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.store.sealed import seal, verify
 from jobs.errors import Corrupt, InvalidInput
 
 __all__ = ["SCHEMA_VERSION", "Rows", "SegmentHeader", "decode", "encode"]
@@ -24,15 +23,6 @@ __all__ = ["SCHEMA_VERSION", "Rows", "SegmentHeader", "decode", "encode"]
 SCHEMA_VERSION = 1
 
 _HEADER_KEY = b"drayman.segment"
-_CHECKSUM_KEY = b"drayman.sha256"
-_CHECKSUM_CHARS = 64
-_BLANK = b"0" * _CHECKSUM_CHARS
-#: What precedes the checksum in the footer: its key, then Thrift's compact form of "field 2 of this
-#: struct, a string of 64 bytes".
-_CHECKSUM_MARK = _CHECKSUM_KEY + bytes([0x18, _CHECKSUM_CHARS])
-_MAGIC = b"PAR1"
-#: After the footer: its length and the magic.
-_TAIL = struct.Struct("<I4s")
 
 _COLUMNS = pa.schema(
     [
@@ -93,35 +83,23 @@ class Rows:
 def encode(header: SegmentHeader, rows: Rows) -> bytes:
     """Return the file; the same header and rows always give the same bytes."""
     _check(header, rows)
-    schema = _COLUMNS.with_metadata(
-        {_HEADER_KEY: msgspec.json.encode(header), _CHECKSUM_KEY: _BLANK}
-    )
-    batch = pa.record_batch(_arrays(rows), schema=schema)
-    sink = pa.BufferOutputStream()
+    batch = pa.record_batch(_arrays(rows), schema=_COLUMNS)
     # Uncompressed, without statistics, and a dictionary for `kind` only: at a thousand rows that
     # halves the time of a commit, and compaction rewrites the rows soon after.
-    with pq.ParquetWriter(
-        sink,
-        _COLUMNS,
+    data = seal(
+        batch,
+        _HEADER_KEY,
+        msgspec.json.encode(header),
         compression="none",
         use_dictionary=["kind"],
         write_statistics=False,
-        write_page_checksum=True,
-        store_schema=False,
-    ) as writer:
-        writer.write_batch(batch)
-        writer.add_key_value_metadata(
-            {_HEADER_KEY: msgspec.json.encode(header), _CHECKSUM_KEY: _BLANK}
-        )
-    data = bytearray(sink.getvalue())
-    at = _checksum_at(data)
-    data[at : at + _CHECKSUM_CHARS] = hashlib.sha256(data).hexdigest().encode()
+    )
     return bytes(data)
 
 
 def decode(data: bytes, path: str) -> tuple[SegmentHeader, Rows]:
     """Return what was encoded; Corrupt, naming `path`, if these are not those bytes."""
-    _verify(data, path)
+    verify(data, path)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         written = file.metadata.metadata[_HEADER_KEY]
@@ -185,32 +163,3 @@ def _check(header: SegmentHeader, rows: Rows) -> None:
         raise InvalidInput("rows", f"every column must hold the header's {count} values")
     if rows.seq != list(range(header.first_seq, header.first_seq + count)):
         raise InvalidInput("rows.seq", f"must count up from the header's {header.first_seq}")
-
-
-def _verify(data: bytes, path: str) -> None:
-    """Compare the checksum over every byte, with its own place blanked, to the one stored."""
-    try:
-        at = _checksum_at(data)
-    except ValueError as error:
-        raise Corrupt(path, str(error)) from error
-    digest = hashlib.sha256(memoryview(data)[:at])
-    digest.update(_BLANK)
-    digest.update(memoryview(data)[at + _CHECKSUM_CHARS :])
-    if data[at : at + _CHECKSUM_CHARS] != digest.hexdigest().encode():
-        raise Corrupt(path, "its bytes do not match its checksum; restore it from a copy")
-
-
-def _checksum_at(data: bytes | bytearray) -> int:
-    """Return where the checksum's characters begin; ValueError if this is no whole segment."""
-    if len(data) < _TAIL.size:
-        raise ValueError(f"is cut short, to {len(data)} bytes")
-    footer_bytes, magic = _TAIL.unpack_from(data, len(data) - _TAIL.size)
-    if magic != _MAGIC:
-        raise ValueError("is cut short or no Parquet file: it does not end in PAR1")
-    # Searched in the footer only, since a row may hold any bytes, these too.
-    end = len(data) - _TAIL.size
-    found = data.rfind(_CHECKSUM_MARK, max(0, end - footer_bytes), end)
-    at = found + len(_CHECKSUM_MARK)
-    if found < 0 or at + _CHECKSUM_CHARS > end:
-        raise ValueError("holds no checksum, so it is no journal segment")
-    return at

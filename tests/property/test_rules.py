@@ -18,6 +18,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve, job_status
 from cluster.queue.model import State, Task
+from cluster.queue.snapshot import dump, load
 from cluster.queue.state import TERMINAL, TaskState
 from jobs.errors import Conflict, KeyReused, LeaseLost, Overloaded
 from tests.support.builders import NOON, a_job, canonical, some_rules
@@ -83,7 +84,8 @@ class Queue(RuleBasedStateMachine):
             del self.ended[event.job_id]
 
     def a_job_id(self, pick: int) -> str:
-        return list(self.state.order)[pick % self.state.submitted].id
+        known = list(self.state.jobs)
+        return known[pick % len(known)]
 
     @precondition(lambda self: self.jobs < JOBS_MAX)
     @rule(
@@ -148,7 +150,7 @@ class Queue(RuleBasedStateMachine):
                 assert holder is not None
                 assert self.state.keys.find(key, now) == holder[:2]
 
-    @precondition(lambda self: self.state.submitted)
+    @precondition(lambda self: self.state.jobs)
     @rule(pick=some)
     def submit_again(self, pick: int) -> None:
         assert self.do(a_job(self.a_job_id(pick))) == []
@@ -219,7 +221,7 @@ class Queue(RuleBasedStateMachine):
 
         assert bool(self.do(c.Reclaim(worker, [token]))) == held
 
-    @precondition(lambda self: self.state.submitted)
+    @precondition(lambda self: self.state.jobs)
     @rule(pick=some, running=st.booleans())
     def cancel(self, pick: int, running: bool) -> None:
         leases = list(self.state.leases.values())
@@ -261,6 +263,19 @@ class Queue(RuleBasedStateMachine):
     @rule(number=st.integers(1, 3), gateway=st.sampled_from("gh"))
     def accept_batch(self, number: int, gateway: str) -> None:
         self.happen(e.BatchAccepted(gateway, number, msgspec.Raw(b"{}")), self.now())
+
+    @rule(evict=st.integers(0, 3))
+    def compact(self, evict: int) -> None:
+        self.do(c.PlanCompaction(self.state.compacted + 1))
+        self.do(c.EndCompaction(self.state.planned, self.state.seq))
+        self.do(c.Evict(evict))
+
+    @rule()
+    def restart_from_a_snapshot(self) -> None:
+        rows = list(dump(self.shadow))
+        self.shadow = load(rows)
+
+        assert list(dump(self.shadow)) == rows
 
     @rule()
     def tick(self) -> None:
@@ -329,7 +344,7 @@ class Queue(RuleBasedStateMachine):
                 assert job.id not in self.ended
                 assert job.finished_at == 0
         assert all(count == 1 for count in self.outputs.values())
-        assert set(self.outputs) == {
+        assert self.outputs.keys() & self.state.jobs.keys() == {
             t.job.id for t in self.tasks() if t.state is TaskState.SUCCEEDED
         }
 

@@ -13,6 +13,7 @@ from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve
 from cluster.queue.model import Job, Line, QueueLimits, Rules, State, Task, Timer
 from cluster.queue.spec import JobSpec, encode_spec
+from cluster.queue.state import TaskState
 
 __all__ = ["NOON", "Rulebook", "a_job", "a_spec", "canonical", "some_rules"]
 
@@ -125,6 +126,10 @@ class Rulebook:
 # --- dumping ----------------------------------------------------------------------------------
 
 
+#: What history takes over.
+FINAL = (TaskState.SUCCEEDED, TaskState.CANCELLED)
+
+
 def canonical(state: State) -> dict[str, Any]:
     """Return everything that decides what happens next, as plain values in a fixed order.
 
@@ -136,11 +141,14 @@ def canonical(state: State) -> dict[str, Any]:
         "at": state.at,
         "epoch": state.epoch,
         "next_token": state.next_token,
-        "jobs": {job_id: _job(job) for job_id, job in state.jobs.items()},
-        "order": [job.id for job in state.order],
+        "submitted": state.submitted,
+        "compaction": (state.planned, state.compacted, state.compacted_seq, state.claims),
+        "jobs": {job.id: _job(job) for job in state.order if not _is_over(state, job)},
+        "finished": [job.id for job in state.finished if not _is_over(state, job)],
         "keys": sorted(state.keys.items()),
         "gateways": {
-            name: (marks.high, dict(marks.window)) for name, marks in state.gateways.items()
+            name: (marks.at, marks.high, dict(marks.window))
+            for name, marks in state.gateways.items()
         },
         "lines": {name: _line(line) for name, line in state.lines.items()},
         "leases": {token: _name(task) for token, task in state.leases.items()},
@@ -150,6 +158,11 @@ def canonical(state: State) -> dict[str, Any]:
         "expiries": _timer(state.expiries),
         "dead": [(*key, _name(task)) for key, task in state.dead.items()],
     }
+
+
+def _is_over(state: State, job: Job) -> bool:
+    """Whether history has the job: it may still be in memory, or not."""
+    return job in state.finished and job.finished_seq <= state.compacted_seq
 
 
 def _name(task: Task) -> str:
@@ -169,7 +182,7 @@ def _task(task: Task) -> dict[str, Any]:
 def _line(line: Line) -> dict[str, Any]:
     return {
         "paused": line.paused,
-        "counts": {str(state): count for state, count in line.counts.items()},
+        "counts": {str(state): n for state, n in line.counts.items() if state not in FINAL},
         "ready": [(_name(task), task.ticket) for task in line.ready()],
         "suspects": [_name(task) for task in line.suspects],
     }

@@ -1,0 +1,268 @@
+"""The state as rows, and the state again from rows: what a replay would give, without the replay.
+
+    load(dump(state)) behaves as state does, and dump(load(rows)) == rows
+
+Rule 1: jobs that history has (finished for good by then) are left out. Rule 2:
+rows hold facts, never an index: lines, leases, timers and counts are built again from the tasks.
+Rule 3: `SNAPSHOT_VERSION` goes up when a row changes its meaning; fields are only ever added at the
+end, with a default.
+"""
+
+from collections.abc import Iterable, Iterator
+from sys import intern
+from typing import Any
+
+import msgspec
+
+from cluster.queue.model import Effect, GatewayMarks, Job, PastAttempt, State, Task
+from cluster.queue.spec import JobSpec, decode_spec
+from cluster.queue.state import TaskState
+
+__all__ = ["SNAPSHOT_VERSION", "Row", "dump", "load"]
+
+SNAPSHOT_VERSION = 1
+
+#: kind, id, msgpack
+Row = tuple[str, str, bytes]
+
+S = TaskState
+#: A state is one byte in a snapshot; the numbers never change.
+_STATES = (S.WAITING, S.READY, S.LEASED, S.BACKING_OFF, S.SUCCEEDED, S.CANCELLED, S.DEAD)
+_NUMBERS = {state: number for number, state in enumerate(_STATES)}
+
+
+class _Head(msgspec.Struct, array_like=True):
+    seq: int
+    at: float
+    epoch: int
+    owner: str
+    next_token: int
+    submitted: int
+    planned: int
+    compacted: int
+    compacted_seq: int
+    claims: list[int]
+
+
+class _Gateway(msgspec.Struct, array_like=True):
+    at: float
+    high: int
+    window: dict[int, bytes]
+
+
+class _Line(msgspec.Struct, array_like=True):
+    paused: bool
+    tickets: int
+    suspects: list[tuple[str, str]]
+
+
+class _Task(msgspec.Struct, array_like=True):
+    id: str
+    state: int
+    attempt: int
+    failures: int
+    recoveries: int
+    interruptions: int
+    token: int
+    worker: str
+    leased_at: float
+    due_at: float
+    expires_at: float
+    ticket: int
+    ready_at: float
+    stop: str
+    suspect: bool
+    started_at: float
+    ended_at: float
+    output: bytes
+    log: str
+    past: list[tuple[Any, ...]]
+    checkpoint: bytes
+    once: dict[str, tuple[int, bytes | None]]
+
+
+class _Job(msgspec.Struct, array_like=True):
+    raw: bytes
+    submitted_at: float
+    number: int
+    finished_at: float
+    finished_seq: int
+    revision: int
+    reason: str
+    tasks: list[_Task]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_PAST = PastAttempt.__struct_fields__
+#: Fields of a task that stand in a snapshot as they are.
+_PLAIN = [name for name in _Task.__struct_fields__ if name not in ("state", "past", "once")]
+
+
+# --- dumping ----------------------------------------------------------------------------------
+
+
+def dump(state: State, through: int | None = None) -> Iterator[Row]:
+    """Yield the rows of `state`, which must not change meanwhile.
+
+    Jobs that finished for good by event `through` are left out: those that history has, or is
+    about to have.
+    """
+    if through is None:
+        through = state.compacted_seq
+    head = _Head(**{name: getattr(state, name) for name in _Head.__struct_fields__})
+    yield "head", "", _encode(head)
+    for name, marks in state.gateways.items():
+        yield "gateway", name, _encode(_Gateway(marks.at, marks.high, marks.window))
+    for key, entry in state.keys.items():
+        yield "key", key, _encode(entry)
+    for name, line in state.lines.items():
+        suspects = [(task.job.id, task.id) for task in line.suspects]
+        yield "line", name, _encode(_Line(line.paused, line.tickets, suspects))
+    for job in state.order:
+        if not (job.finished_at and job.finished_seq <= through and _is_final(job)):
+            yield "job", job.id, _encode(_job_row(job))
+    for kind, timer in (("timer", state.timers), ("expiry", state.expiries)):
+        # Without repeats: a task that came back for one moment has two entries.
+        for at, task in dict.fromkeys(timer.live()):
+            yield kind, task.job.id, _encode((at, task.id))
+    for job_id, task_id in state.dead:
+        yield "dead", job_id, _encode(task_id)
+
+
+def _is_final(job: Job) -> bool:
+    return all(task.state is not S.DEAD for task in job.tasks)
+
+
+def _job_row(job: Job) -> _Job:
+    return _Job(
+        job.raw,
+        job.submitted_at,
+        job.number,
+        job.finished_at,
+        job.finished_seq,
+        job.revision,
+        job.reason,
+        [_task_row(task) for task in job.tasks],
+    )
+
+
+def _task_row(task: Task) -> _Task:
+    return _Task(
+        state=_NUMBERS[task.state],
+        past=[msgspec.structs.astuple(past) for past in task.past or ()],
+        once={key: (e.token, e.value) for key, e in (task.once or {}).items()},
+        **{name: getattr(task, name) for name in _PLAIN},
+    )
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def load(rows: Iterable[Row]) -> State:
+    """Return the state that the rows were dumped from. Raises msgspec errors on foreign rows."""
+    state = State()
+    suspects: list[tuple[str, str]] = []
+    ready: list[Task] = []
+    leased: list[Task] = []
+    timed = {"timer": state.timers, "expiry": state.expiries}
+    for kind, name, data in rows:
+        if kind == "job":
+            job = _job(name, data)
+            _put(state, job, ready, leased)
+        elif kind in timed:
+            at, task_id = msgspec.msgpack.decode(data, type=tuple[float, str])
+            timed[kind].add(at, _find(state, name, task_id))
+        elif kind == "key":
+            entry = msgspec.msgpack.decode(data, type=tuple[str, str, float])
+            state.keys.restore(name, entry)
+        elif kind == "gateway":
+            row = msgspec.msgpack.decode(data, type=_Gateway)
+            marks = state.gateways[name] = GatewayMarks()
+            marks.at, marks.high, marks.window = row.at, row.high, row.window
+        elif kind == "line":
+            told = msgspec.msgpack.decode(data, type=_Line)
+            line = state.line(name)
+            line.paused, line.tickets = told.paused, told.tickets
+            suspects += told.suspects
+        elif kind == "dead":
+            task_id = msgspec.msgpack.decode(data, type=str)
+            state.dead[name, task_id] = _find(state, name, task_id)
+        else:
+            head = msgspec.msgpack.decode(data, type=_Head)
+            for field in _Head.__struct_fields__:
+                setattr(state, field, getattr(head, field))
+    _line_up(state, ready, suspects)
+    _lend(state, leased)
+    # Jobs lie in the order of submission, but those that finished go in the order they did.
+    final = (job for job in state.order if job.finished_at and _is_final(job))
+    state.finished.extend(sorted(final, key=lambda job: job.finished_seq))
+    return state
+
+
+_decode_job = msgspec.msgpack.Decoder(_Job).decode
+
+
+def _job(job_id: str, data: bytes) -> Job:
+    row = _decode_job(data)
+    spec: JobSpec = decode_spec(row.raw)
+    job = Job(
+        job_id,
+        row.raw,
+        intern(spec.type),
+        intern(spec.tenant),
+        intern(spec.queue),
+        spec.priority,
+        row.submitted_at,
+        row.number,
+        [],
+        row.finished_at,
+        row.finished_seq,
+        row.revision,
+        row.reason,
+    )
+    job.tasks += [_task(job, task) for task in row.tasks]
+    return job
+
+
+def _task(job: Job, row: _Task) -> Task:
+    return Task(
+        job,
+        state=_STATES[row.state],
+        past=[PastAttempt(*past) for past in row.past] or None,
+        once={key: Effect(*effect) for key, effect in row.once.items()} or None,
+        **{name: getattr(row, name) for name in _PLAIN},
+    )
+
+
+def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
+    state.jobs[job.id] = job
+    state.order.add(job)
+    counts = state.line(job.queue).counts
+    for task in job.tasks:
+        counts[task.state] += 1
+        if task.state is S.READY and not task.suspect:
+            ready.append(task)
+        elif task.state is S.LEASED:
+            leased.append(task)
+
+
+def _line_up(state: State, ready: list[Task], suspects: list[tuple[str, str]]) -> None:
+    ready.sort(key=lambda task: task.ticket)
+    for task in ready:
+        state.lines[task.job.queue].restore(task)
+    for job_id, task_id in suspects:
+        task = _find(state, job_id, task_id)
+        state.lines[task.job.queue].restore(task)
+
+
+def _lend(state: State, leased: list[Task]) -> None:
+    leased.sort(key=lambda task: task.token)
+    for task in leased:
+        state.leases[task.token] = task
+        state.held.setdefault(task.worker, {})[task.token] = None
+        if task.stop:
+            state.stopping.setdefault(task.worker, {})[task.token] = task.stop
+
+
+def _find(state: State, job_id: str, task_id: str) -> Task:
+    return next(task for task in state.jobs[job_id].tasks if task.id == task_id)
