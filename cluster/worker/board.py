@@ -5,9 +5,9 @@ or busy: which attempt runs and since when, and the outcomes not yet sent.
 
 Rule 1: only the child writes. Rule 2: what is kept here stays until it was sent, so a worker may
 see an outcome twice and must go by its token. Rule 3: `running` names the last attempt begun; it is
-still running only if its outcome is not known.
+still running only if its outcome is not known. On an event loop it is who has the turn.
 
-    0   token, started (monotonic ns), offset of its output     begin
+    0   token, started (monotonic ns), offset of its output     begin, enter
     24  loop pulse (monotonic ns)                               pulse
     32  length of the outcomes that follow at 64                keep, clear
 """
@@ -41,6 +41,10 @@ class Board:
     def begin(self, token: int, started_ns: int, output_at: int) -> None:
         """Name the attempt that runs from now on."""
         _RUNNING.pack_into(self._page, 0, token, started_ns, output_at)
+
+    def enter(self, token: int) -> None:
+        """Name the attempt whose code the event loop runs right now; 0 for none."""
+        _NUMBER.pack_into(self._page, 0, token)
 
     def pulse(self, now_ns: int) -> None:
         """Say that the event loop turns."""

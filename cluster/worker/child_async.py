@@ -16,7 +16,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,6 +26,7 @@ import msgspec
 
 from cluster.protocol import Assignment, Outcome
 from cluster.worker.attempt import RESULT_BYTES_INLINE_MAX, Attempt
+from cluster.worker.board import Board
 from cluster.worker.pipe import Feed, LogSpan, ended_frame
 from jobs.result import encode_result
 
@@ -123,7 +125,7 @@ class AsyncLoop:
         if attempt.stop_reason() is not None:
             raise asyncio.CancelledError
         if kind.is_async:
-            result = await kind.handler(ctx, params)
+            result = await _in_turns(self._child.board, token, kind.handler(ctx, params))
         else:
             context = contextvars.copy_context()
             self._on_thread.add(token)
@@ -158,6 +160,31 @@ class AsyncLoop:
             self._child.send(ended_frame(kept, b",".join(self._spans)))
             self._child.board.clear()
             self._spans.clear()
+
+
+@types.coroutine
+def _in_turns(
+    board: Board, token: int, handler: Coroutine[Any, Any, Any]
+) -> Generator[Any, Any, Any]:
+    """Drive a handler, with its name on the board whenever it has the turn.
+
+    If the loop then stands still, the worker knows whose fault it is.
+    """
+    error: BaseException | None = None
+    while True:
+        board.enter(token)
+        try:
+            waits_for = handler.send(None) if error is None else handler.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            board.enter(0)
+        try:
+            yield waits_for
+            error = None
+        except BaseException as raised:
+            # Whatever it is, cancellation included, is the handler's to deal with.
+            error = raised
 
 
 class _Output:

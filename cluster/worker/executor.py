@@ -32,13 +32,13 @@ from cluster.protocol import (
 )
 from cluster.worker.capture import cut, last_lines
 from cluster.worker.child_async import output_path
-from cluster.worker.held import Held, as_ordered
+from cluster.worker.held import BLOCKED, Held, as_ordered
 from cluster.worker.logs import Logs, read_quietly
 from cluster.worker.pace import Pace
 from cluster.worker.pipe import Answer, Call, Ended, Moved
 from cluster.worker.redact import redact
 from cluster.worker.secrets import read_secret
-from cluster.worker.slot import Death, Slot, SlotConfig, kept_outcomes
+from cluster.worker.slot import HUNG, Death, Slot, SlotConfig, kept_outcomes
 from jobs.errors import DraymanError, LeaseLost
 
 __all__ = ["Executor"]
@@ -54,6 +54,8 @@ LOG_EVERY_S = 2.0
 CAPTURE_BYTES_MAX = 64 << 20
 #: A loop that has not turned for so long is blocked by a handler.
 BLOCKED_LOOP_S = 2.0
+#: What a child has put on its board it says at once; later it is taken from there.
+SAID_S = 2.0
 ERROR_CHARS_MAX = 4096
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 #: A token that was let go is remembered until so many others were.
@@ -83,6 +85,8 @@ class Executor:
         self._pace = Pace()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening_solo = False
+        #: Since when no child is there for the backlog; None while one is.
+        self._starved_since_s: float | None = None
         #: Tokens let go lately, never to be started again.
         self._gone: set[int] = set()
         self._gone_in_order: deque[int] = deque(maxlen=FORGOTTEN_TOKENS_MAX)
@@ -93,6 +97,8 @@ class Executor:
         self.ended: dict[int, Outcome] = {}
         #: Latest progress not yet reported.
         self.progress: dict[int, Progress] = {}
+        #: Done when a part of this broke: whoever owns it must not go on as if it worked.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -119,6 +125,13 @@ class Executor:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._noticed)
+
+    def _noticed(self, task: "asyncio.Task[Any]") -> None:
+        if task.cancelled() or self.broken.done():
+            return
+        if error := task.exception():
+            self.broken.set_exception(error)
 
     # --- what the worker reports --------------------------------------------------------------
 
@@ -193,8 +206,11 @@ class Executor:
             else:
                 self._ask_back(held.slot, [held])
 
-    def stop(self, token: int, reason: str) -> None:
-        """Ask an attempt to stop, and kill it when its grace is over. Repeating changes nothing."""
+    def stop(self, token: int, reason: str, within_s: float | None = None) -> None:
+        """Ask an attempt to stop, and kill it when its grace, or `within_s`, is over.
+
+        Repeating changes nothing.
+        """
         held = self.held.get(token)
         if held is None or token in self.ended or held.ending or held.stop == reason:
             return
@@ -205,7 +221,9 @@ class Executor:
             self._conclude(held, Outcome(token, "returned"))
             return
         if first:
-            held.kill_at_s = time.monotonic() + held.spec().grace_s
+            grace_s = held.spec().grace_s
+            grace_s = grace_s if within_s is None else min(grace_s, within_s)
+            held.kill_at_s = time.monotonic() + grace_s
         held.slot.stop(token, reason)
         if not self._is_async:
             self._ask_back(held.slot, self._others(held))
@@ -258,6 +276,10 @@ class Executor:
                 if slot.fed:
                     continue
                 slot.rewind()
+            if slot.is_bloated:
+                if not slot.fed:
+                    slot.kill()  # For what earlier attempts left in it, the next is not to blame.
+                continue
             share = -(-len(self._backlog) // (len(slots) - at))
             self._feed_slot(slot, min(room, share))
             if not self._backlog:
@@ -305,6 +327,8 @@ class Executor:
         if not batch:
             return
         now = time.monotonic()
+        if not slot.fed:
+            slot.moved_s = now
         for held in batch:
             held.slot = slot
             held.recalled = False
@@ -372,6 +396,7 @@ class Executor:
                 self._retire(slot, held, outcome)
         self._backlog.extendleft(reversed(back))
         self._pace.add(tasks, total_s)
+        slot.moved_s = time.monotonic()
         if tasks:
             slot.stuck = False
         if not slot.fed:
@@ -403,8 +428,9 @@ class Executor:
                 held.started_s = None
                 if not self._settled_unstarted(held):
                     back.append(held.token)
-            elif guilty is not None:
-                self._conclude(held, Outcome(held.token, "stopped", cause="killed with another"))
+            elif guilty is not None or death.cause == HUNG:
+                cause = "killed with another" if guilty is not None else HUNG
+                self._conclude(held, Outcome(held.token, "stopped", cause=cause))
             else:
                 alone = len(running) == 1
                 self._read(slot, held, self._bury(held, death, death.cause, alone=alone))
@@ -430,6 +456,7 @@ class Executor:
         task = asyncio.ensure_future(reading)
         slot.readers.add(task)
         task.add_done_callback(slot.readers.discard)
+        task.add_done_callback(self._noticed)
 
     async def _unlink_after(self, readers: list[asyncio.Task[None]], output: Path) -> None:
         await asyncio.gather(*readers)
@@ -446,6 +473,7 @@ class Executor:
         data = await asyncio.to_thread(read_quietly, held, path, start)
         where = await self._logs.put(held, data)
         told = redact(last_lines(data), held.secrets)
+        died = f"its process died: {cause}" + (f" ({death.told})" if death.told else "")
         now = time.time()
         started_at = now - (time.monotonic() - (held.started_s or time.monotonic()))
         outcome = Outcome(
@@ -453,7 +481,7 @@ class Executor:
             "crashed",
             started_at,
             now,
-            error=f"its process died: {cause}\n{told}".strip()[:ERROR_CHARS_MAX],
+            error=f"{died}\n{told}".strip()[:ERROR_CHARS_MAX],
             cause=cause,
             alone=alone,
             log=where,
@@ -569,37 +597,58 @@ class Executor:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for slot in list(self._slots):
+                slot.tend(now)
             if self.held:
-                self._look()
+                self._look(now)
 
-    def _look(self) -> None:
+    def _look(self, now: float) -> None:
         """See to limits, graces, live logs, and tasks stuck behind a long one."""
-        now = time.monotonic()
         self._pace.longest_s = 0.0
         for slot in list(self._slots):
             if not slot.fed or slot.board is None:
                 continue
-            slot.note_memory()
             if self._is_async:
-                self._look_at_loop(slot, now)
                 watched = [self.held[token] for token in slot.fed]
+                self._look_at_loop(slot, now)
             else:
                 watched = self._look_at_child(slot, now)
             for held in watched:
                 self._look_at(slot, held, now)
+        self._look_at_backlog(now)
+
+    def _look_at_backlog(self, now: float) -> None:
+        """Give back what no child is there for: on another worker there may be one."""
+        if not self._backlog or any(slot.is_ready and not slot.solo for slot in self._slots):
+            self._starved_since_s = None
+        elif self._starved_since_s is None:
+            self._starved_since_s = now
+        elif now - self._starved_since_s > self._config.patience.backlog_s:
+            log.error("worker.no_child", given_back=len(self._backlog), next="a child is started")
+            for token in list(self._backlog):
+                self._unqueue(token)
+                self._conclude(self.held[token], Outcome(token, "returned"))
 
     def _look_at_child(self, slot: Slot, now: float) -> list[Held]:
         assert slot.board is not None
         token, started_ns, output_at = slot.board.running()
         held = self.held.get(token)
         if held is None or token not in slot.fed:
+            if slot.is_ready and now - slot.moved_s > self._config.patience.begin_s:
+                log.error("worker.child_stuck", unstarted=len(slot.fed), next="it is replaced")
+                slot.kill()
             return []
         started_s = started_ns / 1e9
         if now - started_s < NOTICED_S:
             return []
         kept = kept_outcomes(slot.board)
-        if any(outcome.token == token for outcome in kept):
-            return []  # It has ended; the child is about to say so.
+        ended = next((outcome for outcome in kept if outcome.token == token), None)
+        if ended is not None and time.time() - ended.ended_at < SAID_S:
+            return []  # The child is about to say so.
+        if ended is not None:
+            self.on_ended(slot, Ended(kept))
+            return []
         if kept:
             self.on_ended(slot, Ended(kept))
         if held.started_s is None:
@@ -619,16 +668,30 @@ class Executor:
             held.beginning = held.beginning or beginning
 
     def _look_at_loop(self, slot: Slot, now: float) -> None:
-        assert slot.board is not None
-        pulsed_ns = slot.board.pulsed_ns()
-        blocked_s = now - pulsed_ns / 1e9
-        if pulsed_ns and BLOCKED_LOOP_S < blocked_s < BLOCKED_LOOP_S + 1.5 * WATCH_S:
+        blocked_s = self._blocked_s(slot, now)
+        if BLOCKED_LOOP_S < blocked_s < BLOCKED_LOOP_S + 1.5 * WATCH_S:
             log.warning(
                 "worker.loop_blocked",
                 blocked_s=round(blocked_s, 1),
+                by=self._running(slot),
                 running=list(slot.fed),
                 next="time limits still hold; move blocking code out of async handlers",
             )
+        if blocked_s > self._config.patience.blocked_s and len(slot.fed) > 1:
+            self._end_blocker(slot)
+
+    def _blocked_s(self, slot: Slot, now: float) -> float:
+        pulsed_ns = slot.board.pulsed_ns() if slot.board is not None else 0
+        return now - pulsed_ns / 1e9 if pulsed_ns else 0.0
+
+    def _end_blocker(self, slot: Slot) -> None:
+        """Kill the child for what holds its loop; if that is not known, all become suspects."""
+        blocker = self.held.get(self._running(slot))
+        if blocker is None or blocker.token not in slot.fed:
+            slot.kill(BLOCKED, "something it started blocked the event loop")
+            return
+        blocker.stop = blocker.stop or BLOCKED
+        self._kill(slot, blocker)
 
     def _look_at(self, slot: Slot, held: Held, now: float) -> None:
         assert held.started_s is not None
@@ -638,10 +701,22 @@ class Executor:
         if held.stop is None and limit_s is not None and now - held.started_s >= limit_s:
             self.stop(held.token, "timeout")
         if held.stop is not None and now >= held.kill_at_s:
-            self._kill(slot, held)
+            if held.stop == "timeout" and self._is_held_up(slot, held, now):
+                held.stop = None  # It had no turn: what had them all is to blame.
+                self._end_blocker(slot)
+            else:
+                self._kill(slot, held)
         elif now - max(held.logged_s, held.started_s) >= LOG_EVERY_S:
             held.logged_s = now
             self._spawn(self._log_so_far(slot, held))
+
+    def _is_held_up(self, slot: Slot, held: Held, now: float) -> bool:
+        return (
+            self._is_async
+            and len(slot.fed) > 1
+            and self._blocked_s(slot, now) > BLOCKED_LOOP_S
+            and self._running(slot) != held.token
+        )
 
     # --- logs ---------------------------------------------------------------------------------
 

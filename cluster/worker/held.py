@@ -9,10 +9,21 @@ from cluster.protocol import Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.worker.slot import Slot
 
-__all__ = ["Held", "as_ordered"]
+__all__ = ["BLOCKED", "NODE_LOST", "Held", "as_ordered"]
 
+#: Why an attempt is killed that lets no other on its event loop have a turn.
+BLOCKED = "blocked loop"
+#: Why the attempts of a worker are killed whose node is no part of the cluster any more.
+NODE_LOST = "node lost"
 #: Stops after which a result that came all the same still counts.
-_RESULT_COUNTS = frozenset({"timeout", "drain"})
+_RESULT_COUNTS = frozenset({"timeout", "drain", NODE_LOST})
+#: Stops after which a handler's own word on when it is to run again counts.
+_PLANNED = frozenset({"drain", NODE_LOST})
+
+_BLOCKED_TOLD = (
+    "it blocked the event loop that it shares with others: await what waits, and run what computes "
+    "in `asyncio.to_thread` or as a plain handler in a queue of a `process` pool"
+)
 
 
 class Held(msgspec.Struct, gc=False):
@@ -22,7 +33,7 @@ class Held(msgspec.Struct, gc=False):
     slot: Slot | None = None
     #: Monotonic moment of its start, once known.
     started_s: float | None = None
-    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`.
+    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`, BLOCKED, NODE_LOST.
     stop: str | None = None
     kill_at_s: float = 0.0
     #: The manager wants it back if it has not started.
@@ -66,7 +77,9 @@ def as_ordered(held: Held, outcome: Outcome) -> Outcome:
     if stop == "timeout":
         error = f"timed out after {held.spec().timeout_s or 0.0:g} s"
         return _renamed(outcome, "failed", error, "timeout")
-    if outcome.kind in {"discarded", "snoozed"} and stop == "drain":
+    if stop == BLOCKED:
+        return _renamed(outcome, "failed", _BLOCKED_TOLD, BLOCKED)
+    if outcome.kind in {"discarded", "snoozed"} and stop in _PLANNED:
         return outcome
     return _renamed(outcome, "stopped", "", stop)
 

@@ -7,11 +7,13 @@ anyone is told (as their subreaper it inherits those that forked twice or began 
 Rule 2: the end of the control socket means that the worker is dead, `kill -9` included: kill
 everything below, remove the scratch directory, exit. Rule 3: it is nobody's direct child, because
 Ray kills the direct children of a worker it ends, and a killed keeper could not obey rule 1.
-Rule 4: it imports no user code, and Linux lets it start a child in a few milliseconds.
+Rule 4: it imports no user code, and Linux lets it start a child in a few milliseconds. Rule 5: the
+silence of a worker that lives (stopped, hung) ends its child too, before the manager gives the work
+to another.
 
 Commands are lines of JSON: `{"fork": {...}}` comes with three descriptors (data socket, board,
-output file); `{"kill": true}`. It answers `{"up": pid}`, `{"forked": pid}`, and
-`{"exited": wait status}`.
+output file); `{"kill": true}`; `{"pulse": true}`, a sign of life. It answers `{"up": pid}`,
+`{"forked": pid}`, and `{"exited": wait status, "hung": 0 or 1}`.
 """
 
 import ctypes
@@ -35,16 +37,18 @@ _DESCRIPTORS = 3
 _MESSAGE_BYTES_MAX = 1 << 16
 #: A process in uninterruptible sleep cannot be killed; the report of the child waits this long.
 _SWEEP_S = 5.0
+#: How often, in the time a worker may be silent, its silence is looked at.
+LOOKS = 20
 
 
-def main(control_fd: int, scratch: str) -> NoReturn:
+def main(control_fd: int, scratch: str, patience_s: float) -> NoReturn:
     """Detach from the worker, preload what children share, and serve until the worker is gone."""
     if os.fork():
         os._exit(0)
     os.setsid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     control = socket.socket(fileno=control_fd)
-    keeper = _Keeper(control, scratch)
+    keeper = _Keeper(control, scratch, patience_s)
     _preload()
     try:
         keeper.serve()
@@ -67,8 +71,12 @@ def _preload() -> None:
 class _Keeper:
     """At most one child at a time."""
 
-    def __init__(self, control: socket.socket, scratch: str) -> None:
+    def __init__(self, control: socket.socket, scratch: str, patience_s: float) -> None:
         self._control, self._scratch = control, scratch
+        self._patience_s = patience_s
+        #: When the worker last said anything.
+        self._heard_s = time.monotonic()
+        self._hung = False
         self._pid = os.getpid()
         self._child = 0
         self._buffer = b""
@@ -85,8 +93,14 @@ class _Keeper:
     def serve(self) -> None:
         """Obey commands until the worker is gone."""
         self._say(up=self._pid)
+        look_s = self._patience_s / LOOKS
         while True:
-            readable, _, _ = select.select([self._control, self._wake], [], [])
+            asked_s = time.monotonic()
+            readable, _, _ = select.select([self._control, self._wake], [], [], look_s)
+            # A machine that stood still, this process with it, is no fault of the worker.
+            self._heard_s += max(0.0, time.monotonic() - asked_s - 2 * look_s)
+            if not readable:
+                self._look()
             if self._wake in readable:
                 _drain(self._wake)
                 self._reap()
@@ -103,7 +117,14 @@ class _Keeper:
         except OSError:
             pass  # Another keeper of this worker still has its directory there.
 
+    def _look(self) -> None:
+        """Kill the child of a worker that hangs: its leases are about to end."""
+        if self._child and time.monotonic() - self._heard_s > self._patience_s:
+            self._hung = True
+            _kill(self._child)
+
     def _read(self) -> bool:
+        self._heard_s = time.monotonic()
         try:
             data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES_MAX, _DESCRIPTORS)
         except ConnectionError:
@@ -119,7 +140,7 @@ class _Keeper:
         if "fork" in command:
             fds, self._fds = self._fds[:_DESCRIPTORS], self._fds[_DESCRIPTORS:]
             self._fork(command["fork"], *fds)
-        elif self._child:
+        elif "kill" in command and self._child:
             # The child first: what it starts meanwhile is found by the sweep after its death.
             _kill(self._child)
 
@@ -168,7 +189,8 @@ class _Keeper:
             return
         self._child = 0
         self._sweep(time.monotonic() + _SWEEP_S)
-        self._say(exited=status)
+        hung, self._hung = self._hung, False
+        self._say(exited=status, hung=int(hung))
 
     def _collect(self) -> int | None:
         found = None
@@ -269,4 +291,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))

@@ -3,7 +3,8 @@
 Rule 1: a slot tells of a death once: after the child and everything below it is gone, and after the
 last frame it sent was read. Rule 2: it never decides what a death means for an attempt; that is the
 executor's. Rule 3: a keeper that dies is replaced like a child, and what it may have left is found
-by the mark in its environment.
+by the mark in its environment. Rule 4: a kill that has not come about after a while is repeated by
+the worker itself, and a process that even then does not go is given up: it never runs again.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ import structlog
 
 from cluster.protocol import Assignment, Outcome
 from cluster.worker.board import Board
+from cluster.worker.memory import MIB, held_bytes, oom_kills, resident_bytes
 from cluster.worker.pipe import (
     Answer,
     Call,
@@ -43,20 +45,47 @@ from cluster.worker.pipe import (
     frame,
 )
 
-__all__ = ["Death", "Slot", "SlotConfig", "SlotOwner", "cause_of", "oom_kills"]
+__all__ = ["HUNG", "Death", "Patience", "Slot", "SlotConfig", "SlotOwner", "cause_of"]
 
 log = structlog.get_logger("drayman.worker")
 
 #: Environment variable that marks a keeper and everything below it.
 MARK = "DRAYMAN_KEEPER"
 SECRET_PREFIX = "DRAYMAN_SECRET"
+#: Cause of a death that the keeper ordered, because the worker gave no sign of life.
+HUNG = "worker hung"
 #: A child that does not live long enough to be ready is started again after a growing pause.
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 30.0
+#: How often a keeper is told that its worker lives.
+PULSE_S = 0.5
+#: How often what a child started is weighed with it: that means a look at every process there is.
+WEIGH_S = 1.0
+#: A child with nothing to run that holds this part of its limit is replaced.
+BLOATED = 0.5
 _CLOSE_S = 10.0
 _SWEEP_S = 5.0
 
 _decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long each sign of being stuck is borne."""
+
+    #: A keeper kills its child after so long without a sign of life from the worker, so that
+    #: nothing of a hung worker runs any more when its leases end.
+    worker_s: float = 10.5
+    #: A kill that did not come about is repeated by other means.
+    kill_s: float = 5.0
+    #: A new child that is not ready, imports included, is killed and started again.
+    ready_s: float = 120.0
+    #: A child that does not begin what it was fed is killed; what has not begun goes to the next.
+    begin_s: float = 15.0
+    #: What no child is there for goes back to the manager.
+    backlog_s: float = 10.0
+    #: An `async def` handler that blocks the event loop beside others is killed.
+    blocked_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +96,16 @@ class SlotConfig:
     concurrency: int
     store_url: str
     job_modules: tuple[str, ...]
+    #: A child that holds more, with all it started, is killed; 0 for no limit.
+    memory_limit_bytes: int = 0
+    patience: Patience = Patience()
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
     """How a child ended."""
 
-    #: `signal 11`, `exit 3`, `oom`.
+    #: `signal 11`, `exit 3`, `oom`, `worker hung`.
     cause: str
     #: What was on its board: outcomes not yet sent, and the last attempt begun.
     kept: list[Outcome]
@@ -82,6 +114,8 @@ class Death:
     output_at: int
     #: Its capture file, to be removed by whoever read it.
     output: Path
+    #: What more there is to say of the cause.
+    told: str = ""
 
 
 class SlotOwner(Protocol):
@@ -125,6 +159,10 @@ class Slot:
         self.keeper_pid = 0
         #: End of the capture file as far as known.
         self.output_bytes = 0
+        #: Monotonic moment when the child last began or ended something, or had nothing to do. The
+        #: executor's.
+        self.moved_s = 0.0
+        self._pulsed_s = 0.0
         self._rewound = False
         self._scratch_root = scratch
         self._life: _Life | None = None
@@ -145,7 +183,13 @@ class Slot:
         self._scratch = Path(tempfile.mkdtemp(prefix="slot-", dir=self._scratch_root))
         ours, theirs = socket.socketpair()
         try:
-            await asyncio.to_thread(_launch_keeper, theirs, self._scratch, self._mark)
+            await asyncio.to_thread(
+                _launch_keeper,
+                theirs,
+                self._scratch,
+                self._mark,
+                self.config.patience.worker_s,
+            )
         finally:
             theirs.close()
         ours.setblocking(False)
@@ -241,22 +285,74 @@ class Slot:
         """Answer a call."""
         self._send(answer)
 
-    def kill(self) -> None:
-        """Kill the child and everything it started; `died` follows."""
+    def kill(self, cause: str = "", told: str = "") -> None:
+        """Kill the child and everything it started; `died` follows, with this cause if given."""
         self.is_ready = False
-        if self._life is not None:
-            self._life.killed = True
+        life = self._life
+        if life is None:
+            return
+        if cause and not life.cause:
+            life.cause, life.told = cause, told
         self._order(kill=True)
+        if not life.killed:
+            life.killed, life.ends_s = True, time.monotonic()
+
+    def tend(self, now: float) -> None:
+        """See to it that the child comes up, stays within its memory, and ends when it is to.
+
+        Called many times a second: the keeper takes its silence for a hung worker.
+        """
+        if now - self._pulsed_s >= min(PULSE_S, self.config.patience.worker_s / 20):
+            self._pulsed_s = now
+            self._order(pulse=True)
+        life = self._life
+        if life is None or self._closing:
+            return
+        patience = self.config.patience
+        if life.ends_s:
+            if now - life.ends_s > patience.kill_s:
+                self._insist(life, now)
+        elif self.is_ready:
+            self._weigh(life, now)
+        elif now - life.born_s > patience.ready_s:
+            log.error("worker.child_not_ready", pid=self.child_pid, next="a new child is started")
+            self.kill()
+
+    def _insist(self, life: "_Life", now: float) -> None:
+        log.error("worker.keeper_stuck", keeper=self.keeper_pid, next="it is killed")
+        life.ends_s = now
+        # Its death is heard of like any other, and everything it left is swept.
+        if self.keeper_pid:
+            _kill(self.keeper_pid)
+        else:
+            self._spawn(lambda: asyncio.to_thread(_sweep_marked, self._mark))
+
+    def _weigh(self, life: "_Life", now: float) -> None:
+        if not self.fed:
+            return
+        limit = self.config.memory_limit_bytes
+        held = resident_bytes(self.child_pid)
+        if now - life.weighed_s > WEIGH_S:
+            life.weighed_s = now
+            life.oom_kills = oom_kills()
+            if limit:
+                held = held_bytes(self.child_pid)
+        life.peak_bytes = max(life.peak_bytes, held)
+        if limit and held > limit:
+            told = f"it held {held // MIB} MiB of memory, and the limit is {limit // MIB} MiB"
+            log.warning("worker.memory_limit", pid=self.child_pid, told=told, next="it is killed")
+            self.kill("oom", told)
+
+    @property
+    def is_bloated(self) -> bool:
+        """Whether the child holds so much of its limit that the next attempt could be blamed."""
+        limit = self.config.memory_limit_bytes
+        return limit > 0 and resident_bytes(self.child_pid) > limit * BLOATED
 
     def rewind(self) -> None:
         """Empty the capture file. Only while nothing runs."""
         os.truncate(self.output_path, 0)
         self.output_bytes, self._rewound = 0, True
-
-    def note_memory(self) -> None:
-        """Take the kernel's count of OOM kills as of now: later ones may be our child's."""
-        if self._life is not None:
-            self._life.oom_kills = oom_kills()
 
     def _send(self, message: msgspec.Struct) -> None:
         life = self._life
@@ -291,6 +387,7 @@ class Slot:
     def lost(self, life: "_Life") -> None:
         """Note that the data socket of a life is at its end."""
         life.at_end = True
+        life.ends_s = life.ends_s or time.monotonic()
         self._settle()
 
     # --- news from the keeper -----------------------------------------------------------------
@@ -320,6 +417,8 @@ class Slot:
             self.child_pid = message["forked"]
         elif self._life is not None:
             self._life.status = message["exited"]
+            if message.get("hung"):
+                self._life.cause = HUNG
             self._settle()
 
     def _drop_control(self) -> None:
@@ -334,7 +433,14 @@ class Slot:
         if (life := self._life) is not None:
             life.status = life.status or int(signal.SIGKILL)
             self._settle()
-            await asyncio.wait_for(life.closed.wait(), _CLOSE_S)
+            try:
+                await asyncio.wait_for(life.closed.wait(), _CLOSE_S)
+            except TimeoutError:
+                # Something that cannot be killed now, or was not found, holds the child's socket. A
+                # process with SIGKILL pending never runs again, so it is as good as dead.
+                log.error("worker.child_unkillable", pid=self.child_pid, next="it is given up")
+                life.at_end = True
+                self._settle()
         await asyncio.gather(*self.readers, return_exceptions=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
         while not self._closing:
@@ -352,9 +458,7 @@ class Slot:
             return
         self._life = None
         was_ready, self.is_ready = self.is_ready, False
-        cause = cause_of(life.status)
-        if cause == "signal 9" and not life.killed and oom_kills() > life.oom_kills:
-            cause = "oom"
+        cause, told = self._why(life, life.status)
         kept = life.kept()
         running, started_ns, output_at = life.board.running()
         life.close()
@@ -362,12 +466,20 @@ class Slot:
             self._restart_s = RESTART_MIN_S
         if self._closing:
             return
-        death = Death(cause, kept, running, started_ns, output_at, life.output_path)
+        death = Death(cause, kept, running, started_ns, output_at, life.output_path, told)
         self._owner.on_died(self, death)
         # Without a keeper there is none to fork: `_replace_keeper` goes on from here.
         if self._control is not None:
             prompt = was_ready or life.killed
             self._spawn(self._fork if prompt else self._fork_later)
+
+    def _why(self, life: "_Life", status: int) -> tuple[str, str]:
+        """Return the cause of a death, and what more there is to say."""
+        cause = life.cause or cause_of(status)
+        if cause == "signal 9" and not life.killed and oom_kills() > life.oom_kills:
+            told = "the kernel killed it, as the machine or its container ran out of memory"
+            return "oom", f"{told}; it was last seen with {life.peak_bytes // MIB} MiB"
+        return cause, life.told
 
     async def _fork_later(self) -> None:
         await self._pause()
@@ -395,7 +507,15 @@ class _Life:
         self.status: int | None = None
         self.at_end = False
         self.closed = asyncio.Event()
+        self.born_s = time.monotonic()
         self.killed = False
+        #: Since when its end is due: its kill was ordered, or only its keeper's word is missing.
+        self.ends_s = 0.0
+        #: Why it was killed, if there is a reason beyond the attempt's own.
+        self.cause = ""
+        self.told = ""
+        self.peak_bytes = 0
+        self.weighed_s = 0.0
         self.oom_kills = oom_kills()
         self.data.setblocking(False)
 
@@ -468,24 +588,15 @@ def cause_of(status: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit {code}"
 
 
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for memory since boot; 0 if unknown."""
-    try:
-        text = Path("/proc/vmstat").read_text()
-    except OSError:
-        return 0
-    _, found, rest = text.partition("\noom_kill ")
-    return int(rest.split(maxsplit=1)[0]) if found else 0
-
-
-def _launch_keeper(control: socket.socket, scratch: Path, mark: str) -> None:
+def _launch_keeper(control: socket.socket, scratch: Path, mark: str, patience_s: float) -> None:
     hidden = (SECRET_PREFIX, MARK, "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     env[MARK] = mark
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     fd = control.fileno()
     # -P: the working directory is no place to import our own modules from.
-    command = [sys.executable, "-P", "-m", "cluster.worker.keeper", str(fd), str(scratch)]
+    command = [sys.executable, "-P", "-m", "cluster.worker.keeper"]
+    command += [str(fd), str(scratch), str(patience_s)]
     with subprocess.Popen(
         command, env=env, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as launcher:
@@ -497,11 +608,15 @@ def _sweep_marked(mark: str) -> None:
     give_up_at = time.monotonic() + _SWEEP_S
     while (marked := _marked(mark)) and time.monotonic() < give_up_at:
         for pid in marked:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # Gone already, or it gave itself to another user.
+            _kill(pid)
         time.sleep(0.01)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # Gone already, or it gave itself to another user.
 
 
 def _marked(mark: str) -> list[int]:
