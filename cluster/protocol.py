@@ -23,6 +23,7 @@ from jobs.errors import (
 )
 
 __all__ = [
+    "NODE_LOST",
     "NOTHING",
     "Accepted",
     "Assignment",
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 NOTHING = msgspec.Raw(b"null")
+#: Cause of an end that comes with the node's, and charges nobody.
+NODE_LOST = "node lost"
 
 
 # --- gateway -> manager -----------------------------------------------------------------------
@@ -245,6 +248,8 @@ class Orders(msgspec.Struct, frozen=True, omit_defaults=True):
     drop: list[int] = []
     #: Finish or hand back everything, then exit.
     drain: bool = False
+    #: What still runs by then is stopped, so that within so long all is handed back; 0: never.
+    drain_s: float = 0.0
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -5,16 +5,14 @@ from typing import Any
 
 import msgspec
 
-from cluster.protocol import Assignment, Outcome
+from cluster.protocol import NODE_LOST, Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.worker.slot import Slot
 
-__all__ = ["BLOCKED", "NODE_LOST", "Held", "as_ordered"]
+__all__ = ["BLOCKED", "Held", "as_ordered"]
 
 #: Why an attempt is killed that lets no other on its event loop have a turn.
 BLOCKED = "blocked loop"
-#: Why the attempts of a worker are killed whose node is no part of the cluster any more.
-NODE_LOST = "node lost"
 #: Stops after which a result that came all the same still counts.
 _RESULT_COUNTS = frozenset({"timeout", "drain", NODE_LOST})
 #: Stops after which a handler's own word on when it is to run again counts.

@@ -8,7 +8,8 @@ Rule 1: every report stands by itself (level-triggered); one that failed is simp
 next, after all calls under way are settled. Rule 2: an outcome is kept, and sent again, until a
 reply to a report that carried it has come: then it is durable. Rule 3: orders of an older epoch are
 refused, and each orders number is applied once. Rule 4: work goes on while the manager is away; an
-idle worker that has not heard from it for long ends itself, so that nothing leaks.
+idle worker that has not heard from it for long ends itself, so that nothing leaks. Rule 5: a worker
+of which a part broke ends itself: alive but stuck is worse than dead.
 """
 
 import asyncio
@@ -19,26 +20,32 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 
 from cluster.protocol import Orders, Report, decode_orders, encode
 from cluster.worker.executor import Executor
 from cluster.worker.logs import Logs, LogStore
-from cluster.worker.slot import SlotConfig
+from cluster.worker.slot import Patience, SlotConfig
 
 __all__ = ["ManagerPort", "Worker", "WorkerTimes"]
 
 log = structlog.get_logger("drayman.worker")
 
+HEARTBEAT_S = 3.0
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 #: Outcomes worth waiting for the manager with, even when the rest is idle.
 ORPHAN_FACTOR = 12
 #: Numbers of orders remembered as applied; more than two calls are never under way.
 NUMBERS_KEPT = 16
+#: A worker that leaves lets its attempts finish for the first part of the grace, and gives them the
+#: second to stop by themselves; the rest is for the word to reach the manager.
+FINISH_PART, STOP_PART = 0.5, 0.4
+#: A worker whose manager does not take its last outcomes ends so long after its grace.
+CONFIRM_S = 5.0
 #: An empty answer that comes at once is no reason to ask again at once.
 QUICK_S, PACE_S = 0.02, 0.1
 
@@ -58,11 +65,21 @@ class WorkerTimes:
     """How patient a worker is."""
 
     #: A report goes out at least this often.
-    heartbeat_s: float = 3.0
+    heartbeat_s: float = HEARTBEAT_S
     #: A call without an answer for so long counts as failed.
     call_s: float = 30.0
     #: An idle worker ends itself when the manager has been away for so long.
     orphan_s: float = 300.0
+    patience: Patience = field(default_factory=Patience)
+
+    @classmethod
+    def within(cls, heartbeat_timeout_s: float) -> "WorkerTimes":
+        """Return what fits a manager that gives a silent worker up after so long.
+
+        A hung worker's children are killed before that, however long after a heartbeat it hung.
+        """
+        heartbeat_s = min(HEARTBEAT_S, heartbeat_timeout_s / 5)
+        return cls(heartbeat_s, patience=Patience(worker_s=0.7 * heartbeat_timeout_s))
 
 
 class Worker:
@@ -81,6 +98,7 @@ class Worker:
         *,
         node: str = "",
         times: WorkerTimes | None = None,
+        memory_limit_bytes: int = 0,
     ) -> None:
         self.name, self.pool, self.queues = name, pool, list(queues)
         self._manager = manager
@@ -90,9 +108,17 @@ class Worker:
         self._news = asyncio.Event()
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="drayman-worker-"))
         self._executor = Executor(
-            SlotConfig(mode, concurrency, store_url, tuple(job_modules)),
+            SlotConfig(
+                mode,
+                concurrency,
+                store_url,
+                tuple(job_modules),
+                memory_limit_bytes,
+                self._times.patience,
+            ),
             concurrency,
             self._scratch,
             record=manager.record,
@@ -123,15 +149,18 @@ class Worker:
             await self._executor.start()
             stopping = asyncio.ensure_future(self._stopping.wait())
             talking = asyncio.ensure_future(self._talk())
+            parts: set[asyncio.Future[Any]] = {stopping, talking, self._executor.broken}
             try:
-                await asyncio.wait({stopping, talking}, return_when=asyncio.FIRST_COMPLETED)
-                if talking.done():
-                    talking.result()
+                done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in done:
+                    part.result()
             finally:
                 for task in (stopping, talking):
                     task.cancel()
                 await asyncio.gather(stopping, talking, return_exceptions=True)
         finally:
+            if self._leaving is not None:
+                self._leaving.cancel()
             await self._executor.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._ended.set()
@@ -141,16 +170,40 @@ class Worker:
         """Never return while the worker lives: whoever awaits this notices its death."""
         await self._ended.wait()
 
+    def leave(self, grace_s: float, reason: str = "drain") -> None:
+        """Hand back what has not started, and the rest within the grace; then `run` returns.
+
+        What runs may finish for a while, is then asked to stop, and is killed at last. No attempt
+        is charged for it. Said again, it changes nothing.
+        """
+        if self._leaving is None:
+            log.info("worker.leaving", worker=self.name, reason=reason, grace_s=grace_s)
+            self._leaving = asyncio.ensure_future(self._leave(grace_s, reason))
+
     async def drain(self, grace_s: float) -> None:
-        """Hand back what has not started and finish the rest, by force once the grace is over."""
-        self._executor.drain()
+        """Leave, and return when this has ended."""
+        self.leave(grace_s)
+        await self._ended.wait()
+
+    async def _leave(self, grace_s: float, reason: str) -> None:
+        executor = self._executor
+        executor.drain()
         self._news.set()
+        if await self._ends_within(grace_s * FINISH_PART):
+            return
+        for token in list(executor.held):
+            executor.stop(token, reason, within_s=grace_s * STOP_PART)
+        if await self._ends_within(grace_s * (1 - FINISH_PART) + CONFIRM_S):
+            return
+        log.error("worker.left_unheard", worker=self.name, unconfirmed=len(executor.held))
+        self.stop()
+
+    async def _ends_within(self, limit_s: float) -> bool:
         try:
-            await asyncio.wait_for(self._ended.wait(), grace_s)
+            await asyncio.wait_for(self._ended.wait(), limit_s)
         except TimeoutError:
-            for token in list(self._executor.held):
-                self._executor.stop(token, "drain")
-            await self._ended.wait()
+            return False
+        return True
 
     def stop(self) -> None:
         """End `run` now. What runs is killed; the manager takes it for a lost worker."""
@@ -284,7 +337,9 @@ class Worker:
         for stop in orders.stops:
             executor.stop(stop.token, stop.reason)
         executor.recall(orders.recall)
-        if orders.drain and not executor.draining:
+        if orders.drain and orders.drain_s:
+            self.leave(orders.drain_s)
+        elif orders.drain and not executor.draining:
             executor.drain()
         return bool(orders.assignments or orders.stops or orders.recall or orders.drop)
 
