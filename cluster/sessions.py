@@ -25,8 +25,12 @@ class Session:
         self.free = 0
         self.prefetch = 0
         self.draining = False
-        #: Monotonic moment of the last report.
+        #: Monotonic moment of the last report, or of an answer that was long in coming.
         self.seen_at = now
+        #: Answers owed to it while what they say is made durable. It cannot be blamed for silence.
+        self.owed = 0
+        #: Why it was given up, while its end is under way.
+        self.lost = ""
         self.held: list[int] = []
         self.started: set[int] = set()
         self.progress: dict[int, Progress] = {}

@@ -31,6 +31,9 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: Silence after which a worker is taken for hung. Longer forgives longer stalls of a whole
     #: machine; shorter finds a hung one sooner. Crashes are seen at once, whatever this is.
     heartbeat_timeout_s: float = 15.0
+    #: Memory (MiB) that the process of an attempt may hold, with all it started; one that holds
+    #: more is killed, cause `oom`. None leaves that to the machine.
+    memory_limit_mb: int | None = None
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):

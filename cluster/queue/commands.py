@@ -57,10 +57,11 @@ class LoseWorker(msgspec.Struct, frozen=True):
 
 
 class Reclaim(msgspec.Struct, frozen=True):
-    """Leases that their worker does not know of (the order never arrived) are nobody's."""
+    """Leases that nobody is to be charged for: their orders never arrived, or their node went."""
 
     worker: str
     tokens: list[int]
+    cause: str = "lease lost"
 
 
 class Cancel(msgspec.Struct, frozen=True):

@@ -275,11 +275,11 @@ def _reclaim(state: State, rules: Rules, command: c.Reclaim, now: float) -> list
         task = state.leases.get(token)
         if task is None or task.worker != command.worker:
             continue
-        lost = _Lost("lease lost", "", 0.0, 0.0)
+        lost = _Lost(command.cause, "", 0.0, 0.0)
         if task.stop == "cancel":
             found.append(_cancelled(task, lost, "cancelled"))
         else:
-            found.append(_release(rules, task, "lease lost", outcome=lost))
+            found.append(_release(rules, task, command.cause, outcome=lost))
     return found
 
 
