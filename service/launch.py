@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +65,8 @@ READY_S = 180.0
 WATCH_S = 0.5
 #: Between looks at `/readyz` while starting.
 POLL_S = 0.05
+#: So long without a new HAProxy means that there will be none.
+SETTLED_S = 0.75
 #: `down` waits this long for a drain before it kills.
 DOWN_S = 60.0
 ANY_HOST = ("0.0.0.0", "::")
@@ -164,13 +166,16 @@ class Running:
         write_private(path, token.encode())
         self.file.token_path = str(path)
 
-    def stop(self, drain: bool = True) -> None:
-        """Drain, then end everything this run started. Safe to call again."""
+    def stop(self, drain: bool = True) -> bool:
+        """Drain, then end everything this run started. Safe to call again.
+
+        Returns False if Ray died meanwhile (a signal may go to a whole process group): then this
+        process cannot end in good order either.
+        """
         if self._lock.closed:
-            return
+            return True
         try:
-            if self.head is not None and self.dead_process() is None:
-                self._stop_politely(drain)
+            return self.head is None or self._stop_politely(drain)
         finally:
             self._release()
 
@@ -178,7 +183,19 @@ class Running:
         """End everything this run started at once: its Ray is dead and cannot be asked."""
         self._release()
 
-    def _stop_politely(self, drain: bool) -> None:
+    def _stop_politely(self, drain: bool) -> bool:
+        asking = ThreadPoolExecutor(1, "stop")
+        asked = asking.submit(self._ask_to_stop, drain)
+        # What asks a Ray that is gone waits for a minute; nobody needs to wait with it.
+        asking.shutdown(wait=False)
+        while not asked.done():
+            if self.dead_process() is not None:
+                return False
+            wait([asked], timeout=POLL_S)
+        asked.result()
+        return True
+
+    def _ask_to_stop(self, drain: bool) -> None:
         import ray
         from ray import serve
 
@@ -359,9 +376,21 @@ def _wait_ready(running: Running) -> None:
                 seen = f"{answer.status_code} {answer.text[:200]}"
                 is_ours = answer.headers.get(RUN_HEADER) == running.file.nonce
                 if answer.is_success and is_ours:
-                    return
+                    return _wait_settled(running.plan, deadline)
             time.sleep(POLL_S)
     raise Unavailable(f"{running.file.url}{READY_PATH} was not ready in {READY_S:g} s: {seen}")
+
+
+def _wait_settled(plan: EdgePlan, deadline: float) -> None:
+    """Wait until HAProxy was not started anew for a moment: that closes open connections.
+
+    Serve does it once more when the first replica has begun to answer.
+    """
+    count, since = -1, time.monotonic()
+    while time.monotonic() < min(deadline, since + SETTLED_S):
+        if (now := len(read_pids(plan.pids_file, "haproxy"))) != count:
+            count, since = now, time.monotonic()
+        time.sleep(POLL_S)
 
 
 def up(
@@ -389,9 +418,13 @@ def up(
             sys.stdout.flush()
             os._exit(EXIT_DIED)
         try:
-            running.stop()
+            stopped = running.stop()
         except Interrupted:
             running.abandon()
+            stopped = True
+        if not stopped:
+            sys.stdout.flush()
+            os._exit(EXIT_DONE)
     return EXIT_DONE
 
 
