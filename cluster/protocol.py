@@ -239,6 +239,8 @@ class Orders(msgspec.Struct, frozen=True, omit_defaults=True):
 
     #: The manager's claim on the journal; a worker refuses a lower one than it has seen.
     epoch: int
+    #: 0 for an answer that gives nothing away: to a report that was overtaken, or to a worker that
+    #: was given up.
     number: int
     assignments: list[Assignment] = []
     stops: list[OrderlyStop] = []

@@ -434,7 +434,7 @@ class Slot:
             life.status = life.status or int(signal.SIGKILL)
             self._settle()
             try:
-                await asyncio.wait_for(life.closed.wait(), _CLOSE_S)
+                await asyncio.wait_for(life.closed.wait(), self.config.patience.kill_s)
             except TimeoutError:
                 # Something that cannot be killed now, or was not found, holds the child's socket. A
                 # process with SIGKILL pending never runs again, so it is as good as dead.

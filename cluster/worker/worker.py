@@ -328,10 +328,11 @@ class Worker:
             self._numbers.clear()
         executor = self._executor
         executor.confirm([outcome.token for outcome in report.outcomes])
-        if orders.number in self._numbers:
-            return False
-        self._numbers.append(orders.number)
-        self._applied = max(self._applied, orders.number)
+        if orders.number:  # 0: what stands in it may be said any number of times
+            if orders.number in self._numbers:
+                return False
+            self._numbers.append(orders.number)
+            self._applied = max(self._applied, orders.number)
         executor.drop(orders.drop)
         executor.assign(orders.assignments)
         for stop in orders.stops:

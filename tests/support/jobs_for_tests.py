@@ -307,3 +307,95 @@ def print_without_end(ctx: Context, params: Marked) -> None:
             announce(params.path, str(line))
         largest = max(largest, size)
         ctx.check()
+
+
+@job("test.gil_for")
+def hold_gil_for(ctx: Context, params: Number) -> str:
+    """Sleep so many seconds in C without letting go of the interpreter lock."""
+    ctypes.PyDLL(None).sleep(params.n)
+    return "held"
+
+
+@job("test.eat")
+def eat(ctx: Context, params: Marked) -> str:
+    """Hold so many MiB, page for page; then wait to be noticed."""
+    print("eating", flush=True)
+    held = bytearray(params.n << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    announce(params.path, str(os.getpid()))
+    time.sleep(5)
+    return f"still there with {len(held)}"
+
+
+@job("test.eat_below")
+def eat_below(ctx: Context, params: Number) -> str:
+    """The same, in a program that the handler started."""
+    script = f"held = bytearray({params.n} << 20); held[::4096] = b'x' * len(held[::4096])"
+    subprocess.run([sys.executable, "-c", f"{script}; import time; time.sleep(8)"], check=False)
+    return "still there"
+
+
+_leaked: list[bytearray] = []
+
+
+@job("test.leak")
+def leak(ctx: Context, params: Number) -> int:
+    """Hold so many MiB beyond its own end."""
+    held = bytearray(params.n << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    _leaked.append(held)
+    return os.getpid()
+
+
+@job("test.async_eat")
+async def async_eat(ctx: Context, params: Number) -> str:
+    held = bytearray(params.n << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    await asyncio.sleep(5)
+    return f"still there with {len(held)}"
+
+
+@job("test.async_signal")
+async def async_signal(ctx: Context, params: Number) -> None:
+    await asyncio.sleep(0.05)
+    os.kill(os.getpid(), params.n)
+
+
+@job("test.hold_socket")
+def hold_socket(ctx: Context, params: Marked) -> str:
+    """Leave a process behind that holds all that is open here and bears no mark."""
+    everything = [int(fd) for fd in os.listdir("/proc/self/fd")]
+    alive = [fd for fd in everything if fd > 2 and Path(f"/proc/self/fd/{fd}").exists()]
+    heir = subprocess.Popen(
+        ["sleep", "300"], env={}, pass_fds=alive, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    announce(params.path, f"{os.getpid()} {heir.pid}")
+    time.sleep(60)
+    return "not killed"
+
+
+@job("test.stop_self")
+def stop_self(ctx: Context, params: Marked) -> str:
+    """Be stopped by a signal, as by a debugger, once; the next attempt returns."""
+    if Path(params.path).exists():
+        return "again"
+    announce(params.path, str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "went on"
+
+
+@job("test.steps")
+def steps(ctx: Context, params: Marked) -> list[int]:
+    """Save each of ten steps; from the fourth on each lasts, until a stop comes."""
+    first = ctx.resumed_from or 0
+    done = []
+    for step in range(first, 10):
+        fd = os.open(params.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, f"{step}\n".encode())
+        os.close(fd)
+        done.append(step)
+        ctx.checkpoint(step + 1)
+        while params.n and step >= params.n and first == 0:
+            ctx.check()
+            time.sleep(0.005)
+    return done
