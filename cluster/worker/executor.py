@@ -407,7 +407,7 @@ class Executor:
 
     def on_called(self, slot: Slot, call: Call) -> None:
         """Answer in a task of its own: it may wait for the manager."""
-        self._spawn(self._answer(slot, call))
+        self._spawn(self._answer(slot, slot.lives, call))
 
     def on_died(self, slot: Slot, death: Death) -> None:
         """Settle what a dead child held. A new child is on its way."""
@@ -558,12 +558,13 @@ class Executor:
 
     # --- calls --------------------------------------------------------------------------------
 
-    async def _answer(self, slot: Slot, call: Call) -> None:
+    async def _answer(self, slot: Slot, life: int, call: Call) -> None:
         try:
             answer = await self._found(call)
         except DraymanError as error:
             answer = Answer(call.call, refused=refusal_of(error))
-        slot.answer(answer)
+        if slot.lives == life:  # else the next child would take it for the answer to its own call
+            slot.answer(answer)
 
     async def _found(self, call: Call) -> Answer:
         held = self.held.get(call.token)

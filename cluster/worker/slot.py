@@ -155,6 +155,8 @@ class Slot:
         #: Who still reads captured output. The executor's.
         self.readers: set[asyncio.Task[None]] = set()
         self.is_ready = False
+        #: How many children it has had: tells the living one from those before it.
+        self.lives = 0
         self.child_pid = 0
         self.keeper_pid = 0
         #: End of the capture file as far as known.
@@ -222,6 +224,7 @@ class Slot:
         loop = asyncio.get_running_loop()
         life = _Life(self._scratch)
         self._life = life
+        self.lives += 1
         self.output_bytes, self._rewound = 0, False
         config = ChildConfig(
             self.config.mode,

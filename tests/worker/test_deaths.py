@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from cluster.protocol import Recorded, decode_record, encode
 from cluster.worker.slot import cause_of
 from tests.support.eventually import eventually, gone, written
+from tests.support.scripted_manager import ScriptedManager
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
@@ -161,3 +164,34 @@ async def test_worker_with_broken_job_modules_takes_no_work(start: Any, tmp_path
 def test_cause_is_named_from_the_wait_status() -> None:
     assert cause_of(11) == "signal 11"
     assert cause_of(3 << 8) == "exit 3"
+
+
+class SlowRecords(ScriptedManager):
+    """Answers the first record only when the second has come, and lets that one wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.second = asyncio.Event(), asyncio.Event()
+
+    async def record(self, data: bytes) -> bytes:
+        self.records.append(decode_record(data))
+        if len(self.records) == 1:
+            self.asked.set()
+            await self.second.wait()
+            return encode(Recorded("done", msgspec.Raw(b'"of the dead"')))
+        self.second.set()
+        for _ in range(20):  # the first answer is on its way before this one
+            await asyncio.sleep(0)
+        return encode(Recorded())
+
+
+async def test_answer_for_a_dead_child_never_reaches_the_next(start: Any, result: Any) -> None:
+    bench = await start(manager=SlowRecords())
+    dead = bench.manager.submit("test.once")
+    await bench.manager.asked.wait()
+    os.kill(bench.slot.child_pid, signal.SIGKILL)
+    await bench.manager.outcome(dead)
+
+    outcome = await bench.manager.outcome(bench.manager.submit("test.once"))
+
+    assert "of the dead" not in str(result(outcome))
