@@ -88,12 +88,22 @@ class CommitLog:
         self._writing: _Batch | None = None
         self._wake = asyncio.Event()
         self._in_doubt_since: float | None = None
+        #: What `now` said last, and when that was.
+        self._told_at, self._told_monotonic = 0.0, clock.monotonic()
 
     # --- deciding -----------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Return the moment of the next event: never before the last one's."""
-        return max(round(self._clock.wall(), 6), self.state.at)
+        """Return the moment of the next event: never before the last one's.
+
+        A wall clock that was set back does not stop time, or whatever waits for a moment would wait
+        until the clock has caught up: time goes on at half its pace until then.
+        """
+        monotonic = self._clock.monotonic()
+        crept = self._told_at + (monotonic - self._told_monotonic) / 2
+        self._told_at = max(self._clock.wall(), crept, self.state.at)
+        self._told_monotonic = monotonic
+        return max(round(self._told_at, 6), self.state.at)
 
     def run(self, command: c.Command, now: float | None = None) -> list[Event]:
         """Decide `command`, evolve by it and queue its events for the next commit.

@@ -186,7 +186,7 @@ class Manager:
         marks = self._state.gateways.get(batch.gateway)
         if marks is not None and (refused := marks.window.get(batch.number)) is not None:
             return self._answer_again(batch, refused)
-        if marks is not None and batch.number <= marks.high - len(marks.window):
+        if marks is not None and marks.too_old(batch.number):
             raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
         now = self._commit.now()
         results: list[Accepted | Refused] = []

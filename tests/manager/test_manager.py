@@ -108,6 +108,28 @@ async def test_a_journal_that_cannot_be_written_refuses_new_work(objects: GatedO
         assert (await stuck).job_id in now.state.jobs
 
 
+async def test_batches_that_overtake_each_other_are_both_accepted(objects: GatedObjects) -> None:
+    async with life(objects) as now:
+        spec = msgspec.Raw(encode_spec(SPEC))
+        for number in (3, 1, 2):
+            batch = Batch("g1", number, [Submission(f"job{number}", spec)])
+            reply = decode_batch_reply(await now.manager.submit(encode(batch)))
+
+            assert [result.job_id for result in reply.results] == [f"job{number}"]
+
+
+async def test_time_goes_on_slowly_while_the_wall_clock_is_behind(objects: GatedObjects) -> None:
+    async with life(objects) as now:
+        await now.gateway.submit(SPEC)
+        before, wall = now.manager._commit.now(), now.clock.wall
+        now.clock.wall = lambda: wall() - 3600.0  # type: ignore[method-assign]
+        now.clock.offset_s += 20.0
+
+        after = now.manager._commit.now()
+
+        assert before + 9.9 < after < before + 15.0
+
+
 # --- fencing --------------------------------------------------------------------------------------
 
 
