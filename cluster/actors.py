@@ -7,13 +7,15 @@ the same number, so that the receiver can tell.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import random
+import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,17 +25,22 @@ import structlog
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    OutOfMemoryError,
     RayActorError,
     RayError,
     RayTaskError,
 )
 
 from cluster import manager as plain_manager
+from cluster.compaction import CompactionPlan, compact
 from cluster.gateway import Gateway, ManagerAway
 from cluster.ids import uuid7_maker
+from cluster.protocol import NODE_LOST
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
+from cluster.store.objects import open_store
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
+from cluster.worker.memory import MIB
 from jobs.errors import DraymanError, Unavailable
 
 __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
@@ -49,6 +56,13 @@ VERSION = "0.1.0"
 MANAGER_CONCURRENCY = 4_000
 #: Starting a worker's process and its imports on a busy machine.
 WORKER_START_S = 120.0
+COMPACTOR_NICENESS = 10
+#: What a worker told to end by SIGTERM gives its attempts. Kubernetes kills after 30 s.
+TERM_GRACE_S = 10.0
+#: How often a worker looks whether its raylet lives.
+RAYLET_LOOK_S = 0.1
+#: What Ray says of an actor that went with its node.
+NODE_DIED = "node has died"
 #: Exit code of a manager that must not go on. Ray starts another, which replays the journal.
 FATAL_EXIT = 70
 
@@ -95,6 +109,7 @@ class QueueManager:
                 draw=random.random,
                 nonce=lambda: uuid.uuid4().hex,
                 on_fatal=_die,
+                compactor=RayCompactor(self._settings),
             )
             await self._plain.start(VERSION)
             # What was replayed lives long: never look at it again for garbage, and look at the
@@ -148,6 +163,35 @@ def _die(error: DraymanError) -> None:
 # --- the worker's actor -----------------------------------------------------------------------
 
 
+def on_sigterm(action: Callable[[], None]) -> None:
+    """Call `action` on the running loop when SIGTERM comes, and keep Ray from exiting for it.
+
+    An actor's loop is not on the main thread, where alone Python lets signals be handled, and the
+    main thread is inside Ray, where it runs no Python for hours. So the handlers are set by a
+    pending call, which it runs next, and the news comes through a pipe, at once.
+    """
+    ours, theirs = os.pipe()
+    for end in (ours, theirs):
+        os.set_blocking(end, False)
+
+    def install(_: object) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+        return 0
+
+    def read() -> None:
+        if signal.SIGTERM in os.read(ours, 4096):
+            action()
+
+    call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(install)
+    _pending_calls.append(call)  # it must outlive this call
+    ctypes.pythonapi.Py_AddPendingCall(call, None)
+    asyncio.get_running_loop().add_reader(ours, read)
+
+
+_pending_calls: list[object] = []
+
+
 class Worker:
     """Ray's shell around `cluster.worker.worker.Worker`. Detached, so it outlives the manager."""
 
@@ -169,15 +213,34 @@ class Worker:
             job_modules=cluster.job_modules,
             manager=RayManager(manager_handle()),
             node=ray.get_runtime_context().get_node_id(),
+            times=plain_worker.WorkerTimes.within(pool_settings.heartbeat_timeout_s),
+            memory_limit_bytes=(pool_settings.memory_limit_mb or 0) * MIB,
         )
-        self._run = asyncio.get_running_loop().create_task(self._run_then_exit())
+        on_sigterm(lambda: self._worker.leave(TERM_GRACE_S))
+        loop = asyncio.get_running_loop()
+        self._run = loop.create_task(self._run_then_exit())
+        self._node = loop.create_task(self._leave_with_node())
 
     async def _run_then_exit(self) -> None:
         try:
             await self._worker.run()
+        except Exception:
+            log.critical("worker_broke", exc_info=True)
+            sys.stderr.flush()
+            os._exit(FATAL_EXIT)
         finally:
             # A worker that ended must not linger as an actor that does nothing.
             os._exit(0)
+
+    async def _leave_with_node(self) -> None:
+        """Leave when the raylet, our parent, is gone: Ray takes this node for dead soon.
+
+        Ray leaves us running then, beside those who are given our work (seen with Ray 2.60).
+        """
+        raylet = os.getppid()
+        while os.getppid() == raylet:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(RAYLET_LOOK_S)
+        self._worker.leave(0.0, NODE_LOST)
 
     async def ready(self) -> int:
         """Return the worker's process id."""
@@ -190,6 +253,34 @@ class Worker:
     async def drain(self, grace_s: float) -> None:
         """Finish or hand back everything, then exit."""
         await self._worker.drain(grace_s)
+
+
+# --- the compactor's task -----------------------------------------------------------------------
+
+
+def _compact(settings: bytes, plan: bytes) -> bytes:
+    """Fold the journal, in a process of its own that steps back for everything else."""
+    os.nice(COMPACTOR_NICENESS)
+    configure_logging()
+    cluster = msgspec.json.decode(settings, type=ClusterSettings)
+    store = open_store(cluster.store)
+    journal = open_store(cluster.journal) if cluster.journal else store
+    decoded = msgspec.json.decode(plan, type=CompactionPlan)
+    return msgspec.json.encode(compact(store, journal, decoded, now=time.time()))
+
+
+class RayCompactor:
+    """Compaction as a Ray task."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = msgspec.json.encode(settings)
+
+    async def compact(self, plan: bytes) -> bytes:
+        """Carry out an encoded CompactionPlan; return an encoded CompactionDone."""
+        # A process that ran one exits with it: it has grown by the whole state.
+        task = ray.remote(_compact).options(num_cpus=0, max_retries=0, max_calls=1)
+        reply: bytes = await task.remote(self._settings, plan)
+        return reply
 
 
 # --- ports ------------------------------------------------------------------------------------
@@ -269,8 +360,10 @@ class RayWorkers:
             try:
                 handle = ray.get_actor(worker, namespace=NAMESPACE)
                 await handle.watch.remote()
-            except ActorDiedError:
-                return "worker died"
+            except OutOfMemoryError:  # Ray's memory monitor chose it
+                return "oom"
+            except ActorDiedError as error:
+                return NODE_LOST if NODE_DIED in str(error) else "worker died"
             except ValueError:  # Ray knows no such name (any more)
                 return "worker died"
             except ActorUnavailableError:

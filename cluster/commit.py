@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 import structlog
 
+from cluster.fold import fold
 from cluster.queue import commands as c
 from cluster.queue.engine import decide, evolve
-from cluster.queue.events import Event, from_row, to_row
+from cluster.queue.events import Event, to_row
 from cluster.queue.model import Rules, State
 from cluster.store.journal import Journal
 from cluster.store.segment import Rows, SegmentHeader
+from cluster.store.snapshot import Snapshots
 from jobs.errors import DraymanError, Unavailable
 
 __all__ = ["Clock", "CommitLog", "Offload"]
@@ -67,6 +69,7 @@ class CommitLog:
     def __init__(
         self,
         journal: Journal,
+        snapshots: Snapshots,
         journal_id: str,
         state: State,
         rules: Rules,
@@ -79,9 +82,12 @@ class CommitLog:
     ) -> None:
         self.state = state
         self.rules = rules
-        #: Number of the last segment written or read.
+        #: Number of the last segment written or read, and of the last a snapshot was read of.
         self.number = 0
-        self._journal, self._journal_id = journal, journal_id
+        self.base = 0
+        #: Bytes written in this life.
+        self.bytes_written = 0
+        self._journal, self._snapshots, self._journal_id = journal, snapshots, journal_id
         self._clock, self._offload, self._nonce = clock, offload, nonce
         self._on_fatal, self._linger_s = on_fatal, linger_s
         self._open = _Batch()
@@ -148,15 +154,12 @@ class CommitLog:
     # --- writing ------------------------------------------------------------------------------
 
     async def replay(self) -> None:
-        """Rebuild the state from what the journal holds beyond `number`."""
+        """Rebuild the state from the newest snapshot and what the journal holds after it."""
         await self._offload(self._replay)
 
     def _replay(self) -> None:
-        for header, rows in self._journal.read(after=self.number):
-            self.number = header.number
-            columns = (rows.kind, rows.job_id, rows.task_id, rows.attempt, rows.token, rows.data)
-            for at, *row in zip(rows.at, *columns, strict=True):
-                evolve(self.state, from_row(tuple(row)), at)
+        folded = fold(self._journal, self._snapshots, state=self.state)
+        self.number, self.base = folded.number, folded.base
 
     async def claim(self, event_of: Callable[[int], Event]) -> None:
         """Take the next segment with `event_of(number)`; older managers are fenced from then on.
@@ -228,4 +231,5 @@ class CommitLog:
                 continue
             self._in_doubt_since = None
             self.number = header.number
+            self.bytes_written += len(prepared.data)
             return

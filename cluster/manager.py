@@ -15,7 +15,9 @@ import msgspec
 import structlog
 
 from cluster.commit import Clock, CommitLog, Offload
+from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
 from cluster.protocol import (
+    NODE_LOST,
     NOTHING,
     Accepted,
     Assignment,
@@ -37,6 +39,7 @@ from cluster.queries import Query, Reader, decode_query
 from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
 from cluster.queue.model import State, Task
+from cluster.queue.snapshot import SNAPSHOT_VERSION
 from cluster.queue.spec import decode_spec
 from cluster.rates import Rates
 from cluster.sessions import Session
@@ -44,6 +47,7 @@ from cluster.settings import ClusterSettings, PoolSettings
 from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
+from cluster.store.snapshot import Snapshots
 from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound
 
 __all__ = ["Manager", "WorkerPort", "build"]
@@ -59,6 +63,20 @@ TICK_S = 0.1
 GAP_S = 1.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
+#: How often it is looked whether the journal should be folded, and how long after a compaction, or
+#: one that failed, the next may begin.
+COMPACT_LOOK_S = 1.0
+COMPACT_PAUSE_S = 10.0
+COMPACT_RETRY_S = 10.0
+#: Whatever comes first: so much written, or so many jobs that only wait to leave memory.
+COMPACT_BYTES = 64 << 20
+COMPACT_FINISHED = 100_000
+#: Jobs that leave memory in one tick: few enough that no reply waits for it.
+EVICT_MAX = 2_000
+#: Part of the grace of a drain that the workers get: the rest is for their word to be committed.
+DRAIN_PART = 0.9
+#: How long after its first sign a worker may take to its first report: imports on a busy machine.
+STARTING_S = 120.0
 #: Longest `wait` for a job: proxies between cut longer polls.
 WAIT_MAX_S = 30.0
 
@@ -73,7 +91,7 @@ class WorkerPort(Protocol):
         """Return the pool of every living worker by name."""
 
     async def watch(self, worker: str) -> str:
-        """Return why it died, once it did."""
+        """Return why it died, once it did: `worker died`, `oom`, or NODE_LOST."""
 
     async def kill(self, worker: str) -> None:
         """End it by force."""
@@ -90,8 +108,10 @@ class Manager:
         *,
         clock: Clock,
         draw: Callable[[], float],
+        compactor: CompactorPort,
     ) -> None:
         self._commit = commit
+        self._compactor = compactor
         self._settings = settings
         self._workers = workers
         self._clock = clock
@@ -105,6 +125,8 @@ class Manager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock.monotonic()
         self._draining = False
+        self._drain_by = 0.0
+        self._compacted_bytes = 0
 
     @property
     def _state(self) -> State:
@@ -129,8 +151,8 @@ class Manager:
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
         self._go(self._commit.write_forever())
         live = await self._workers.live()
-        for name in live:
-            self._adopt(name)
+        for name, pool_name in live.items():
+            self._adopt(name).pool = pool_name
         for name in [name for name in self._state.held if name not in live]:
             # Who knows what ended them: a node, the machine, a deploy. No task is charged for it.
             self._commit.run(c.Reclaim(name, list(self._state.held[name])))
@@ -138,6 +160,7 @@ class Manager:
             for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
                 self._go(self._spawn(pool))
         self._go(self._tick_forever())
+        self._go(self._compact_forever())
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
     async def stop(self) -> None:
@@ -151,9 +174,9 @@ class Manager:
     async def drain(self, grace_s: float) -> None:
         """Give out no more work, let the workers finish or hand back theirs, then stop."""
         self._draining = True
+        self._drain_by = deadline = self._clock.monotonic() + grace_s
         for session in self._sessions.values():
             session.release()
-        deadline = self._clock.monotonic() + grace_s
         while self._state.leases and self._clock.monotonic() < deadline:
             await self._clock.sleep(TICK_S)
         await self.stop()
@@ -283,9 +306,21 @@ class Manager:
             recall,
             drop,
             self._draining,
+            self._drain_s(),
         )
-        await self._commit.barrier()
+        asked_at = self._clock.monotonic()
+        session.owed += 1
+        try:
+            await self._commit.barrier()
+        finally:
+            now = self._clock.monotonic()
+            session.owed -= 1
+            session.seen_at = min(now, session.seen_at + now - asked_at)
         return encode(orders)
+
+    def _drain_s(self) -> float:
+        left_s = (self._drain_by - self._clock.monotonic()) * DRAIN_PART
+        return max(0.1, left_s) if self._draining else 0.0
 
     def _finish(self, session: Session, outcomes: list[Outcome]) -> None:
         if not outcomes:
@@ -359,17 +394,22 @@ class Manager:
         session = self._sessions.pop(worker, None)
         if session is None:
             return
+        cause = session.lost or cause
         self._gone[worker] = None
         while len(self._gone) > 1000:
             del self._gone[next(iter(self._gone))]
         session.release()
         tasks = [self._state.leases[t] for t in self._state.held.get(worker, ())]
         log.warning("worker_lost", worker=worker, cause=cause, tasks=len(tasks))
-        self._commit.run(c.LoseWorker(worker, cause))
+        if cause == NODE_LOST:
+            # A machine that goes says nothing about what ran on it.
+            self._commit.run(c.Reclaim(worker, [task.token for task in tasks], cause))
+        else:
+            self._commit.run(c.LoseWorker(worker, cause))
         self._ended(session, tasks)
         self._dispatch()
         pool = next((p for p in self._settings.pools if p.name == session.pool), None)
-        if pool is not None and not (session.draining or self._draining):
+        if pool is not None and not self._draining:
             self._go(self._spawn(pool))
 
     async def _spawn(self, pool: PoolSettings) -> None:
@@ -403,15 +443,23 @@ class Manager:
         if self._commit.run(c.Tick()):
             self._wake_waiters()
             self._dispatch()
-        for session in list(self._sessions.values()):
-            if now - session.seen_at > self._heartbeat_timeout_s(session):
-                self._go(self._workers.kill(session.worker))
-                self._lose(session.worker, "lease lost")
+        self._commit.run(c.Evict(EVICT_MAX))
+        for session in self._sessions.values():
+            silent_s = 0.0 if session.owed or session.lost else now - session.seen_at
+            if silent_s > self._heartbeat_timeout_s(session):
+                session.lost = "lease lost"
+                self._go(self._give_up(session))
         self._take_back(now)
 
+    async def _give_up(self, session: Session) -> None:
+        """End a silent worker, then give away what it held: it must not go on beside the next."""
+        with contextlib.suppress(DraymanError):  # its node may be out of reach too
+            await self._workers.kill(session.worker)
+        self._lose(session.worker, session.lost)
+
     def _heartbeat_timeout_s(self, session: Session) -> float:
-        if not session.report:
-            return 120.0  # still starting: imports on a busy machine take their time
+        if not (session.report or session.worker in self._state.held):
+            return STARTING_S
         timeouts = [p.heartbeat_timeout_s for p in self._settings.pools if p.name == session.pool]
         return timeouts[0] if timeouts else 15.0
 
@@ -427,6 +475,63 @@ class Manager:
                     other.recall = waiting[-session.free :]
                     other.release()
                     return
+
+    # --- compaction ---------------------------------------------------------------------------
+
+    async def _compact_forever(self) -> None:
+        compacted_at, wait_s = self._clock.monotonic(), COMPACT_LOOK_S
+        while True:
+            await self._clock.sleep(wait_s)
+            wait_s = COMPACT_LOOK_S
+            if not (self._state.planned or self._should_compact(compacted_at)):
+                continue
+            try:
+                await self._compact()
+            except Exception as error:
+                # Whatever the carrier raises: the plan stands, and is carried out again.
+                log.warning("compaction_failed", error=str(error), next_try_s=COMPACT_RETRY_S)
+                wait_s = COMPACT_RETRY_S
+            else:
+                compacted_at = self._clock.monotonic()
+                self._compacted_bytes = self._commit.bytes_written
+
+    def _should_compact(self, compacted_at: float) -> bool:
+        state, settings = self._state, self._settings
+        segments = self._commit.number - state.compacted
+        age_s = self._clock.monotonic() - compacted_at
+        if age_s < COMPACT_PAUSE_S or segments < 2:
+            return False
+        return (
+            segments >= settings.compact_segments
+            or self._commit.bytes_written - self._compacted_bytes >= COMPACT_BYTES
+            or len(state.finished) >= COMPACT_FINISHED
+            or (age_s >= settings.compact_after_s and bool(state.finished))
+        )
+
+    async def _compact(self) -> None:
+        """Have the journal folded up to here, and journal that it is."""
+        self._commit.run(c.PlanCompaction(self._commit.number))
+        await self._commit.barrier()
+        state = self._state
+        plan = CompactionPlan(
+            first=state.compacted + 1,
+            last=state.planned,
+            covered=state.compacted,
+            claims=list(state.claims),
+            retention_days=self._settings.retention_days,
+        )
+        began = self._clock.monotonic()
+        reply = await self._compactor.compact(encode(plan))
+        done = msgspec.json.decode(reply, type=CompactionDone)
+        self._commit.run(c.EndCompaction(done.last, done.seq))
+        await self._commit.barrier()
+        log.info(
+            "compacted",
+            segments=plan.last - plan.first + 1,
+            finished=done.finished,
+            rows=done.rows,
+            took_s=round(self._clock.monotonic() - began, 2),
+        )
 
     def _wake_waiters(self) -> None:
         for job_id in [j for j in self._waiting if self._state.jobs[j].finished_at]:
@@ -525,6 +630,7 @@ async def build(
     draw: Callable[[], float],
     nonce: Callable[[], str],
     on_fatal: Callable[[DraymanError], None],
+    compactor: CompactorPort,
     store: Objects | None = None,
 ) -> Manager:
     """Open the store the settings name, check it, and return a manager that is not started."""
@@ -537,6 +643,7 @@ async def build(
     identity = await offload(open_identity, objects, journal_objects)
     commit = CommitLog(
         Journal(journal_objects, journal_id=identity.journal_id),
+        Snapshots(objects, identity.journal_id, SNAPSHOT_VERSION),
         identity.journal_id,
         State(),
         settings.rules(),
@@ -546,4 +653,4 @@ async def build(
         on_fatal=on_fatal,
         linger_s=settings.commit_linger_ms / 1000,
     )
-    return Manager(commit, settings, workers, clock=clock, draw=draw)
+    return Manager(commit, settings, workers, clock=clock, draw=draw, compactor=compactor)

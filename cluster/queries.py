@@ -32,7 +32,7 @@ from cluster.views import (
 )
 from jobs.errors import InvalidInput, NotFound
 
-__all__ = ["Query", "Reader", "decode_query"]
+__all__ = ["Query", "Reader", "attempt_views", "decode_query", "job_view", "task_views"]
 
 SCAN_MAX = 10_000
 #: Output of a job that produced none (yet).
@@ -118,41 +118,11 @@ class Reader:
 
     def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
         """Return a job's tasks."""
-        return [
-            TaskView(
-                task.id,
-                task.state.value,
-                task.attempt,
-                task.recoveries,
-                task.worker or None,
-                _output(task).files,
-            )
-            for task in self._find(job_id, tenant).tasks
-        ]
+        return task_views(self._find(job_id, tenant))
 
     def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
         """Return every attempt of a job, oldest first."""
-        found: list[AttemptView] = []
-        for task in self._find(job_id, tenant).tasks:
-            found += [_past_attempt(task, past) for past in task.past or ()]
-            if task.state is S.LEASED:
-                found.append(
-                    AttemptView(task.id, task.attempt, "running", task.worker, task.leased_at)
-                )
-            elif task.state is S.SUCCEEDED:
-                found.append(
-                    AttemptView(
-                        task.id,
-                        task.attempt,
-                        "succeeded",
-                        task.worker,
-                        task.leased_at,
-                        task.started_at,
-                        task.ended_at,
-                        log=task.log,
-                    )
-                )
-        return found
+        return attempt_views(self._find(job_id, tenant))
 
     def queues(self) -> list[QueueView]:
         """Return every queue."""
@@ -237,39 +207,13 @@ class Reader:
         return list(found.values())
 
     def _view(self, job: Job) -> JobView:
-        spec = job.spec
         task = job.tasks[0]
-        output = _output(task)
         position = self._position(task)
-        started = [t.started_at for t in job.tasks if t.started_at]
-        waiting = task.state in (S.WAITING, S.BACKING_OFF)
-        return JobView(
-            id=job.id,
-            type=spec.type,
-            status=job_status(job),  # type: ignore[arg-type]
-            queue=spec.queue,
-            tenant=spec.tenant,
-            priority=spec.priority,
-            submitted_at=job.submitted_at,
-            attempts=sum(t.attempt for t in job.tasks),
-            max_attempts=spec.max_attempts,
-            recoveries=sum(t.recoveries for t in job.tasks),
-            labels=spec.labels,
-            started_at=min(started) if started else _leased_at(task),
-            finished_at=job.finished_at or None,
-            run_at=spec.run_at,
-            expires_at=spec.expires_at,
-            next_attempt_at=task.due_at if waiting else None,
-            reason=job.reason or None,
-            stopping=task.stop or None,
+        return job_view(
+            job,
             progress=self._progress(task),
             queue_position=position,
-            eta_s=self._eta_s(spec.queue, position),
-            error=_error(task),
-            result=output.result,
-            result_ref=output.result_ref,
-            files=output.files,
-            traceparent=spec.traceparent,
+            eta_s=self._eta_s(job.queue, position),
         )
 
     def _position(self, task: Task) -> int | None:
@@ -285,12 +229,90 @@ class Reader:
 
     def _progress(self, task: Task) -> ProgressView | None:
         session = self._sessions.get(task.worker)
-        if task.state is S.SUCCEEDED:
-            return ProgressView(1.0, "")
         if session is None or task.state is not S.LEASED:
             return None
         progress = session.progress.get(task.token)
         return ProgressView(progress.fraction, progress.message) if progress else None
+
+
+def job_view(
+    job: Job,
+    *,
+    progress: ProgressView | None = None,
+    queue_position: int | None = None,
+    eta_s: float | None = None,
+) -> JobView:
+    """Return the job as others see it; what is not in the state is told by the caller."""
+    spec, task = job.spec, job.tasks[0]
+    output = _output(task)
+    started = [t.started_at for t in job.tasks if t.started_at]
+    waiting = task.state in (S.WAITING, S.BACKING_OFF)
+    return JobView(
+        id=job.id,
+        type=spec.type,
+        status=job_status(job),  # type: ignore[arg-type]
+        queue=spec.queue,
+        tenant=spec.tenant,
+        priority=spec.priority,
+        submitted_at=job.submitted_at,
+        attempts=sum(t.attempt for t in job.tasks),
+        max_attempts=spec.max_attempts,
+        recoveries=sum(t.recoveries for t in job.tasks),
+        labels=spec.labels,
+        started_at=min(started) if started else _leased_at(task),
+        finished_at=job.finished_at or None,
+        run_at=spec.run_at,
+        expires_at=spec.expires_at,
+        next_attempt_at=task.due_at if waiting else None,
+        reason=job.reason or None,
+        stopping=task.stop or None,
+        progress=ProgressView(1.0, "") if task.state is S.SUCCEEDED else progress,
+        queue_position=queue_position,
+        eta_s=eta_s,
+        error=_error(task),
+        result=output.result,
+        result_ref=output.result_ref,
+        files=output.files,
+        traceparent=spec.traceparent,
+    )
+
+
+def task_views(job: Job) -> list[TaskView]:
+    """Return the job's tasks."""
+    return [
+        TaskView(
+            task.id,
+            task.state.value,
+            task.attempt,
+            task.recoveries,
+            task.worker or None,
+            _output(task).files,
+        )
+        for task in job.tasks
+    ]
+
+
+def attempt_views(job: Job) -> list[AttemptView]:
+    """Return every attempt of the job, oldest first."""
+    found: list[AttemptView] = []
+    for task in job.tasks:
+        found += [_past_attempt(task, past) for past in task.past or ()]
+        if task.state is S.LEASED:
+            found.append(AttemptView(task.id, task.attempt, "running", task.worker, task.leased_at))
+        elif task.state is S.SUCCEEDED:
+            found.append(
+                AttemptView(
+                    task.id,
+                    task.attempt,
+                    "succeeded",
+                    task.worker,
+                    task.leased_at,
+                    task.started_at,
+                    task.ended_at,
+                    log=task.log,
+                )
+            )
+    return found
 
 
 def _leased_at(task: Task) -> float | None:

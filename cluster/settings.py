@@ -50,6 +50,12 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: Wait this long for more events before a commit; 0 commits at once.
     commit_linger_ms: float = 0.0
     depth_max: int = 1_000_000
+    #: The journal is folded into history and a snapshot when it has grown by so many segments, or
+    #: after so long if any job finished meanwhile.
+    compact_segments: int = 5_000
+    compact_after_s: float = 300.0
+    #: History, results and logs of jobs that finished longer ago are deleted; None keeps them.
+    retention_days: float | None = None
     #: Take over a store whose last manager belonged to another cluster and was not stopped.
     take_over: bool = False
     #: Directories to put on the workers' import path.

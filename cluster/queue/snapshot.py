@@ -158,9 +158,12 @@ def _task_row(task: Task) -> _Task:
 # --- loading ----------------------------------------------------------------------------------
 
 
-def load(rows: Iterable[Row]) -> State:
-    """Return the state that the rows were dumped from. Raises msgspec errors on foreign rows."""
-    state = State()
+def load(rows: Iterable[Row], state: State | None = None) -> State:
+    """Return the state that the rows were dumped from, in `state` if one is given, a new one.
+
+    Raises msgspec errors on foreign rows.
+    """
+    state = State() if state is None else state
     suspects: list[tuple[str, str]] = []
     ready: list[Task] = []
     leased: list[Task] = []

@@ -109,6 +109,18 @@ class Journal:
         """Return the highest number, or `after` if there is none above it."""
         return max(self._numbers(after), default=after)
 
+    def numbers_upto(self, last: int) -> list[int]:
+        """Return the numbers up to `last` that are there; compaction leaves gaps among these."""
+        found: list[int] = []
+        for info in self._objects.list(self._prefix):
+            match = _NAME.fullmatch(info.path.removeprefix(self._prefix))
+            if match is None:
+                raise Corrupt(info.path, "is no segment; move it out of the journal")
+            if int(match[1]) > last:
+                break
+            found.append(int(match[1]))
+        return found
+
     def _numbers(self, after: int) -> Iterator[int]:
         """Yield the numbers above `after`, making sure that none is missing."""
         expected = after + 1

@@ -40,6 +40,7 @@ from jobs.registry import Registry
 from service.api_settings import ApiSettings
 from service.app import create_app
 from service.auth import Scope, TokenStore
+from tests.support.cluster import InlineCompactor
 
 __all__ = ["Away", "RunningApi", "ScriptedWorker", "file_in", "running_api"]
 
@@ -265,6 +266,7 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
         draw=random.Random(1).random,
         nonce=lambda: uuid.uuid4().hex,
         on_fatal=fatal,
+        compactor=InlineCompactor(store),
         store=store,
     )
     await manager.start("test")

@@ -5,12 +5,13 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
+from cluster.compaction import CompactionPlan, compact
 from cluster.gateway import Gateway
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager, build
@@ -68,6 +69,7 @@ class Workers:
     def __init__(self, *alive: str) -> None:
         self.alive = dict.fromkeys(alive, "cpu")
         self.killed: list[str] = []
+        self.cause = "worker died"
         self._deaths: dict[str, asyncio.Event] = {}
 
     async def spawn(self, pool: PoolSettings) -> str:
@@ -79,7 +81,7 @@ class Workers:
 
     async def watch(self, worker: str) -> str:
         await self._deaths.setdefault(worker, asyncio.Event()).wait()
-        return "worker died"
+        return self.cause
 
     async def kill(self, worker: str) -> None:
         self.killed.append(worker)
@@ -88,12 +90,31 @@ class Workers:
         self._deaths.setdefault(worker, asyncio.Event()).set()
 
 
+class InlineCompactor:
+    """Compaction in a thread; a test may let it fail first."""
+
+    def __init__(self, objects: MemoryObjects) -> None:
+        self._objects = objects
+        self.before: Any = lambda: None
+        self.done = 0
+
+    async def compact(self, plan: bytes) -> bytes:
+        self.before()
+        decoded = msgspec.json.decode(plan, type=CompactionPlan)
+        done = await asyncio.to_thread(
+            compact, self._objects, self._objects, decoded, now=time.time()
+        )
+        self.done += 1
+        return encode(done)
+
+
 class Life:
     """One life of a manager, a gateway to it, and reports of workers sent by hand."""
 
     def __init__(self, manager: Manager, workers: Workers, clock: FakeClock) -> None:
         self.manager, self.workers, self.clock = manager, workers, clock
         self.fatal: list[DraymanError] = []
+        self.compactor: InlineCompactor
         self.gateway = Gateway(
             manager,
             new_id=uuid7_maker(),
@@ -132,12 +153,16 @@ class Life:
 
 @asynccontextmanager
 async def life(
-    objects: MemoryObjects, *alive: str, cluster_id: str = "here", take_over: bool = False
+    objects: MemoryObjects,
+    *alive: str,
+    cluster_id: str = "here",
+    take_over: bool = False,
+    pools: Sequence[PoolSettings] = (PoolSettings(name="cpu", queues=["default"], size=0),),
 ) -> AsyncIterator[Life]:
     """Start a manager on `objects`; it is dropped at the end as a crash would drop it."""
     settings = ClusterSettings(
         store="memory://",
-        pools=[PoolSettings(name="cpu", queues=["default"], size=0)],
+        pools=list(pools),
         cluster_id=cluster_id,
         take_over=take_over,
     )
@@ -151,10 +176,12 @@ async def life(
         draw=random.random,
         nonce=lambda: uuid.uuid4().hex,
         on_fatal=fatal.append,
+        compactor=(compactor := InlineCompactor(objects)),
         store=objects,
     )
     await manager.start("test")
     one = Life(manager, workers, clock)
+    one.compactor = compactor
     one.fatal = fatal
     yield one
     for task in list(manager._tasks):

@@ -27,6 +27,7 @@ from cluster.settings import ClusterSettings, PoolSettings
 from cluster.store.memory import MemoryObjects
 from jobs.errors import DraymanError
 from tests.support.builders import NOON, a_spec
+from tests.support.cluster import InlineCompactor
 
 __all__ = ["ManagerBench", "NamedWorkers", "StandingClock"]
 
@@ -129,6 +130,7 @@ class ManagerBench:
             draw=lambda: 0.5,
             nonce=lambda: f"{id(self)}-{next(nonces)}",
             on_fatal=self.fatal.append,
+            compactor=InlineCompactor(self.store),
             store=self.store,
         )
         await self.manager.start("test")

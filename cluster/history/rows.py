@@ -1,0 +1,187 @@
+"""The tables `history/jobs` and `history/attempts`, and how a finished job becomes rows of them.
+
+Rule 1: columns are what people ask about in SQL; `record` holds the job as we answer it, as JSON,
+so that no answer depends on how a column was chosen. Rule 2: columns are only ever added.
+Rule 3: a job that finished again (it was redriven) has a row with a higher `revision` each time.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from cluster.queries import attempt_views, job_view, task_views
+from cluster.queue.model import Job, State
+from cluster.views import AttemptView, JobView, TaskView
+
+__all__ = [
+    "ATTEMPTS",
+    "JOBS",
+    "Record",
+    "attempts_table",
+    "decode_record",
+    "finished_after",
+    "jobs_table",
+]
+
+_MOMENT = pa.timestamp("us", tz="UTC")
+_FILE = pa.struct(
+    [("name", pa.string()), ("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
+
+JOBS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        #: Place in the order of submission.
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("queue", pa.string(), nullable=False),
+        pa.field("tenant", pa.string(), nullable=False),
+        pa.field("priority", pa.int32(), nullable=False),
+        pa.field("labels", pa.map_(pa.string(), pa.string()), nullable=False),
+        pa.field("submitted_at", _MOMENT, nullable=False),
+        pa.field("started_at", _MOMENT),
+        pa.field("finished_at", _MOMENT),
+        #: Seconds from submission to the first start, and from there to the end.
+        pa.field("queued_s", pa.float64()),
+        pa.field("run_s", pa.float64()),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("max_attempts", pa.int32(), nullable=False),
+        pa.field("recoveries", pa.int32(), nullable=False),
+        #: Why it was cancelled.
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("error_cause", pa.string()),
+        #: JSON.
+        pa.field("params", pa.string()),
+        pa.field("result", pa.string()),
+        pa.field("files", pa.list_(_FILE), nullable=False),
+        #: The job, its tasks and its attempts as the API answers them, as JSON.
+        pa.field("record", pa.binary(), nullable=False),
+    ]
+)
+
+ATTEMPTS = pa.schema(
+    [
+        pa.field("job_id", pa.string(), nullable=False),
+        pa.field("task_id", pa.string(), nullable=False),
+        pa.field("number", pa.int32(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("queue", pa.string(), nullable=False),
+        pa.field("tenant", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("cause", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("worker", pa.string(), nullable=False),
+        pa.field("leased_at", _MOMENT),
+        pa.field("started_at", _MOMENT),
+        pa.field("ended_at", _MOMENT),
+        pa.field("run_s", pa.float64()),
+        pa.field("log", pa.string()),
+    ]
+)
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished job with all that is asked about it."""
+
+    view: JobView
+    number: int
+    revision: int
+    tasks: list[TaskView] = []
+    attempts: list[AttemptView] = []
+
+
+decode_record = msgspec.json.Decoder(Record).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def finished_after(state: State, seq: int) -> list[Job]:
+    """Return the jobs that finished after event `seq` and have not begun again, by id."""
+    jobs = (*state.finished, *(task.job for task in state.dead.values()))
+    found = {job.id: job for job in jobs if job.finished_at and job.finished_seq > seq}
+    return [found[job_id] for job_id in sorted(found)]
+
+
+def jobs_table(jobs: Iterable[Job]) -> pa.Table:
+    """Return rows of `JOBS`."""
+    return pa.Table.from_pylist([_job_row(job) for job in jobs], JOBS)
+
+
+def attempts_table(jobs: Iterable[Job]) -> pa.Table:
+    """Return rows of `ATTEMPTS`."""
+    return pa.Table.from_pylist([row for job in jobs for row in _attempt_rows(job)], ATTEMPTS)
+
+
+def _job_row(job: Job) -> dict[str, Any]:
+    spec, view = job.spec, job_view(job)
+    record = Record(view, job.number, job.revision, task_views(job), attempt_views(job))
+    started_at, finished_at = view.started_at, view.finished_at
+    error = view.error
+    result = bytes(view.result)
+    return {
+        "id": job.id,
+        "number": job.number,
+        "revision": job.revision,
+        "type": view.type,
+        "status": view.status,
+        "queue": view.queue,
+        "tenant": view.tenant,
+        "priority": view.priority,
+        "labels": list(view.labels.items()),
+        "submitted_at": _moment(view.submitted_at),
+        "started_at": _moment(started_at),
+        "finished_at": _moment(finished_at),
+        "queued_s": None if started_at is None else max(0.0, started_at - view.submitted_at),
+        "run_s": _between(started_at, finished_at),
+        "attempts": view.attempts,
+        "max_attempts": view.max_attempts,
+        "recoveries": view.recoveries,
+        "reason": view.reason,
+        "error": error.message if error else None,
+        "error_cause": error.cause if error else None,
+        "params": bytes(spec.params).decode() if spec.params_ref is None else None,
+        "result": None if result == b"null" else result.decode(),
+        "files": [
+            {"name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256}
+            for f in view.files
+        ],
+        "record": _encode(record),
+    }
+
+
+def _attempt_rows(job: Job) -> list[dict[str, Any]]:
+    return [
+        {
+            "job_id": job.id,
+            "task_id": attempt.task_id,
+            "number": attempt.number,
+            "revision": job.revision,
+            "type": job.type,
+            "queue": job.queue,
+            "tenant": job.tenant,
+            "outcome": attempt.outcome,
+            "cause": attempt.cause or None,
+            "error": attempt.error or None,
+            "worker": attempt.worker,
+            "leased_at": _moment(attempt.leased_at),
+            "started_at": _moment(attempt.started_at),
+            "ended_at": _moment(attempt.ended_at),
+            "run_s": _between(attempt.started_at, attempt.ended_at),
+            "log": attempt.log or None,
+        }
+        for attempt in attempt_views(job)
+    ]
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if not seconds else datetime.fromtimestamp(seconds, UTC)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if not start or not end else max(0.0, end - start)

@@ -1,0 +1,131 @@
+"""Writing history: by the compactor alone, under names made of what they cover.
+
+    history/<table>/date=YYYY-MM-DD/<first segment>-<last segment>.parquet
+
+The date is the UTC day on which the jobs finished. Rule 1: a file is created, never changed, and
+whoever writes one again writes the same. Rule 2: a file whose range lies within another's of the
+same day is superseded by it. Rule 3: at most `FILES_MAX` a day, but for large ones.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.history.rows import attempts_table, jobs_table
+from cluster.queue.model import Job
+from cluster.store.contract import Objects
+
+__all__ = ["TABLES", "HistoryFile", "current_files", "maintain", "write"]
+
+TABLES = ("jobs", "attempts")
+FILES_MAX = 24
+#: Files at least so large are left as they are.
+MERGED_BYTES_MAX = 64 << 20
+#: A look-up by id reads one group.
+GROUP_ROWS = 2_000
+_NAME = re.compile(
+    r"history/(?P<table>\w+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<first>\d{20})-(?P<last>\d{20})\.parquet"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFile:
+    """One file of one table and day."""
+
+    path: str
+    date: date
+    #: The segments whose jobs are in it.
+    first: int
+    last: int
+    bytes: int
+
+
+def write(objects: Objects, first: int, last: int, jobs: list[Job]) -> None:
+    """Write the jobs, which finished in segments `first` to `last` and are sorted by id."""
+    by_day = sorted(jobs, key=_day)  # stable: still by id within a day
+    for day, group in groupby(by_day, key=_day):
+        mine = list(group)
+        for table, rows in (("jobs", jobs_table(mine)), ("attempts", attempts_table(mine))):
+            objects.put_if_absent(_path(table, day, first, last), _encode(rows))
+
+
+def maintain(objects: Objects, now: float, retention_days: float | None) -> None:
+    """Delete what is superseded or too old, and merge the small files of a day."""
+    oldest = None
+    if retention_days is not None:
+        oldest = (datetime.fromtimestamp(now, UTC) - timedelta(days=retention_days)).date()
+    for table in reversed(TABLES):  # a day's jobs go last: they say what else is to go
+        current, superseded = current_files(objects, table)
+        objects.delete(file.path for file in superseded)
+        for day, group in groupby(current, key=lambda file: file.date):
+            files = list(group)
+            if oldest is not None and day < oldest:
+                _forget(objects, table, files)
+            elif len(files) > FILES_MAX:
+                _merge(objects, table, [f for f in files if f.bytes < MERGED_BYTES_MAX])
+
+
+def current_files(objects: Objects, table: str) -> tuple[list[HistoryFile], list[HistoryFile]]:
+    """Return the table's files by day and first segment, and those that are superseded."""
+    files = sorted(_files(objects, table), key=lambda f: (f.date, f.first, -f.last))
+    current: list[HistoryFile] = []
+    superseded: list[HistoryFile] = []
+    for file in files:
+        covers = current[-1] if current and current[-1].date == file.date else None
+        (superseded if covers is not None and file.last <= covers.last else current).append(file)
+    return current, superseded
+
+
+def _files(objects: Objects, table: str) -> Iterator[HistoryFile]:
+    for info in objects.list(f"history/{table}/"):
+        if match := _NAME.fullmatch(info.path):
+            first, last = int(match["first"]), int(match["last"])
+            day = date.fromisoformat(match["date"])
+            yield HistoryFile(info.path, day, first, last, info.bytes)
+
+
+def _path(table: str, day: date, first: int, last: int) -> str:
+    return f"history/{table}/date={day.isoformat()}/{first:020d}-{last:020d}.parquet"
+
+
+def _day(job: Job) -> date:
+    return datetime.fromtimestamp(job.finished_at, UTC).date()
+
+
+def _encode(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
+    return sink.getvalue()
+
+
+def _merge(objects: Objects, table: str, files: list[HistoryFile]) -> None:
+    if len(files) < 2:
+        return
+    parts = [pq.read_table(pa.BufferReader(objects.get(file.path))) for file in files]
+    key = "id" if table == "jobs" else "job_id"
+    merged = pa.concat_tables(parts).sort_by([(key, "ascending"), ("revision", "ascending")])
+    path = _path(table, files[0].date, files[0].first, files[-1].last)
+    objects.put_if_absent(path, _encode(merged))
+    objects.delete(file.path for file in files)
+
+
+def _forget(objects: Objects, table: str, files: list[HistoryFile]) -> None:
+    """Delete a day, with the results and logs of its jobs first."""
+    if table == "jobs":
+        for file in files:
+            ids = pq.read_table(pa.BufferReader(objects.get(file.path)), columns=["id"])["id"]
+            objects.delete(_belongings(objects, ids.to_pylist()))
+    objects.delete(file.path for file in files)
+
+
+def _belongings(objects: Objects, job_ids: Iterable[str]) -> Iterator[str]:
+    for job_id in job_ids:
+        for folder in ("results", "logs"):
+            for info in objects.list(f"{folder}/{job_id}/"):
+                yield info.path

@@ -1,0 +1,189 @@
+"""What is over leaves memory for history, what is not comes back from a snapshot, nothing is lost."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.history.reader import History
+from cluster.protocol import Outcome, Output, encode
+from cluster.queue import commands as c
+from cluster.queue.snapshot import dump
+from cluster.queue.spec import JobSpec
+from cluster.store.memory import MemoryObjects
+from cluster.views import JobQuery
+from jobs.errors import Corrupt
+from tests.support.cluster import Life, life
+
+
+@pytest.fixture
+def objects() -> MemoryObjects:
+    return MemoryObjects("memory://")
+
+
+async def submit(one: Life, **fields: Any) -> str:
+    return (await one.gateway.submit(JobSpec("greet", **fields))).job_id
+
+
+async def complete(one: Life, count: int = 1) -> None:
+    given = (await one.take(free=count)).assignments
+    output = msgspec.Raw(encode(Output()))
+    await one.report(outcomes=[Outcome(a.token, "ok", 1.0, 2.0, output) for a in given])
+
+
+def segments(objects: MemoryObjects) -> list[int]:
+    return [int(info.path[8:28]) for info in objects.list("journal/")]
+
+
+async def test_finished_jobs_leave_memory_and_history_has_them(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        done = await submit(one, labels={"team": "red"})
+        await complete(one)
+        waiting = await submit(one)
+
+        await one.manager._compact()
+        one.manager.tick()
+
+        assert list(one.state.jobs) == [waiting]
+        record = History(objects).find(done)
+        assert record is not None
+        assert (record.view.id, record.view.status) == (done, "completed")
+        assert [attempt.outcome for attempt in record.attempts] == ["succeeded"]
+
+
+async def test_the_next_manager_starts_from_the_snapshot(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        await submit(one)
+        await complete(one)
+        waiting = await submit(one)
+        delayed = await submit(one, run_at=4e9)
+        await one.manager._compact()
+        one.manager.tick()
+        later = await submit(one)
+        before = list(dump(one.state))
+        await one.manager._commit.barrier()
+
+    async with life(objects) as two:
+        assert two.manager._commit.base > 0
+        assert list(two.state.jobs) == [waiting, delayed, later]
+        assert list(dump(two.state))[1:] == before[1:]  # but for the head, which the claim changed
+
+
+async def test_covered_segments_are_deleted_by_the_next_compaction_but_for_the_claims(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1"):
+        pass
+    async with life(objects, "w1") as one:
+        for _ in range(3):
+            await submit(one)
+            await complete(one)
+        await one.manager._compact()
+        covered = one.state.compacted
+        assert segments(objects)[:covered] == list(range(1, covered + 1))
+
+        await submit(one)
+        await one.manager._compact()
+
+        assert [number for number in segments(objects) if number <= covered] == one.state.claims
+        assert one.state.claims == [1, 2]
+
+
+async def test_a_compaction_that_died_is_done_again_to_the_same_end(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        done = await submit(one)
+        await complete(one)
+        asked: list[bytes] = []
+
+        async def die(plan: bytes) -> bytes:
+            await type(one.compactor).compact(one.compactor, plan)
+            asked.append(plan)
+            raise ConnectionError("its process died after all was written")
+
+        one.manager._compactor = type("Dying", (), {"compact": staticmethod(die)})()
+        with pytest.raises(ConnectionError):
+            await one.manager._compact()
+        planned = one.state.planned
+
+    async with life(objects, "w1") as two:
+        assert two.state.planned == planned
+        await two.manager._compact()
+        two.manager.tick()
+
+        assert (two.state.planned, two.state.compacted) == (0, planned)
+        assert two.state.jobs == {}
+        jobs = [info.path for info in objects.list("history/jobs/")]
+        assert len(jobs) == 1
+        record = History(objects).find(done)
+        assert record is not None
+
+
+async def test_a_failed_job_stays_in_memory_and_can_be_redriven(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one)
+        (assignment,) = (await one.take()).assignments
+        await one.finish(assignment.token, kind="discarded")
+        await one.manager._compact()
+        one.manager.tick()
+        assert job_id in one.state.jobs
+
+        await one.gateway.retry(job_id, None)
+        await complete(one)
+        await one.manager._compact()
+        one.manager.tick()
+
+        assert one.state.jobs == {}
+        record = History(objects).find(job_id)
+        assert record is not None
+        assert (record.view.status, record.revision) == ("completed", 2)
+
+
+async def test_leases_outlive_a_snapshot(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one)
+        (assignment,) = (await one.take()).assignments
+        await one.manager._compact()
+
+    async with life(objects, "w1") as two:
+        assert two.manager._commit.base > 0
+        await two.report(held=[assignment.token], started=[assignment.token])
+        await two.finish(assignment.token)
+
+        job = await two.gateway.job(job_id, None)
+        assert (job.status, job.attempts) == ("completed", 1)
+
+
+async def test_a_damaged_snapshot_is_refused(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        await submit(one)
+        await one.manager._compact()
+    (info,) = list(objects.list("snapshots/"))
+    data = bytearray(objects.get(info.path))
+    data[len(data) // 2] ^= 1
+    objects.put(info.path, bytes(data))
+
+    with pytest.raises(Corrupt, match="checksum"):
+        async with life(objects):
+            pass
+
+
+async def test_a_page_of_history_is_newest_first_and_filtered(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        jobs = [await submit(one, labels={"n": str(number % 2)}) for number in range(7)]
+        await complete(one, 7)
+        await one.manager._compact()
+
+    history = History(objects)
+    page = history.page(JobQuery(limit=3), below=7)
+    odd = history.page(JobQuery(limit=9, label=("n", "1")), below=100)
+
+    assert [record.view.id for record in page] == jobs[5:2:-1]
+    assert [record.view.id for record in odd] == [jobs[5], jobs[3], jobs[1]]
+
+
+async def test_a_second_compaction_with_nothing_new_changes_nothing(objects: MemoryObjects) -> None:
+    async with life(objects) as one:
+        await one.manager._compact()
+        last = one.state.compacted
+
+        assert one.manager._commit.run(c.PlanCompaction(last)) == []
