@@ -1,18 +1,30 @@
 """What a cluster is started with. Everything here is fixed for a manager's life."""
 
+import math
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from cluster.queue.model import QueueLimits, Rules
+from jobs.errors import InvalidInput
 
-__all__ = ["DATA_DIRS_ENV", "NAMESPACE", "ClusterSettings", "PoolSettings", "default_pools"]
+__all__ = [
+    "DATA_DIRS_ENV",
+    "NAMESPACE",
+    "ClusterSettings",
+    "PoolSettings",
+    "default_pools",
+    "tuned_pools",
+]
 
 #: Carries `data_dirs` from a worker to its children.
 DATA_DIRS_ENV = "DRAYMAN_DATA_DIRS"
 #: Ray namespace of every actor of ours.
 NAMESPACE = "drayman"
+#: What an operator may set of a pool, and the least of each.
+TUNABLE = {"size": 1, "concurrency": 1, "heartbeat_timeout_s": 2, "memory_limit_mb": 128}
 
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,3 +102,29 @@ def default_pools(cpus: int, gpus: int = 0) -> list[PoolSettings]:
     if gpus:
         pools.append(PoolSettings(name="gpu", queues=["gpu"], size=gpus, num_gpus=1.0))
     return pools
+
+
+def tuned_pools(pools: list[PoolSettings], wishes: Sequence[str]) -> list[PoolSettings]:
+    """Return the pools with wishes like `cpu:memory_limit_mb=2000` fulfilled.
+
+    Raises InvalidInput that says what can be wished for.
+    """
+    by_name = {pool.name: pool for pool in pools}
+    for wish in wishes:
+        name, colon, setting = wish.partition(":")
+        field, equals, text = setting.partition("=")
+        if not (colon and equals) or field not in TUNABLE:
+            raise InvalidInput(
+                "pool", f"{wish!r} is not like cpu:size=4; what can be set: {', '.join(TUNABLE)}"
+            )
+        if name not in by_name:
+            raise InvalidInput("pool", f"no pool {name!r}; there are: {', '.join(by_name)}")
+        kind = float if field == "heartbeat_timeout_s" else int
+        try:
+            value = kind(text)
+        except ValueError:
+            raise InvalidInput("pool", f"{text!r} in {wish!r} is not a number") from None
+        if not TUNABLE[field] <= value < math.inf:
+            raise InvalidInput("pool", f"{field} is {TUNABLE[field]} at least; got {text}")
+        by_name[name] = msgspec.structs.replace(by_name[name], **{field: value})
+    return list(by_name.values())

@@ -53,6 +53,10 @@ def up(
         list[Path] | None,
         typer.Option(help="A folder that params may name files in; repeatable. None by default."),
     ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting of a pool, like cpu:memory_limit_mb=2000; repeatable."),
+    ] = None,
     take_over: Annotated[
         bool,
         typer.Option("--take-over", help="The cluster that used the store last is gone for good."),
@@ -75,6 +79,7 @@ def up(
             edge=edge,
             ray_dashboard=dashboard,
             take_over=take_over,
+            pools=tuple(pool or ()),
             data_dirs=tuple(str(folder.expanduser().absolute()) for folder in data_dir or ()),
         )
         if store is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from cluster.settings import ClusterSettings, default_pools
+from cluster.settings import ClusterSettings, default_pools, tuned_pools
 from cluster.store.contract import Objects
 from cluster.store.objects import open_store
 from cluster.telemetry import configure_logging
@@ -47,7 +47,7 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
     return ClusterSettings(
         store=store_url(settings.store),
         job_modules=list(settings.jobs),
-        pools=default_pools(cpus, gpus),
+        pools=tuned_pools(default_pools(cpus, gpus), settings.pools),
         cluster_id=_cluster_id(settings),
         take_over=settings.take_over,
         python_path=[os.getcwd()],

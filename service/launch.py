@@ -94,6 +94,8 @@ class Settings:
     take_over: bool = False
     #: Folders of this machine that params of jobs may name files in.
     data_dirs: tuple[str, ...] = ()
+    #: Wishes like `cpu:memory_limit_mb=2000`.
+    pools: tuple[str, ...] = ()
     state: Path = field(default_factory=state_dir)
 
     def __post_init__(self) -> None:
