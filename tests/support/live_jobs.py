@@ -67,3 +67,15 @@ def poison(ctx: Context, params: Place) -> str:
 @job("live.discard")
 def discard(ctx: Context, params: Nothing) -> None:
     raise Discard("it cannot work")
+
+
+@job("live.lasting")
+def lasting(ctx: Context, params: Place) -> int | None:
+    """Say when each attempt began, save its number, and last until the end is opened."""
+    announce(f"{params.path}-{ctx.attempt}", f"{os.getpid()} {time.time()}")
+    ctx.checkpoint(ctx.attempt)
+    while not Path(f"{params.path}-end").exists():
+        ctx.check()
+        time.sleep(0.005)
+    resumed_from: int | None = ctx.resumed_from
+    return resumed_from
