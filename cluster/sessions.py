@@ -25,7 +25,7 @@ class Session:
         self.free = 0
         self.prefetch = 0
         self.draining = False
-        #: Monotonic moment of the last report, or of an answer that was long in coming.
+        #: Monotonic moment of the last report, later by as long as its answer was owed.
         self.seen_at = now
         #: Answers owed to it while what they say is made durable. It cannot be blamed for silence.
         self.owed = 0
