@@ -34,10 +34,11 @@ from ray.exceptions import (
 from cluster import manager as plain_manager
 from cluster.compaction import CompactionPlan, compact
 from cluster.gateway import Gateway, ManagerAway
+from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import NODE_LOST
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
-from cluster.store.objects import open_store
+from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
@@ -422,12 +423,13 @@ def manager_handle() -> Any:
         raise Unavailable("no queue manager runs on this Ray cluster; start it first") from error
 
 
-def connect_gateway(handle: Any) -> Gateway:
+def connect_gateway(handle: Any, store: Objects) -> Gateway:
     """Return a gateway to the manager, for the running event loop."""
     return Gateway(
         RayManager(handle),
         new_id=uuid7_maker(),
         incarnation=uuid.uuid4().hex,
+        history=History(store),
         monotonic=time.monotonic,
     )
 

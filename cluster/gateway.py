@@ -14,6 +14,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import structlog
 
+from cluster.commit import Offload
+from cluster.history.reader import History
+from cluster.history.rows import Record
 from cluster.protocol import (
     Accepted,
     Batch,
@@ -30,11 +33,19 @@ from cluster.views import (
     JobPage,
     JobQuery,
     JobView,
+    LivePage,
     QueueView,
     TaskView,
     WorkerView,
 )
-from jobs.errors import DraymanError, InvalidInput, Overloaded, Unavailable
+from jobs.errors import (
+    Conflict,
+    DraymanError,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 
 __all__ = ["Gateway", "ManagerAway", "ManagerPort"]
 
@@ -84,10 +95,13 @@ class Gateway:
         *,
         new_id: Callable[[], str],
         incarnation: str,
+        history: History,
         monotonic: Callable[[], float],
         sleep: Callable[[float], Any] = asyncio.sleep,
+        offload: Offload = asyncio.to_thread,
     ) -> None:
         self._manager = manager
+        self._history, self._offload = history, offload
         self._new_id = new_id
         self._incarnation = incarnation
         self._monotonic, self._sleep = monotonic, sleep
@@ -195,38 +209,84 @@ class Gateway:
     # --- everything else ----------------------------------------------------------------------
 
     async def _ask(self, query: Query, view: type[V]) -> V:
+        found = await self._ask_of_job(query, view)
+        assert not isinstance(found, Record), "only a job can be over"
+        return found
+
+    async def _ask_of_job(self, query: Query, view: type[V]) -> V | Record:
+        """Return the manager's answer, or the job's record if it has left the manager's memory."""
         reply = await self._patiently(self._manager.call, encode(query))
         if reply[:1] == b"-":
             raise msgspec.json.decode(reply[1:], type=Refused).exception()
+        if reply[:1] == b"~":
+            return await self._record(query, msgspec.json.decode(reply[1:], type=int))
         return msgspec.json.decode(reply[1:], type=view)
+
+    async def _record(self, query: Query, as_of: int) -> Record:
+        record: Record | None = await self._offload(self._history.find, query.job_id, as_of)
+        if record is None or query.tenant not in (None, record.view.tenant):
+            raise NotFound("job", query.job_id)
+        return record
 
     async def job(self, job_id: str, tenant: str | None) -> JobView:
         """Return a job. `tenant` None sees all. Raises NotFound."""
-        return await self._ask(Query("job", job_id, tenant), JobView)
+        found = await self._ask_of_job(Query("job", job_id, tenant), JobView)
+        return found.view if isinstance(found, Record) else found
 
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""
-        return await self._ask(Query("jobs", jobs=query), JobPage)
+        live = await self._ask(Query("jobs", jobs=query), LivePage)
+        below = int(query.after) if query.after is not None else live.submitted + 1
+        found = dict(zip(live.numbers, live.jobs, strict=True))
+        more = live.below is not None
+        floor = live.below or 0
+        if query.status in (None, "completed", "cancelled"):
+            # Asked after the manager: what left its memory meanwhile is found here.
+            over = await self._offload(self._history.page, query, below, live.compacted)
+            more = more or len(over) == query.limit
+            for record in over:
+                if record.number >= floor:
+                    found.setdefault(record.number, record.view)
+        numbers = sorted(found, reverse=True)
+        if len(numbers) > query.limit:
+            more, numbers = True, numbers[: query.limit]
+            floor = numbers[-1]
+        elif len(numbers) == query.limit:
+            floor = numbers[-1]
+        return JobPage([found[number] for number in numbers], str(floor) if more else None)
 
     async def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
         """Return a job's tasks."""
-        return await self._ask(Query("tasks", job_id, tenant), list[TaskView])
+        found = await self._ask_of_job(Query("tasks", job_id, tenant), list[TaskView])
+        return found.tasks if isinstance(found, Record) else found
 
     async def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
         """Return a job's attempts, oldest first."""
-        return await self._ask(Query("attempts", job_id, tenant), list[AttemptView])
+        found = await self._ask_of_job(Query("attempts", job_id, tenant), list[AttemptView])
+        return found.attempts if isinstance(found, Record) else found
 
     async def cancel(self, job_id: str, tenant: str | None) -> JobView:
         """Cancel a job; durable on return. A running attempt is asked to stop."""
-        return await self._ask(Query("cancel", job_id, tenant), JobView)
+        found = await self._ask_of_job(Query("cancel", job_id, tenant), JobView)
+        if not isinstance(found, Record):
+            return found
+        if found.view.status == "cancelled":
+            return found.view
+        raise Conflict(
+            f"job {job_id} is {found.view.status}; only unfinished jobs can be cancelled"
+        )
 
     async def retry(self, job_id: str, tenant: str | None) -> JobView:
         """Give a failed job a new budget; durable on return. Conflict if it is not failed."""
-        return await self._ask(Query("retry", job_id, tenant), JobView)
+        found = await self._ask_of_job(Query("retry", job_id, tenant), JobView)
+        if isinstance(found, Record):
+            raise Conflict(f"job {job_id} is {found.view.status}; only failed jobs can be retried")
+        return found
 
     async def wait(self, job_id: str, tenant: str | None, timeout_s: float) -> JobView:
         """Return the job once it finished, or as it is when the time is over."""
-        return await self._ask(Query("wait", job_id, tenant, timeout_s), JobView)
+        found = await self._ask_of_job(Query("wait", job_id, tenant, timeout_s), JobView)
+        return found.view if isinstance(found, Record) else found
 
     async def queues(self) -> list[QueueView]:
         """Return every queue."""

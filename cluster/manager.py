@@ -560,10 +560,19 @@ class Manager:
         return encode(reply)
 
     async def call(self, payload: bytes) -> bytes:
-        """Answer one query or command: `+` and JSON, or `-` and a Refused."""
+        """Answer one query or command.
+
+        The reply is `+` and JSON, `-` and a Refused, or, for a job that is not in memory, `~` and
+        the last segment that history has.
+        """
         query = decode_query(payload)
         try:
             answer = await self._answer(query)
+        except NotFound as error:
+            await self._commit.barrier()
+            if error.what == "job":  # history may have it, as far as it was compacted
+                return b"~" + encode(max(self._state.compacted, self._commit.base))
+            return b"-" + encode(refusal_of(error))
         except DraymanError as error:
             await self._commit.barrier()
             return b"-" + encode(refusal_of(error))

@@ -25,6 +25,7 @@ from cluster.views import (
     JobPage,
     JobQuery,
     JobView,
+    LivePage,
     ProgressView,
     QueueView,
     TaskView,
@@ -104,17 +105,25 @@ class Reader:
         """Return one job."""
         return self._view(self._find(job_id, tenant))
 
-    def jobs(self, query: JobQuery) -> JobPage:
-        """Return a page of jobs, newest first."""
-        found: list[JobView] = []
-        below = self._state.order.below(_cursor(query.after, self._state.submitted))
+    def jobs(self, query: JobQuery) -> LivePage:
+        """Return a page of the jobs in memory, newest first."""
+        state = self._state
+        found: list[Job] = []
+        cut_at = None
+        below = state.order.below(_cursor(query.after, state.submitted))
         for looked, job in enumerate(below, 1):
             if _matches(job, query):
-                found.append(self._view(job))
+                found.append(job)
             if len(found) == query.limit or looked == SCAN_MAX:
-                more = next(below, None)
-                return JobPage(found, str(more.number + 1) if more is not None else None)
-        return JobPage(found, None)
+                cut_at = job.number if next(below, None) is not None else None
+                break
+        return LivePage(
+            [self._view(job) for job in found],
+            [job.number for job in found],
+            cut_at,
+            state.submitted,
+            state.compacted,
+        )
 
     def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
         """Return a job's tasks."""

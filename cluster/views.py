@@ -18,6 +18,7 @@ __all__ = [
     "JobQuery",
     "JobStatus",
     "JobView",
+    "LivePage",
     "ProgressView",
     "QueueView",
     "TaskView",
@@ -84,6 +85,19 @@ class JobPage(msgspec.Struct, frozen=True):
 
     jobs: list[JobView]
     next_after: str | None
+
+
+class LivePage(msgspec.Struct, frozen=True):
+    """A page of the jobs the manager has in memory; history has others between and below them."""
+
+    jobs: list[JobView]
+    #: The place of each in the order of submission.
+    numbers: list[int]
+    #: Where the page was cut off: those with a lower number were not looked at. None at the end.
+    below: int | None
+    #: Place of the newest job, and the last segment that history has.
+    submitted: int
+    compacted: int
 
 
 class JobQuery(msgspec.Struct, frozen=True, omit_defaults=True):

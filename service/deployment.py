@@ -138,10 +138,11 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
 
         configure_logging()
         settings.extend_path()
+        store = open_store(settings.store)
         return create_app(
-            actors.connect_gateway(actors.manager_handle()),
+            actors.connect_gateway(actors.manager_handle(), store),
             Registry.load(settings.job_modules),
-            open_store(settings.store),
+            store,
             ApiSettings(run=nonce),
         )
 

@@ -1,4 +1,4 @@
-"""What is over leaves memory for history, what is not comes back from a snapshot, nothing is lost."""
+"""What is over leaves memory for history, what is not comes back from a snapshot."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from cluster.queue.snapshot import dump
 from cluster.queue.spec import JobSpec
 from cluster.store.memory import MemoryObjects
 from cluster.views import JobQuery
-from jobs.errors import Corrupt
+from jobs.errors import Conflict, Corrupt, NotFound
 from tests.support.cluster import Life, life
 
 
@@ -179,6 +179,48 @@ async def test_a_page_of_history_is_newest_first_and_filtered(objects: MemoryObj
 
     assert [record.view.id for record in page] == jobs[5:2:-1]
     assert [record.view.id for record in odd] == [jobs[5], jobs[3], jobs[1]]
+
+
+async def test_whoever_asks_does_not_see_where_a_job_lies(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        over = [await submit(one) for _ in range(3)]
+        await complete(one, 3)
+        live = await submit(one)
+        await one.manager._compact()
+        one.manager.tick()
+        gateway = one.gateway
+
+        assert (await gateway.job(over[0], "default")).status == "completed"
+        assert [task.state for task in await gateway.tasks(over[0], None)] == ["succeeded"]
+        assert len(await gateway.attempts(over[0], None)) == 1
+        assert (await gateway.wait(over[0], None, 9.0)).status == "completed"
+        with pytest.raises(NotFound):
+            await gateway.job(over[0], "another")
+        with pytest.raises(Conflict, match="completed; only unfinished"):
+            await gateway.cancel(over[0], None)
+        with pytest.raises(Conflict, match="completed; only failed"):
+            await gateway.retry(over[0], None)
+
+        first = await gateway.jobs(JobQuery(limit=2))
+        second = await gateway.jobs(JobQuery(limit=2, after=first.next_after))
+        assert [job.id for job in first.jobs] == [live, over[2]]
+        assert [job.id for job in second.jobs] == [over[1], over[0]]
+        done = await gateway.jobs(JobQuery(status="completed", limit=9))
+        assert ([job.id for job in done.jobs], done.next_after) == (over[::-1], None)
+
+
+async def test_a_resent_key_finds_a_job_that_has_left_memory(objects: MemoryObjects) -> None:
+    keyed = {"key": "k", "fingerprint": "f", "key_expires_at": 4e9}
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, **keyed)
+        await complete(one)
+        await one.manager._compact()
+        one.manager.tick()
+
+        assert await submit(one, **keyed) == job_id
+
+    async with life(objects) as two:
+        assert await submit(two, **keyed) == job_id
 
 
 async def test_a_second_compaction_with_nothing_new_changes_nothing(objects: MemoryObjects) -> None:

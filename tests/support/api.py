@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.gateway import Gateway, ManagerAway
+from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager, build
 from cluster.protocol import (
@@ -276,6 +277,7 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
         port,
         new_id=uuid7_maker(),
         incarnation=uuid.uuid4().hex,
+        history=History(store),
         monotonic=patience.monotonic,
         sleep=patience.sleep,
     )

@@ -13,6 +13,7 @@ import msgspec
 
 from cluster.compaction import CompactionPlan, compact
 from cluster.gateway import Gateway
+from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager, build
 from cluster.protocol import Orders, Outcome, Output, Report, decode_orders, encode
@@ -111,7 +112,9 @@ class InlineCompactor:
 class Life:
     """One life of a manager, a gateway to it, and reports of workers sent by hand."""
 
-    def __init__(self, manager: Manager, workers: Workers, clock: FakeClock) -> None:
+    def __init__(
+        self, manager: Manager, workers: Workers, clock: FakeClock, objects: MemoryObjects
+    ) -> None:
         self.manager, self.workers, self.clock = manager, workers, clock
         self.fatal: list[DraymanError] = []
         self.compactor: InlineCompactor
@@ -119,6 +122,7 @@ class Life:
             manager,
             new_id=uuid7_maker(),
             incarnation=uuid.uuid4().hex,
+            history=History(objects),
             monotonic=time.monotonic,
         )
         self._numbers: dict[str, int] = {}
@@ -180,7 +184,7 @@ async def life(
         store=objects,
     )
     await manager.start("test")
-    one = Life(manager, workers, clock)
+    one = Life(manager, workers, clock, objects)
     one.compactor = compactor
     one.fatal = fatal
     yield one
