@@ -19,7 +19,7 @@ from cluster.queue import commands as c
 from cluster.queue.engine import decide, evolve
 from cluster.queue.events import Event, to_row
 from cluster.queue.model import Rules, State
-from cluster.store.journal import Journal
+from cluster.store.journal import Fenced, Journal
 from cluster.store.segment import Rows, SegmentHeader
 from cluster.store.snapshot import Snapshots
 from jobs.errors import DraymanError, Unavailable
@@ -142,6 +142,19 @@ class CommitLog:
         batch = self._open if self._open.events else self._writing
         if batch is not None:
             await batch.done.wait()
+
+    async def prove(self) -> None:
+        """Return if no other manager has claimed the journal; else this one is told to end.
+
+        For what cannot be taken back and is no commit, such as the kill of a worker. Raises Fenced,
+        or Unavailable while the store cannot say.
+        """
+        number = self.number + 1
+        epoch = await self._offload(self._journal.epoch_of, number)
+        if epoch is not None and epoch != self.state.epoch:
+            fenced = Fenced(number, epoch)
+            self._on_fatal(fenced)
+            raise fenced
 
     def check_writable(self) -> None:
         """Raise Unavailable while the journal cannot be written, before memory outgrows it."""

@@ -452,7 +452,16 @@ class Manager:
         self._take_back(now)
 
     async def _give_up(self, session: Session) -> None:
-        """End a silent worker, then give away what it held: it must not go on beside the next."""
+        """End a silent worker, then give away what it held: it must not go on beside the next.
+
+        A manager that was replaced hears of no worker any more, and has none to kill.
+        """
+        try:
+            await self._commit.prove()
+        except DraymanError as error:
+            log.warning("worker_not_given_up", worker=session.worker, error=str(error))
+            session.lost = ""
+            return
         with contextlib.suppress(DraymanError):  # its node may be out of reach too
             await self._workers.kill(session.worker)
         self._lose(session.worker, session.lost)

@@ -105,6 +105,14 @@ class Journal:
             yield header, rows
             previous = header
 
+    def epoch_of(self, number: int) -> int | None:
+        """Return who wrote a segment, as the epoch of its manager; None if nobody did."""
+        try:
+            data = self._objects.get(self.path(number))
+        except NotFound:
+            return None
+        return decode(data, self.path(number))[0].epoch
+
     def tail(self, after: int = 0) -> int:
         """Return the highest number, or `after` if there is none above it."""
         return max(self._numbers(after), default=after)

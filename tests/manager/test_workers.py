@@ -110,3 +110,13 @@ async def test_work_of_a_silent_worker_is_given_away_only_after_its_kill(
         await eventually(lambda: not now.state.leases)
 
         assert leases == 1
+
+
+async def test_a_manager_that_was_replaced_kills_no_worker(objects: GatedObjects) -> None:
+    async with life(objects) as old:
+        await leased(old)
+        async with life(objects, "w1"):
+            pass_time(old, 20)
+            await eventually(lambda: old.fatal)
+
+        assert old.workers.killed == []
