@@ -77,6 +77,8 @@ EVICT_MAX = 2_000
 DRAIN_PART = 0.9
 #: How long after its first sign a worker may take to its first report: imports on a busy machine.
 STARTING_S = 120.0
+#: Outcomes after which the task is ready for any worker.
+HANDED_BACK = frozenset({"stopped", "returned", "crashed"})
 #: Longest `wait` for a job: proxies between cut longer polls.
 WAIT_MAX_S = 30.0
 
@@ -261,14 +263,14 @@ class Manager:
             return encode(Orders(self._state.epoch, 0))
         session.release()
         session.take(report, self._state.epoch, self._clock.monotonic())
-        self._finish(session, report.outcomes)
+        again = self._finish(session, report.outcomes)
         lost = session.lacks(self._state)
         if lost:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
             self._commit.run(c.Reclaim(report.worker, lost))
         drop = session.has_too_many(self._state)
         self._lease(session, session.free + session.prefetch)
-        if lost:
+        if lost or again:
             self._dispatch()
         if not (report.outcomes or drop or session.next or self._news(session)):
             await self._park(session)
@@ -322,9 +324,10 @@ class Manager:
         left_s = (self._drain_by - self._clock.monotonic()) * DRAIN_PART
         return max(0.1, left_s) if self._draining else 0.0
 
-    def _finish(self, session: Session, outcomes: list[Outcome]) -> None:
+    def _finish(self, session: Session, outcomes: list[Outcome]) -> bool:
+        """Settle attempts; return whether some of them may be someone else's at once."""
         if not outcomes:
-            return
+            return False
         now, leases, run = self._commit.now(), self._state.leases, self._commit.run
         ended: list[Task] = []
         for outcome in outcomes:
@@ -333,6 +336,7 @@ class Manager:
             if run(c.Finish(session.worker, outcome, draw), now) and task is not None:
                 ended.append(task)
         self._ended(session, ended)
+        return any(outcome.kind in HANDED_BACK for outcome in outcomes)
 
     def _ended(self, session: Session, tasks: list[Task]) -> None:
         """Tell the rates, and whoever waits, of tasks that lost their lease."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.protocol import NODE_LOST
+from cluster.protocol import NODE_LOST, Outcome
 from cluster.queue.spec import JobSpec
 from tests.support.cluster import GatedObjects, life
 from tests.support.eventually import eventually
@@ -120,3 +120,19 @@ async def test_a_manager_that_was_replaced_kills_no_worker(objects: GatedObjects
             await eventually(lambda: old.fatal)
 
         assert old.workers.killed == []
+
+
+async def test_work_that_is_handed_back_goes_to_a_parked_worker_in_the_same_commit(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects) as now:
+        task = await leased(now)
+        parked = asyncio.create_task(now.take("w2"))
+        await eventually(lambda: now.manager._sessions.get("w2") is not None)
+        segments = len(objects.written)
+
+        await now.report("w1", outcomes=[Outcome(task.token, "returned")], draining=True)
+        orders = await asyncio.wait_for(parked, 2)
+
+        assert [a.task_id for a in orders.assignments] == [task.id]
+        assert len(objects.written) == segments + 1
