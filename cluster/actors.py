@@ -312,7 +312,7 @@ class RayManager:
     async def _call(self, method: str, payload: bytes) -> bytes:
         try:
             reply: bytes = await getattr(self._handle, method).remote(payload)
-        except (RayActorError, ActorUnavailableError) as error:
+        except (RayActorError, ActorUnavailableError, OutOfMemoryError) as error:
             raise ManagerAway(str(error).partition("\n")[0]) from error
         except RayTaskError as error:
             raise _said(error) from error
