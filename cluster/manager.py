@@ -264,7 +264,10 @@ class Manager:
         session.release()
         session.take(report, self._state.epoch, self._clock.monotonic())
         again = self._finish(session, report.outcomes)
-        lost = session.lacks(self._state)
+        # A report made before its worker heard of this manager may be older than the last orders of
+        # the one before, or have lain about for long: what it lacks may have arrived since.
+        heard = report.epoch == self._state.epoch
+        lost = session.lacks(self._state) if heard else []
         if lost:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
             self._commit.run(c.Reclaim(report.worker, lost))
@@ -272,7 +275,8 @@ class Manager:
         self._lease(session, session.free + session.prefetch)
         if lost or again:
             self._dispatch()
-        if not (report.outcomes or drop or session.next or self._news(session)):
+        unsure = not heard and report.worker in self._state.held
+        if not (report.outcomes or drop or session.next or unsure or self._news(session)):
             await self._park(session)
         return await self._orders(session, report, drop)
 
@@ -340,10 +344,11 @@ class Manager:
 
     def _ended(self, session: Session, tasks: list[Task]) -> None:
         """Tell the rates, and whoever waits, of tasks that lost their lease."""
-        if session.progress:
-            live = self._state.leases
-            for token in [t for t in session.progress if t not in live]:
-                del session.progress[token]
+        live = self._state.leases
+        for token in [t for t in session.progress if t not in live]:
+            del session.progress[token]
+        for token in [t for t in session.checkpoints if t not in live]:
+            del session.checkpoints[token]
         finished: dict[str, int] = {}
         for task in tasks:
             job = task.job
@@ -557,6 +562,10 @@ class Manager:
         """Make what a running attempt says durable, or refuse it with LeaseLost."""
         record = decode_record(payload)
         task = self._state.leases.get(record.token)
+        session = self._sessions.get(task.worker) if task is not None else None
+        if session is not None and session.is_late(record):
+            await self._commit.barrier()
+            return encode(Recorded())
         known = task.once.get(record.key) if task is not None and task.once else None
         try:
             events = self._commit.run(c.SaveRecord(record))

@@ -266,6 +266,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     op: Literal["checkpoint", "once_claim", "once_done"]
     key: str = ""
     value: msgspec.Raw = NOTHING
+    #: Counts up by one a record within the worker's life; said again, it keeps its number.
+    number: int = 0
 
 
 class Recorded(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True):

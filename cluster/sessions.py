@@ -7,7 +7,7 @@ it does not have is nobody's; both are safe because a worker starts a token at m
 
 import asyncio
 
-from cluster.protocol import Assignment, Progress, Report
+from cluster.protocol import Assignment, Progress, Record, Report
 from cluster.queue.model import State
 
 __all__ = ["Session"]
@@ -34,6 +34,8 @@ class Session:
         self.held: list[int] = []
         self.started: set[int] = set()
         self.progress: dict[int, Progress] = {}
+        #: Number of the last checkpoint taken, by token.
+        self.checkpoints: dict[int, int] = {}
         #: Number of the last report taken.
         self.report = 0
         #: Number of the last orders given.
@@ -109,6 +111,14 @@ class Session:
         if fresh:
             self.unconfirmed[self.order] = fresh
         return self.order, again + fresh
+
+    def is_late(self, record: Record) -> bool:
+        """Whether a checkpoint was overtaken by a later one: taken now, it would undo that."""
+        if record.op != "checkpoint":
+            return False
+        last = self.checkpoints.get(record.token, 0)
+        self.checkpoints[record.token] = max(last, record.number)
+        return record.number < last
 
     def silent_s(self, now: float) -> float:
         """Return how long ago its last report came."""

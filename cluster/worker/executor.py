@@ -85,6 +85,8 @@ class Executor:
         self._pace = Pace()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening_solo = False
+        #: Records sent so far.
+        self._records = 0
         #: Since when no child is there for the backlog; None while one is.
         self._starved_since_s: float | None = None
         #: Tokens let go lately, never to be started again.
@@ -574,7 +576,8 @@ class Executor:
             value = await asyncio.to_thread(read_secret, call.key)
             held.secrets.append(value)
             return Answer(call.call, msgspec.Raw(encode(value)))
-        message = encode(Record(call.token, call.op, call.key, call.value))
+        self._records += 1
+        message = encode(Record(call.token, call.op, call.key, call.value, self._records))
         reply = decode_record_reply(await self._recorded(message))
         if isinstance(reply, Recorded):
             return Answer(call.call, reply.value, reply.found)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.protocol import Batch, Submission, decode_batch_reply, encode
+from cluster.protocol import Batch, Record, Submission, decode_batch_reply, encode
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, KeyReused, NotFound, Unavailable
@@ -288,6 +288,34 @@ async def test_a_submission_is_leased_in_its_own_commit_to_a_parked_worker(
 
         assert len(orders.assignments) == 1
         assert len(objects.written) == written + 1
+
+
+async def test_a_report_from_before_this_manager_takes_no_lease_away(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects, "w1") as before:
+        await before.gateway.submit(SPEC)
+        (assignment,) = (await before.take()).assignments
+    async with life(objects, "w1") as now:
+        orders = await now.report(epoch=before.state.epoch)
+
+        assert list(now.state.leases) == [assignment.token]
+        assert orders.epoch == now.state.epoch
+
+        await now.report()
+
+        assert not now.state.leases
+
+
+async def test_a_checkpoint_that_was_overtaken_changes_nothing(objects: GatedObjects) -> None:
+    async with life(objects) as now:
+        await now.gateway.submit(SPEC)
+        (assignment,) = (await now.take()).assignments
+        for number, value in ((1, b"1"), (3, b"3"), (2, b"2")):
+            record = Record(assignment.token, "checkpoint", "", msgspec.Raw(value), number)
+            await now.manager.record(encode(record))
+
+        assert now.state.leases[assignment.token].checkpoint == b"3"
 
 
 async def test_a_silent_worker_is_killed_and_its_work_given_away(objects: GatedObjects) -> None:
