@@ -1,0 +1,351 @@
+"""Knows what really happened, and what was promised: design.md, section 4.
+
+It follows the journal as it becomes durable, what clients were told, and what handlers really did.
+Rule 1: it decides nothing and no product code sees it. Rule 2: what it calls a violation is one in
+every schedule: where the world had an excuse (a dead worker, a worker silent for as long as its
+pool allows), it knows that too.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from cluster.commit import CommitLog
+from cluster.protocol import Assignment, Orders, Output
+from cluster.queue import events as e
+from cluster.queue.engine import evolve, job_status
+from cluster.queue.model import State
+from cluster.queue.state import TERMINAL
+from cluster.store import journal
+from cluster.store.segment import Rows, SegmentHeader
+from jobs.errors import DraymanError
+from tests.support.builders import canonical
+from tests.support.simulation.loop import Process
+from tests.support.simulation.world import World
+
+__all__ = ["Auditor"]
+
+#: A worker may be given up after so long a silence; its pool's setting, less a tick or two.
+SILENCE_S = 14.0
+#: An excuse counts for decisions that become durable so much later.
+EXCUSED_S = 60.0
+RECOVERIES_MAX = 3
+
+_output = msgspec.json.Decoder(Output).decode
+
+
+@dataclass
+class Lease:
+    """One lease, as the journal and the handler tell of it."""
+
+    job_id: str
+    task_id: str
+    attempt: int
+    worker: str
+    ended: bool = False
+
+
+class Auditor:
+    """Checks every promise that exists."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        #: What the durable journal says.
+        self.state = State()
+        self.segments: dict[int, tuple[SegmentHeader, Rows]] = {}
+        self._number = 0
+        self._epoch = 0
+        self._leases: dict[int, Lease] = {}
+        #: Jobs that clients know are accepted.
+        self.acked: dict[str, None] = {}
+        self._keys: dict[str, tuple[str, str]] = {}
+        self._requests: dict[str, str] = {}
+        self._cancelled: set[str] = set()
+        #: token -> where it runs.
+        self._live: dict[int, tuple[Process, Process]] = {}
+        self._endings: dict[int, str] = {}
+        self._attempts: set[tuple[str, str, int]] = set()
+        self._checkpoints: dict[tuple[str, str], int] = {}
+        self._effects: Counter[tuple[str, str, str]] = Counter()
+        self._succeeded: set[tuple[str, str]] = set()
+        #: Workers by name, and when a report of each last reached a manager.
+        self.workers: dict[str, Process] = {}
+        self._heard_at: dict[str, float] = {}
+        self._silent_until: dict[str, float] = {}
+        #: Whether two managers live, of which one is about to learn that it was replaced.
+        self.is_doubtful: Callable[[], bool] = lambda: False
+        #: Jobs that were accepted and left memory since, and how they ended.
+        self._evicted: dict[str, str] = {}
+        #: How often each thing happened, to see that schedules are worth running.
+        self.counts: Counter[str] = Counter()
+
+    def _wrong(self, promise: str) -> None:
+        self._world.violated(promise)
+
+    # --- the journal --------------------------------------------------------------------------
+
+    def durable(self, path: str, data: bytes) -> None:
+        """Take what the store made durable."""
+        if not path.startswith("journal/"):
+            return
+        header, rows = journal.decode(data, path)
+        self._world.note("durable", header.number, f"epoch={header.epoch}", *rows.kind)
+        if header.number != self._number + 1:
+            self._wrong(f"segment {header.number} is durable after {self._number}")
+        if header.epoch < self._epoch:
+            self._wrong(f"segment {header.number} of epoch {header.epoch} after {self._epoch}")
+        self._number, self._epoch = header.number, max(self._epoch, header.epoch)
+        self.segments[header.number] = (header, rows)
+        for at, event in _events(rows):
+            self._before(event)
+            if isinstance(event, e.Evicted):
+                self._evict(event)
+            evolve(self.state, event, at)
+            self._after(event)
+
+    def _before(self, event: e.Event) -> None:
+        self.counts[event.kind] += 1
+        if isinstance(event, e.TaskLeased):
+            self._leases[event.token] = Lease(
+                event.job_id, event.task_id, event.attempt, event.worker
+            )
+        elif isinstance(event, e.JobSubmitted):
+            request = event.spec.labels["request"]
+            if request in self._requests:
+                self._wrong(f"request {request} became two jobs")
+            self._requests[request] = event.job_id
+        elif isinstance(event, e.AttemptEnd) or (
+            isinstance(event, e.TaskCancelled) and event.token is not None
+        ):
+            self._lease_ends(event)
+
+    def _evict(self, event: e.Evicted) -> None:
+        for job in self.state.finished:
+            if job.finished_seq <= event.through:
+                self._evicted[job.id] = job_status(job)
+
+    def _status(self, job_id: str) -> str | None:
+        """Return a job's durable status; None if it was never accepted."""
+        job = self.state.jobs.get(job_id)
+        return job_status(job) if job is not None else self._evicted.get(job_id)
+
+    def _lease_ends(self, event: Any) -> None:
+        token = event.token
+        lease = self._leases[token]
+        lease.ended = True
+        how = self._endings.get(token, "")
+        excused = self._excused(lease.worker)
+        if token in self._live and not excused:
+            self._wrong(f"lease {token} ended ({event.kind}) while it runs on {lease.worker}")
+        if isinstance(event, e.TaskSucceeded):
+            self._success(event, how)
+        elif isinstance(event, e.LeaseReleased) and not event.started:
+            if token in self._live or how:
+                self._wrong(f"lease {token} was returned though it had started")
+        elif isinstance(event, e.AttemptFailed) or (
+            isinstance(event, e.TaskDied) and event.charged == "attempt"
+        ):
+            if how.startswith("killed") and event.cause != "timeout":
+                self._wrong(f"the crash of lease {token} was charged as an attempt")
+        elif isinstance(event, e.AttemptCrashed):
+            # Fed to an async child, it counts as begun: it may have been killed before that.
+            fair = how.startswith("killed") or (not how and token not in self._live)
+            if not (fair or excused):
+                self._wrong(f"lease {token} was charged a recovery; it ended: {how or 'not'}")
+
+    def _success(self, event: e.TaskSucceeded, how: str) -> None:
+        task = (event.job_id, event.task_id)
+        if task in self._succeeded:
+            self._wrong(f"the result of {event.job_id} was committed twice")
+        self._succeeded.add(task)
+        result = msgspec.json.decode(_output(event.output).result)
+        if how != "ok" or result["token"] != event.token:
+            self._wrong(f"lease {event.token} was completed with the result of {result}")
+
+    def _after(self, event: e.Event) -> None:
+        if not isinstance(event, e.LeaseEvent | e.TaskCancelled):
+            return
+        job = self.state.jobs[event.job_id]
+        for task in job.tasks:
+            if task.failures > job.spec.max_attempts or task.recoveries > RECOVERIES_MAX:
+                self._wrong(f"{job.id} has {task.failures} failures, {task.recoveries} recoveries")
+
+    # --- clients ------------------------------------------------------------------------------
+
+    def accepted(self, job_id: str, key: str | None, fingerprint: str) -> None:
+        """Take it that a client was told: accepted, as this job."""
+        self.counts["acks"] += 1
+        self.acked[job_id] = None
+        if self._status(job_id) is None:
+            self._wrong(f"{job_id} was acknowledged before it was durable")
+        if key is not None:
+            first = self._keys.setdefault(key, (job_id, fingerprint))
+            if first != (job_id, fingerprint):
+                self._wrong(f"key {key} stood for {first}, then for {(job_id, fingerprint)}")
+
+    def key_refused(self, key: str, fingerprint: str) -> None:
+        """Take it that a client was told: this key was used for something else."""
+        self.counts["key_refused"] += 1
+        holder = self.state.keys.find(key, self.state.at)
+        if holder is None or holder[1] == fingerprint:
+            self._wrong(f"key {key} was refused, its holder is {holder}")
+
+    def refused(self, error: DraymanError) -> None:
+        """Take it that a client was refused for a reason it did not give."""
+        self._wrong(f"a good request was refused: {error!r}")
+
+    def cancel_accepted(self, job_id: str) -> None:
+        """Take it that a client was told: it is or will be cancelled."""
+        self.counts["cancels"] += 1
+        self._cancelled.add(job_id)
+
+    def seen(self, job_id: str, status: str) -> None:
+        """Take it that a client was told a job's status."""
+        durable = self._status(job_id)
+        if durable is None:
+            self._wrong(f"{job_id} was shown before it was durable")
+        elif status in ("completed", "cancelled") and durable != status:
+            self._wrong(f"{job_id} was shown as {status}, durable is {durable}")
+
+    def not_found(self, job_id: str) -> None:
+        """Take it that a client was told: there is no such job."""
+        # One who was replaced and does not know it yet may answer reads from before.
+        if job_id in self.acked and not self.is_doubtful():
+            self._wrong(f"{job_id} was acknowledged and is not found")
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def ordered(self, worker: str, orders: Orders) -> None:
+        """Take it that orders left a manager."""
+        for assignment in orders.assignments:
+            if assignment.token not in self._leases:
+                self._wrong(f"lease {assignment.token} left for {worker} before it was durable")
+
+    def heard(self, worker: str) -> None:
+        """Take it that a report of this worker reached a manager."""
+        now = self._world.monotonic()
+        before = self._heard_at.get(worker, now)
+        if now - before >= SILENCE_S:
+            self._silent_until[worker] = now
+        self._heard_at[worker] = now
+
+    def managers_back(self) -> None:
+        """Take it that no manager could hear anybody until now: that excuses nothing."""
+        for worker in self._heard_at:
+            self._heard_at[worker] = self._world.monotonic()
+
+    def _excused(self, worker: str) -> bool:
+        process = self.workers.get(worker)
+        now = self._world.monotonic()
+        return (
+            process is None
+            or process.dead
+            or now - self._heard_at.get(worker, 0.0) >= SILENCE_S
+            or now - self._silent_until.get(worker, -EXCUSED_S) < EXCUSED_S
+        )
+
+    # --- handlers -----------------------------------------------------------------------------
+
+    def attempt_started(self, assignment: Assignment, worker: Process, child: Process) -> None:
+        """Take it that a handler runs."""
+        self.counts["attempts"] += 1
+        token, job_id, task_id = assignment.token, assignment.job_id, assignment.task_id
+        self._world.note("started", token, job_id, assignment.attempt, child.name)
+        lease = self._leases.get(token)
+        if lease is None:
+            self._wrong(f"lease {token} runs before it is durable")
+        elif lease.ended and not self._excused(worker.name):
+            self._wrong(f"lease {token} began on {worker.name} after it had ended")
+        if token in self._live or token in self._endings:
+            self._wrong(f"lease {token} was started twice")
+        for other in self._live:
+            held = self._leases[other]
+            if (held.job_id, held.task_id) == (job_id, task_id) and not self._excused(held.worker):
+                self._wrong(f"{job_id} runs twice: leases {other} and {token}")
+        number = (job_id, task_id, assignment.attempt)
+        if number in self._attempts:
+            self._wrong(f"attempt {assignment.attempt} of {job_id} was run twice")
+        self._attempts.add(number)
+        resumes_at = msgspec.json.decode(assignment.checkpoint) or 0
+        if resumes_at < self._checkpoints.get((job_id, task_id), 0):
+            self._wrong(f"{job_id} resumes at {resumes_at}, behind its checkpoint")
+        self._live[token] = (worker, child)
+
+    def attempt_ended(self, token: int, how: str) -> None:
+        """Take it that a handler runs no more."""
+        self._world.note("ended", token, how)
+        self._live.pop(token, None)
+        self._endings[token] = how
+
+    def checkpointed(self, assignment: Assignment, at: int) -> None:
+        """Take it that a handler was told: your checkpoint is durable."""
+        self.counts["checkpoints"] += 1
+        task = (assignment.job_id, assignment.task_id)
+        self._checkpoints[task] = max(at, self._checkpoints.get(task, 0))
+
+    def effect(self, assignment: Assignment, key: str) -> None:
+        """Take it that a side effect under `once` happened."""
+        self.counts["effects"] += 1
+        effect = (assignment.job_id, assignment.task_id, key)
+        self._effects[effect] += 1
+        if self._effects[effect] > 1:
+            self._wrong(f"effect {key!r} of {assignment.job_id} happened twice")
+
+    # --- managers -----------------------------------------------------------------------------
+
+    def life_ended(self, name: str, commit: CommitLog) -> None:
+        """Compare what a manager had in memory to what its journal gives."""
+        self.counts["lives"] += 1
+        replayed = State()
+        for number in range(1, commit.number + 1):
+            if number not in self.segments:
+                self._wrong(f"{name} counts on segment {number}, which is not durable")
+                return
+            for at, event in _events(self.segments[number][1]):
+                evolve(replayed, event, at)
+        for batch in (commit._writing, commit._open):
+            if batch is not None:
+                for event, at in zip(batch.events, batch.ats, strict=True):
+                    evolve(replayed, e.from_row(e.to_row(event)), at)
+        live, again = canonical(commit.state), canonical(replayed)
+        if live != again:
+            different = [field for field in live if live[field] != again[field]]
+            self._wrong(f"{name}: its journal gives other {', '.join(different)}")
+
+    # --- the end ------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether every job there is has ended, and every attempt."""
+        return not self._live and all(
+            task.state in TERMINAL for job in self.state.order for task in job.tasks
+        )
+
+    def unsettled(self) -> list[str]:
+        """Return what has not ended."""
+        return [
+            f"{job.id} is {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
+            for job in self.state.order
+            for task in job.tasks
+            if task.state not in TERMINAL
+        ] + [f"lease {token} runs" for token in self._live]
+
+    def check_end(self) -> None:
+        """Check what must hold when all faults have stopped and time enough has passed."""
+        for job_id in self.acked:
+            if self._status(job_id) is None:
+                self._wrong(f"{job_id} was acknowledged and is lost")
+        for what in self.unsettled():
+            self._wrong(f"in the end {what}")
+        for job_id in self._cancelled:
+            if self._status(job_id) != "cancelled":
+                self._wrong(f"{job_id} was cancelled, and is {self._status(job_id)}")
+
+
+def _events(rows: Rows) -> Any:
+    columns = (rows.kind, rows.job_id, rows.task_id, rows.attempt, rows.token, rows.data)
+    for at, *row in zip(rows.at, *columns, strict=True):
+        yield at, e.from_row(tuple(row))  # type: ignore[arg-type]

@@ -1,0 +1,382 @@
+"""The one part of a worker that is replaced: the child process, behind the interface of `Slot`.
+
+Its handlers are little programs in the job's params, a list of steps such as `["work", 0.5]`.
+Rule 1: what `cluster/worker/child.py` promises holds here: a token starts or goes back, never both;
+an outcome is on the board before the next starts. Rule 2: what handlers really do is told to the
+auditor at once: it knows more than any message says.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from cluster.protocol import NOTHING, Assignment, Outcome
+from cluster.queue.spec import decode_spec
+from cluster.worker.attempt import Attempt
+from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop
+from cluster.worker.slot import Death, SlotConfig, SlotOwner
+from jobs.errors import DraymanError
+from jobs.outcome import Discard, Retry, Snooze, StopRequested
+from jobs.result import encode_result
+from tests.support.simulation.auditor import Auditor
+from tests.support.simulation.loop import Process, current_process
+from tests.support.simulation.world import World
+
+__all__ = ["SimSlot", "slots_of"]
+
+PIPE_S = (0.00005, 0.002)
+START_S = (0.02, 0.3)
+
+
+class HandlerError(Exception):
+    """What a handler raises."""
+
+
+class SimBoard:
+    """What a child leaves behind when it dies."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.begun = (0, 0, 0)
+
+    def running(self) -> tuple[int, int, int]:
+        return self.begun
+
+    def pulsed_ns(self) -> int:
+        return 0
+
+    def kept(self) -> bytes:
+        return b",".join(map(msgspec.json.encode, self.outcomes))
+
+
+class Pipe:
+    """Messages to one process, in order, a moment later."""
+
+    def __init__(self, world: World, to: Process, take: Callable[[Any], None]) -> None:
+        self._world, self._to, self._take = world, to, take
+        self._last_at = 0.0
+
+    def send(self, message: Any) -> None:
+        loop = self._world.loop
+        self._last_at = max(self._last_at, loop.time() + self._world.uniform(*PIPE_S))
+        if not self._to.dead:
+            loop.call_at(self._last_at, self._take, message, context=self._to.context)
+
+    def after_all(self) -> float:
+        """Return how long until everything sent has arrived."""
+        return max(0.0, self._last_at - self._world.loop.time()) + 1e-6
+
+
+class NoFile:
+    """A capture file with nothing in it."""
+
+    parent = Path("/nonexistent")
+
+    def stat(self) -> Any:
+        return SimpleNamespace(st_size=0)
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        raise FileNotFoundError
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        pass
+
+
+def slots_of(world: World, auditor: Auditor) -> Any:
+    """Return what makes a slot in this world."""
+
+    def make(config: SlotConfig, scratch: Path, owner: SlotOwner, *, solo: bool) -> SimSlot:
+        return SimSlot(world, auditor, config, owner, solo=solo)
+
+    return make
+
+
+class SimSlot:
+    """What `cluster.worker.slot.Slot` is to the executor."""
+
+    def __init__(
+        self,
+        world: World,
+        auditor: Auditor,
+        config: SlotConfig,
+        owner: SlotOwner,
+        *,
+        solo: bool,
+    ) -> None:
+        self.config, self.solo = config, solo
+        self.fed: dict[int, None] = {}
+        self.guilty: int | None = None
+        self.exclusive = self.stuck = self.is_ready = False
+        self.readers: set[asyncio.Task[None]] = set()
+        self.output_bytes = 0
+        self.moved_s = 0.0
+        self.is_bloated = False
+        self.output_path: Any = NoFile()
+        self.scratch = Path("/nonexistent")
+        self.board: SimBoard | None = None
+        self.child: SimChild | None = None
+        self._world, self._auditor, self._owner = world, auditor, owner
+        self._closing = False
+        self.lives = 0
+        self._slot = world.number()
+        process = current_process()
+        assert process is not None
+        self.worker = process
+
+    async def start(self) -> None:
+        self.worker.on_death.append(self._orphaned)
+        self._fork()
+
+    async def close(self) -> None:
+        self._closing, self.is_ready = True, False
+        if self.child is not None:
+            self.child.die("closed")
+
+    def _fork(self) -> None:
+        if self._closing:
+            return
+        self.lives += 1
+        self.board = SimBoard()
+        name = f"{self.worker.name}/child{self._slot}.{self.lives}{'s' * self.solo}"
+        child = self.child = SimChild(self._world, self._auditor, self, name)
+        self.worker.call(self._world.uniform(*START_S), self._ready, child)
+
+    def _ready(self, child: "SimChild") -> None:
+        if child is self.child and not child.process.dead and not self._closing:
+            self.is_ready = True
+            self._owner.on_ready(self)  # type: ignore[arg-type]
+
+    # --- orders to the child ------------------------------------------------------------------
+
+    def feed(self, assignments: list[Assignment]) -> None:
+        self._send(Feed(assignments))
+
+    def recall(self, tokens: Iterable[int]) -> None:
+        self._send(Recall(list(tokens)))
+
+    def stop(self, token: int, reason: str) -> None:
+        self._send(Stop(token, reason))
+
+    def answer(self, answer: Answer) -> None:
+        self._send(answer)
+
+    def kill(self, cause: str = "", told: str = "") -> None:
+        self.is_ready = False
+        if self.child is not None:
+            child = self.child
+            self._world.later(self._world.uniform(0.0005, 0.01), child.die, cause or "signal 9")
+
+    def rewind(self) -> None:
+        self.output_bytes = 0
+
+    def tend(self, now: float) -> None:
+        pass
+
+    def _send(self, message: Any) -> None:
+        if self.child is not None:
+            self.child.inbox.send(message)
+
+    # --- news from the child ------------------------------------------------------------------
+
+    def received(self, child: "SimChild", message: Any) -> None:
+        """Take one message, which a child sent while it was ours."""
+        if child is not self.child:
+            return
+        if isinstance(message, Ended):
+            self._owner.on_ended(self, message)  # type: ignore[arg-type]
+        elif isinstance(message, Call):
+            self._owner.on_called(self, message)  # type: ignore[arg-type]
+        elif isinstance(message, Moved):
+            self._owner.on_moved(message)
+
+    def died(self, child: "SimChild", cause: str) -> None:
+        """Tell of a death, after the last message it sent was read."""
+        if child is not self.child or self._closing:
+            return
+        board = self.board
+        assert board is not None
+        self.child, self.board, self.is_ready = None, None, False
+        running, started_ns, output_at = board.running()
+        death = Death(cause, board.outcomes, running, started_ns, output_at, self.output_path)
+        self._owner.on_died(self, death)  # type: ignore[arg-type]
+        self.worker.call(self._world.uniform(*START_S), self._fork)
+
+    def _orphaned(self) -> None:
+        """End the child: its worker is dead, and its keeper sees that soon."""
+        if self.child is not None:
+            child = self.child
+            self._world.later(self._world.uniform(0.0, 0.05), child.die, "orphaned")
+
+
+class SimChild:
+    """One child process and the attempts in it."""
+
+    def __init__(self, world: World, auditor: Auditor, slot: SimSlot, name: str) -> None:
+        assert slot.board is not None
+        self._world, self._auditor, self._slot = world, auditor, slot
+        self._board = slot.board
+        self.process = world.process(name)
+        self.process.on_death.append(self._dead)
+        self._cause = "with its machine"
+        self.inbox = Pipe(world, self.process, self._take)
+        self._outbox = Pipe(world, slot.worker, lambda message: slot.received(self, message))
+        self._waiting: dict[int, Assignment] = {}
+        self._line: deque[Assignment] = deque()
+        self._running: dict[int, asyncio.Event] = {}
+        self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._numbers = 0
+        #: What an Attempt wants of its host.
+        self.stops: dict[int, str] = {}
+        self.scratch = Path("/nonexistent")
+
+    def die(self, cause: str) -> None:
+        """End it, and have the slot told."""
+        if self.process.dead:
+            return
+        self._cause = cause
+        self.process.kill()
+        delay_s = self._outbox.after_all() + self._world.uniform(0.0, 0.01)
+        self._slot.worker.call(delay_s, self._slot.died, self, cause)
+
+    def _dead(self) -> None:
+        for token in self._running:
+            self._auditor.attempt_ended(token, f"killed: {self._cause}")
+
+    def write_log(self, attempt: Attempt, text: str) -> None:
+        """Keep nothing of it."""
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Feed):
+            for assignment in message.assignments:
+                self._waiting[assignment.token] = assignment
+                self._line.append(assignment)
+            self._next()
+        elif isinstance(message, Recall):
+            self._hand_back(message.tokens)
+        elif isinstance(message, Stop):
+            if not self._hand_back([message.token]):
+                self.stops[message.token] = message.reason
+                if woken := self._running.get(message.token):
+                    woken.set()
+        elif (call := self._calls.pop(message.call, None)) is not None and not call.done():
+            call.set_result(message)
+
+    def _hand_back(self, tokens: list[int]) -> bool:
+        back = [token for token in tokens if self._waiting.pop(token, None) is not None]
+        if back:
+            self._outbox.send(Ended([Outcome(token, "returned") for token in back]))
+        return bool(back)
+
+    def _next(self) -> None:
+        together = self._slot.config.mode == "async"
+        while self._line and (together or not self._running):
+            assignment = self._line.popleft()
+            if self._waiting.pop(assignment.token, None) is not None:
+                now_ns = int(self._world.monotonic() * 1e9)
+                if not together:
+                    self._board.begun = (assignment.token, now_ns, 0)
+                self._running[assignment.token] = asyncio.Event()
+                self.process.spawn(self._attempt(assignment))
+
+    # --- one attempt --------------------------------------------------------------------------
+
+    async def _attempt(self, assignment: Assignment) -> None:
+        token = assignment.token
+        attempt = Attempt(self, assignment)  # type: ignore[arg-type]
+        self._auditor.attempt_started(assignment, self._slot.worker, self.process)
+        try:
+            await self._program(assignment)
+            outcome = attempt.succeeded(encode_result({"token": token}))
+        except (Exception, StopRequested) as error:
+            outcome = attempt.failed(error)
+        self._auditor.attempt_ended(token, outcome.kind)
+        self._board.outcomes.append(outcome)
+        del self._running[token]
+        # A short one may wait for company; then it is on the board only.
+        self.process.call(self._world.rng.choice([0.0, 0.0, 0.003]), self._flush)
+        self._next()
+
+    def _flush(self) -> None:
+        if self._board.outcomes:
+            self._outbox.send(Ended(list(self._board.outcomes)))
+            # Sent and not cleared yet: a worker may see an outcome twice.
+            self.process.call(0.0, self._clear, len(self._board.outcomes))
+
+    def _clear(self, count: int) -> None:
+        del self._board.outcomes[:count]
+
+    async def _program(self, assignment: Assignment) -> None:
+        spec = decode_spec(assignment.spec)
+        steps = msgspec.json.decode(spec.params)["steps"]
+        resumed = msgspec.json.decode(assignment.checkpoint) or 0
+        for at, (op, *args) in enumerate(steps):
+            if at < resumed:
+                continue
+            self._check(assignment.token)
+            await self._step(assignment, at, op, *args)
+
+    def _check(self, token: int) -> None:
+        reason = self.stops.get(token)
+        if reason is not None:
+            raise StopRequested(reason)
+
+    async def _step(self, assignment: Assignment, at: int, op: str, *args: Any) -> None:
+        token = assignment.token
+        if op == "work":
+            woken = self._running[token]
+            try:
+                await asyncio.wait_for(woken.wait(), args[0])
+            except TimeoutError:
+                return
+            self._check(token)
+        elif op == "stubborn":
+            await asyncio.sleep(args[0])
+        elif op == "checkpoint":
+            await self._call(token, "checkpoint", "", at + 1)
+            self._auditor.checkpointed(assignment, at + 1)
+        elif op == "once":
+            await self._once(assignment, *args)
+        elif op == "progress":
+            self._outbox.send(Moved(token, 0.5, "half"))
+        elif op == "crash" and assignment.attempt <= args[0]:
+            self._world.later(0.0, self.die, "signal 11")
+            await asyncio.sleep(3600.0)
+        elif op == "fail" and assignment.attempt <= args[0]:
+            raise HandlerError(f"attempt {assignment.attempt}")
+        elif op == "retry" and assignment.attempt <= args[0]:
+            raise Retry("later", after_s=args[1])
+        elif op == "snooze" and assignment.attempt <= args[0]:
+            raise Snooze(args[1])
+        elif op == "discard":
+            raise Discard("no use")
+
+    async def _once(self, assignment: Assignment, key: str, in_doubt: str) -> None:
+        """Do what `Context.once` does, which would block the loop."""
+        token = assignment.token
+        answer = await self._call(token, "once_claim", key, None)
+        if answer.found == "done" or (answer.found == "in_doubt" and in_doubt == "skip"):
+            return
+        if answer.found == "in_doubt":
+            raise HandlerError(f"once({key!r}): in doubt")
+        self._auditor.effect(assignment, key)
+        await asyncio.sleep(self._world.uniform(0.0, 0.01))
+        await self._call(token, "once_done", key, token)
+
+    async def _call(self, token: int, op: Any, key: str, value: Any) -> Answer:
+        self._numbers += 1
+        call = self._calls[self._numbers] = asyncio.get_running_loop().create_future()
+        raw = NOTHING if value is None else msgspec.Raw(msgspec.json.encode(value))
+        self._outbox.send(Call(self._numbers, token, op, key, raw))
+        answer = await call
+        if answer.refused is not None:
+            error = answer.refused.exception()
+            assert isinstance(error, DraymanError)
+            raise error
+        return answer

@@ -1,0 +1,105 @@
+"""One schedule: a world, the product in it, trouble, and what the auditor says in the end."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.settings import ClusterSettings, PoolSettings
+from tests.support.simulation.auditor import Auditor
+from tests.support.simulation.child import slots_of
+from tests.support.simulation.clients import Clients
+from tests.support.simulation.faults import Faults
+from tests.support.simulation.loop import Stalled
+from tests.support.simulation.machine import Machine
+from tests.support.simulation.world import START_S, World
+
+__all__ = ["Plan", "Result", "simulate"]
+
+#: After the trouble so much time may pass until everything has ended.
+SETTLE_S = 240.0
+#: In so many schedules the journal is compacted: it takes long, being the real Parquet.
+COMPACTS = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is different about this run: a planted bug, or a part that a later issue brings."""
+
+    #: Builds the manager, as `cluster.manager.build` does.
+    build_manager: Any = None
+    #: Builds a gateway, as `cluster.gateway.Gateway` does.
+    build_gateway: Any = None
+    #: Whether the store's disk keeps what it was told to sync.
+    sync: bool = True
+
+
+@dataclass
+class Result:
+    """What came of one seed."""
+
+    seed: int
+    violations: list[str]
+    trace: list[str] = field(repr=False)
+    counts: dict[str, int]
+    virtual_s: float
+
+
+def simulate(seed: int, plan: Plan | None = None, *, keep_trace: bool = False) -> Result:
+    """Run one schedule to its end. The same seed gives the same trace, to the letter."""
+    plan = plan or Plan()
+    world = World(seed, "disk" if seed % 2 else "bucket", sync=plan.sync)
+    auditor = Auditor(world)
+    world.store.on_durable = auditor.durable
+    with world.installed(slots_of(world, auditor)):
+        machine = Machine(world, auditor, _settings(world))
+        machine.build_manager = plan.build_manager or machine.build_manager
+        machine.build_gateway = plan.build_gateway or machine.build_gateway
+        try:
+            world.loop.run_until_complete(_schedule(world, auditor, machine))
+        except Stalled as error:
+            world.violated(str(error))
+        world.over = True
+        world.loop.bury()
+    trace = list(world.lines()) if keep_trace or world.violations else []
+    virtual_s = world.monotonic() - START_S
+    return Result(seed, world.violations, trace, dict(auditor.counts), virtual_s)
+
+
+def _settings(world: World) -> ClusterSettings:
+    rng = world.rng
+    compacts = rng.random() < COMPACTS
+    return ClusterSettings(
+        compact_segments=rng.randint(2, 30) if compacts else 5_000,
+        store="simulated://",
+        cluster_id="simulation",
+        commit_linger_ms=rng.choice([0.0, 0.0, 5.0]),
+        pools=[
+            PoolSettings(
+                name="cpu",
+                queues=["default"],
+                size=rng.randint(1, 2),
+                concurrency=rng.choice([1, 1, 2]),
+            ),
+            PoolSettings(name="io", queues=["io", "default"], size=1, mode="async", concurrency=4),
+        ],
+    )
+
+
+async def _schedule(world: World, auditor: Auditor, machine: Machine) -> None:
+    trouble_s = world.uniform(2.0, 10.0)
+    until_s = world.monotonic() + trouble_s
+    machine.start(gateways=world.rng.randint(1, 2))
+    clients = Clients(world, auditor, machine, until_s)
+    faults = Faults(world, machine, until_s)
+    count = world.rng.randint(1, 4)
+    await asyncio.gather(faults.run(), clients.run(count))
+    for queue in ("default", "io"):
+        await clients.resume(queue)
+    deadline = world.monotonic() + SETTLE_S
+    while not (auditor.settled and machine.idle) and world.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(0.2)
+    world.note("settled")
+    auditor.check_end()
+    if machine.manager is not None and machine.manager.manager is not None:
+        auditor.life_ended(machine.manager.name, machine.manager.manager._commit)
