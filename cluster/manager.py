@@ -272,9 +272,13 @@ class Manager:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
             self._commit.run(c.Reclaim(report.worker, lost))
         drop = session.has_too_many(self._state)
-        self._lease(session, session.free + session.prefetch)
         if lost or again:
+            # Idle workers first: what was taken back for them must not come straight back here.
+            self._lease(session, session.free)
             self._dispatch()
+            self._lease(session, session.prefetch)
+        else:
+            self._lease(session, session.free + session.prefetch)
         unsure = not heard and report.worker in self._state.held
         if not (report.outcomes or drop or session.next or unsure or self._news(session)):
             await self._park(session)

@@ -41,9 +41,9 @@ class Pace:
 
     def ahead(self, running: int) -> int:
         """Return how many tasks to have beyond those that run, `running` at a time."""
-        if self._task_s is None:
+        if self._task_s is None and self.longest_s == 0.0:
             return 1
-        task_s = max(self._task_s, self.longest_s)
+        task_s = max(self._task_s or 0.0, self.longest_s)
         if task_s > LONG_TASK_S:
             return 0
         return min(TASKS_AHEAD_MAX, math.ceil(WORK_AHEAD_S * running / task_s))

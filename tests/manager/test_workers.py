@@ -136,3 +136,21 @@ async def test_work_that_is_handed_back_goes_to_a_parked_worker_in_the_same_comm
 
         assert [a.task_id for a in orders.assignments] == [task.id]
         assert len(objects.written) == segments + 1
+
+
+async def test_work_that_was_taken_back_goes_to_who_is_idle_and_not_straight_back(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects) as now:
+        for _ in range(2):
+            await now.gateway.submit(SPEC)
+        running, waiting = (await now.report("w1", free=1, prefetch=1)).assignments
+        parked = asyncio.create_task(now.take("w2"))
+        await eventually(lambda: now.manager._sessions.get("w2") is not None)
+
+        back = Outcome(waiting.token, "returned")
+        mine = await now.report("w1", held=[running.token], outcomes=[back], prefetch=1)
+        orders = await asyncio.wait_for(parked, 2)
+
+        assert [a.job_id for a in orders.assignments] == [waiting.job_id]
+        assert not mine.assignments
