@@ -107,6 +107,9 @@ class Objects(Protocol):
     def local_path(self, path: str) -> Path | None:
         """Return where the object lies, or would lie, on this machine's disk; None if it can't."""
 
+    def free_bytes(self) -> int | None:
+        """Return how much room is left; None where nobody can say, as of a bucket."""
+
 
 class AbortOnError:
     """The context manager of every writer: close on success, abort on an exception."""

@@ -5,10 +5,13 @@ its name, and the folder fsynced, in this order; so a name always holds a whole 
 Rule 2: a folder that was made is fsynced in its parent before anything in it counts as durable.
 Rule 3: after a failed fsync nothing is retried on the same descriptor: Linux reports a lost page
 once and then calls the file clean. The caller repeats the call, which begins a new file.
+Rule 4: the root is made when the store is opened and never again: a folder that is gone was
+unmounted or taken away, and what is written in its place would be lost when it comes back.
 """
 
 import errno
 import os
+import shutil
 import time
 import uuid
 from collections import deque
@@ -42,27 +45,39 @@ _DURABLE_FOLDERS_MAX = 10_000
 
 _NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_RIGHT = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
 class LocalObjects:
     """Objects as files beneath `root`, which is made if it is missing.
 
-    `fsync` is passed in so that a test can see every call, or make one fail.
+    `fsync` is passed in so that a test can see every call, or make one fail. With `read_only`
+    nothing is changed, not even a leftover removed; writing raises InvalidInput.
     """
 
     concurrency = 1
 
-    def __init__(self, root: Path | str, *, fsync: Callable[[int], None] = os.fsync) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        fsync: Callable[[int], None] = os.fsync,
+        read_only: bool = False,
+    ) -> None:
         self._root = Path(root).absolute()
-        self._fsync = fsync
+        self._fsync, self._read_only = fsync, read_only
         #: Folders whose entry in their parent is known to be on disk.
         self._durable_folders: set[Path] = set()
         #: Objects whose link may be lost, because the fsync of their folder failed.
         self._doubtful: set[Path] = set()
         self.url = self._root.as_uri()
         with self._reported("open", str(self._root)):
-            self._make_durable(self._root)
-            self._clear_leftovers()
+            if read_only:
+                self._require_folder()
+            else:
+                self._make_durable(self._root)
+                self._clear_leftovers()
+            self._root_is = self._identity()
 
     def __repr__(self) -> str:
         return f"LocalObjects({str(self._root)!r})"
@@ -108,11 +123,12 @@ class LocalObjects:
         """Yield what lies beneath a folder; what is written meanwhile may be left out."""
         check_prefix(prefix)
         with self._reported("list", prefix):
-            yield from _walk(self._root / prefix, prefix, start_after)
+            yield from _walk(self._root / prefix, prefix, start_after, clears=not self._read_only)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove the objects, durably, and the folders this leaves empty."""
         files = [self._file(path) for path in paths]
+        self._require_writable()
         folders: dict[Path, None] = {}
         with self._reported("delete", "objects"):
             for file in files:
@@ -138,6 +154,11 @@ class LocalObjects:
         """Return where the object lies or would lie."""
         return self._file(path)
 
+    def free_bytes(self) -> int | None:
+        """Return how much an ordinary user may still write on the folder's disk."""
+        with self._reported("look at", "the disk"):
+            return shutil.disk_usage(self._root).free
+
     def _file(self, path: str) -> Path:
         return self._root / check_path(path)
 
@@ -155,6 +176,7 @@ class LocalObjects:
 
     def _open_temporary(self, final: Path) -> tuple[Path, int]:
         """Open a new file beside the object; its folder is durable when this returns."""
+        self._require_writable()
         temporary = final.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         while True:
@@ -163,6 +185,8 @@ class LocalObjects:
                 return temporary, os.open(temporary, flags, 0o666)
             except FileNotFoundError:
                 # Someone pruned the folder just now, or removed it by hand: make it again.
+                if self._identity() != self._root_is:
+                    raise Unavailable(f"{self.url} is gone; mount it again") from None
                 self._forget(final.parent)
 
     def _link(self, temporary: Path, final: Path, data: bytes) -> bool:
@@ -210,6 +234,22 @@ class LocalObjects:
         finally:
             os.close(descriptor)
 
+    def _identity(self) -> tuple[int, int] | None:
+        """Return what tells the root from any other folder of its name; None if it is gone."""
+        try:
+            status = os.stat(self._root)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _require_folder(self) -> None:
+        if not self._root.is_dir():
+            raise InvalidInput("store", f"{self._root} is no folder; give the one of a store")
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise InvalidInput("store", f"{self.url} was opened to be read only")
+
     def _make_durable(self, folder: Path) -> None:
         """Make the folder and every missing parent, and fsync each in its own parent.
 
@@ -234,7 +274,7 @@ class LocalObjects:
 
     def _forget(self, folder: Path) -> None:
         for known in (folder, *folder.parents):
-            if known == self._root.parent:
+            if known == self._root:
                 return
             self._durable_folders.discard(known)
 
@@ -254,7 +294,7 @@ class LocalObjects:
         folders = deque([self._root])
         seen = 0
         while folders and seen < _OPENING_ENTRIES_MAX:
-            entries = _entries(folders.popleft())
+            entries = _entries(folders.popleft(), clears=True)
             seen += len(entries)
             folders.extend(Path(entry.path) for name, entry in entries if name.endswith("/"))
 
@@ -266,6 +306,12 @@ class LocalObjects:
         except OSError as error:
             if verb == "read" and error.errno in _NO_SUCH:
                 raise NotFound("object", path) from error
+            if verb == "open" and error.errno in _NO_RIGHT:
+                raise InvalidInput(
+                    "store",
+                    f"{self._root} can't be used: {error.strerror}; give its user the "
+                    "right to write there, or choose another folder",
+                ) from error
             if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
                 raise InvalidInput(
                     "path", f"{path!r}: a name can't be both an object and a folder; choose another"
@@ -316,14 +362,14 @@ class _LocalWriter(AbortOnError):
         _remove(self._temporary)
 
 
-def _walk(folder: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
-    for name, entry in _entries(folder):
+def _walk(folder: Path, prefix: str, start_after: str, *, clears: bool) -> Iterator[ObjectInfo]:
+    for name, entry in _entries(folder, clears=clears):
         path = prefix + name
         if name.endswith("/"):
             # All of the folder's paths begin with its own: it is skipped only when that is below
             # `start_after` and is not the beginning of it.
             if path > start_after or start_after.startswith(path):
-                yield from _walk(folder / entry.name, path, start_after)
+                yield from _walk(folder / entry.name, path, start_after, clears=clears)
         elif path > start_after:
             try:
                 status = entry.stat()
@@ -332,16 +378,19 @@ def _walk(folder: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
             yield ObjectInfo(path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
-def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return the folder's entries as keys sort: a folder counts with its `/`."""
+def _entries(folder: Path, *, clears: bool) -> list[tuple[str, os.DirEntry[str]]]:
+    """Return the folder's entries as keys sort: a folder counts with its `/`.
+
+    Temporary files are left out; with `clears`, those that nobody writes any more are removed.
+    """
     found: list[tuple[str, os.DirEntry[str]]] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(TEMPORARY_PREFIX):
-                    _remove_leftover(entry)
-                else:
+                if not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append((entry.name + "/" * entry.is_dir(), entry))
+                elif clears:
+                    _remove_leftover(entry)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found.sort(key=lambda item: item[0])

@@ -193,6 +193,10 @@ class RemoteObjects:
         check_path(path)
         return None
 
+    def free_bytes(self) -> int | None:
+        """Return None: a bucket has no end."""
+        return None
+
     def _delete(self, paths: Sequence[str]) -> None:
         obstore.delete(self._store, paths)
 

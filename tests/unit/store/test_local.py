@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store.objects import LocalObjects
+from cluster.store.objects import LocalObjects, probe
 from jobs.errors import InvalidInput, Unavailable
 
 
@@ -297,3 +297,55 @@ def test_local_path_is_where_the_bytes_are(objects: LocalObjects) -> None:
 
     assert path is not None
     assert path.read_bytes() == b"bytes"
+
+
+def test_folder_that_was_taken_away_is_not_made_again(
+    objects: LocalObjects, tmp_path: Path
+) -> None:
+    """Unmounted: what is written in its place would be hidden when it is mounted again."""
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    (tmp_path / "store").mkdir()
+
+    with pytest.raises(Unavailable, match="is gone; mount it again"):
+        objects.put_if_absent("a/b", b"")
+
+    (tmp_path / "store").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    assert objects.put_if_absent("a/b", b"")
+
+
+def test_store_opened_to_read_changes_nothing(tmp_path: Path, objects: LocalObjects) -> None:
+    leftover = tmp_path / "store/a/.tmp-1-dead"
+    leftover.touch()
+    os.utime(leftover, (0, 0))
+
+    reading = LocalObjects(tmp_path / "store", read_only=True)
+
+    assert [info.path for info in reading.list("")] == ["a/warm"]
+    assert leftover.exists()
+    for write in WRITES:
+        with pytest.raises(InvalidInput, match="read only"):
+            write(reading)
+    with pytest.raises(InvalidInput, match="read only"):
+        reading.delete(["a/warm"])
+    with pytest.raises(InvalidInput, match="is no folder"):
+        LocalObjects(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_folder_without_the_right_to_write_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a refusal of the system: the tests may run as root, whom no mode keeps out."""
+    store = LocalObjects(tmp_path / "store")
+    real = os.open
+
+    def refused(path: os.PathLike[str] | str, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+
+    with pytest.raises(InvalidInput, match="can't be written: Read-only file system"):
+        probe(store)
