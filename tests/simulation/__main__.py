@@ -5,9 +5,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing import get_context
 
-from tests.support.simulation.simulation import Result, simulate
+from tests.support.simulation.simulation import SHORT, Plan, Result, simulate
 
 
 def main() -> int:
@@ -16,23 +17,25 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many schedules to run")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seed", type=int, help="run this one only, and print its trace")
+    parser.add_argument("--short", action="store_true", help="the short ones that CI runs")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    plan = SHORT if options.short else Plan()
     if options.seed is not None:
-        return _one(options.seed)
-    return _many(range(options.first, options.first + options.seeds), options.processes)
+        return _one(options.seed, plan)
+    return _many(plan, range(options.first, options.first + options.seeds), options.processes)
 
 
-def _one(seed: int) -> int:
-    result = simulate(seed, keep_trace=True)
+def _one(seed: int, plan: Plan) -> int:
+    result = simulate(seed, plan, keep_trace=True)
     print(*result.trace, sep="\n")
     _tell(result)
     return 1 if result.violations else 0
 
 
-def _many(seeds: range, processes: int) -> int:
+def _many(plan: Plan, seeds: range, processes: int) -> int:
     began_at, counts, broken, virtual_s = time.monotonic(), Counter[str](), [], 0.0
-    for done, result in enumerate(_results(seeds, processes), 1):
+    for done, result in enumerate(_results(plan, seeds, processes), 1):
         counts.update(result.counts)
         virtual_s += result.virtual_s
         if result.violations:
@@ -49,9 +52,9 @@ def _many(seeds: range, processes: int) -> int:
     return 1 if broken else 0
 
 
-def _results(seeds: range, processes: int) -> Iterator[Result]:
+def _results(plan: Plan, seeds: range, processes: int) -> Iterator[Result]:
     with get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(simulate, seeds, chunksize=8)
+        yield from pool.imap_unordered(partial(simulate, plan=plan), seeds, chunksize=8)
 
 
 def _tell(result: Result) -> None:

@@ -1,6 +1,7 @@
 """Schedules of trouble, thousands of them: every promise of the design is kept in each.
 
-A seed that fails prints its trace; `python -m tests.simulation --seed N` plays it again, exactly.
+A seed that fails prints its trace, and `python -m tests.simulation --short --seed N` plays it
+again, exactly.
 """
 
 import os
@@ -11,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.simulation.simulation import Result, simulate
+from tests.support.simulation.simulation import SHORT, Result, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seeds in one test, and how many tests: spread over the processes that pytest runs.
-TOGETHER = 75
+TOGETHER = 250
 TESTS = 8
 
 
 def told(result: Result) -> str:
     lines = [*result.trace[-150:], *(f"seed {result.seed}: {v}" for v in result.violations)]
-    return "\n".join([*lines, f"again: python -m tests.simulation --seed {result.seed}"])
+    return "\n".join([*lines, f"again: python -m tests.simulation --short --seed {result.seed}"])
 
 
 @pytest.mark.timeout(120)
@@ -29,7 +30,7 @@ def told(result: Result) -> str:
 def test_every_promise_is_kept_in_every_schedule(first: int) -> None:
     counts: Counter[str] = Counter()
     for seed in range(first, first + TOGETHER):
-        result = simulate(seed)
+        result = simulate(seed, SHORT)
         counts.update(result.counts)
         assert not result.violations, told(result)
 

@@ -17,8 +17,8 @@ from cluster.commit import CommitLog
 from cluster.protocol import Assignment, Orders, Output
 from cluster.queue import events as e
 from cluster.queue.engine import evolve, job_status
-from cluster.queue.model import State
-from cluster.queue.state import TERMINAL
+from cluster.queue.model import State, Task
+from cluster.queue.state import TERMINAL, TaskState
 from cluster.store import journal
 from cluster.store.segment import Rows, SegmentHeader
 from jobs.errors import DraymanError
@@ -33,6 +33,10 @@ SILENCE_S = 14.0
 #: An excuse counts for decisions that become durable so much later.
 EXCUSED_S = 60.0
 RECOVERIES_MAX = 3
+#: A task may be given back unstarted so often, in all the trouble of one schedule.
+RETURNED_MAX = 20
+#: Nobody waits in a schedule's time for a moment that is so far away.
+FAR_S = 300.0
 
 _output = msgspec.json.Decoder(Output).decode
 
@@ -71,6 +75,8 @@ class Auditor:
         self._checkpoints: dict[tuple[str, str], int] = {}
         self._effects: Counter[tuple[str, str, str]] = Counter()
         self._succeeded: set[tuple[str, str]] = set()
+        #: How often a job's task was given back unstarted.
+        self._returned: Counter[str] = Counter()
         #: Workers by name, and when a report of each last reached a manager.
         self.workers: dict[str, Process] = {}
         self._heard_at: dict[str, float] = {}
@@ -145,6 +151,9 @@ class Auditor:
         elif isinstance(event, e.LeaseReleased) and not event.started:
             if token in self._live or how:
                 self._wrong(f"lease {token} was returned though it had started")
+            self._returned[event.job_id] += 1
+            if self._returned[event.job_id] == RETURNED_MAX:
+                self._wrong(f"{event.job_id} is handed to and fro and never started")
         elif isinstance(event, e.AttemptFailed) or (
             isinstance(event, e.TaskDied) and event.charged == "attempt"
         ):
@@ -310,6 +319,8 @@ class Auditor:
             if batch is not None:
                 for event, at in zip(batch.events, batch.ats, strict=True):
                     evolve(replayed, e.from_row(e.to_row(event)), at)
+        if commit.base:  # it began at a snapshot, which leaves out what history has
+            _forget_finished(replayed, self.segments[commit.base][1].seq[-1])
         live, again = canonical(commit.state), canonical(replayed)
         if live != again:
             different = [field for field in live if live[field] != again[field]]
@@ -320,9 +331,7 @@ class Auditor:
     @property
     def settled(self) -> bool:
         """Whether every job there is has ended, and every attempt."""
-        return not self._live and all(
-            task.state in TERMINAL for job in self.state.order for task in job.tasks
-        )
+        return not self.unsettled()
 
     def unsettled(self) -> list[str]:
         """Return what has not ended."""
@@ -330,8 +339,12 @@ class Auditor:
             f"{job.id} is {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
             for job in self.state.order
             for task in job.tasks
-            if task.state not in TERMINAL
+            if task.state not in TERMINAL and not self._is_far(task)
         ] + [f"lease {token} runs" for token in self._live]
+
+    def _is_far(self, task: Task) -> bool:
+        """Whether it was asked to wait for long, by a client whose clock was wrong."""
+        return task.state is TaskState.WAITING and task.due_at > self._world.wall() + FAR_S
 
     def check_end(self) -> None:
         """Check what must hold when all faults have stopped and time enough has passed."""
@@ -349,3 +362,11 @@ def _events(rows: Rows) -> Any:
     columns = (rows.kind, rows.job_id, rows.task_id, rows.attempt, rows.token, rows.data)
     for at, *row in zip(rows.at, *columns, strict=True):
         yield at, e.from_row(tuple(row))  # type: ignore[arg-type]
+
+
+def _forget_finished(state: State, through: int) -> None:
+    """Let jobs go that finished for good up to this event, as `Evicted` does."""
+    while state.finished and state.finished[0].finished_seq <= through:
+        job = state.finished.popleft()
+        del state.jobs[job.id]
+        state.order.remove(job)

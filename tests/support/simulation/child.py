@@ -305,12 +305,14 @@ class SimChild:
 
     def _flush(self) -> None:
         if self._board.outcomes:
-            self._outbox.send(Ended(list(self._board.outcomes)))
+            sent = list(self._board.outcomes)
+            self._outbox.send(Ended(sent))
             # Sent and not cleared yet: a worker may see an outcome twice.
-            self.process.call(0.0, self._clear, len(self._board.outcomes))
+            self.process.call(0.0, self._clear, sent)
 
-    def _clear(self, count: int) -> None:
-        del self._board.outcomes[:count]
+    def _clear(self, sent: list[Outcome]) -> None:
+        kept = [outcome for outcome in self._board.outcomes if outcome not in sent]
+        self._board.outcomes[:] = kept
 
     async def _program(self, assignment: Assignment) -> None:
         spec = decode_spec(assignment.spec)
