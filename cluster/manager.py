@@ -61,6 +61,8 @@ POLL_S = 5.0
 TICK_S = 0.1
 #: A loop that stood still longer than this (a pause, a suspended machine) forgives silence.
 GAP_S = 1.0
+#: A manager that wrote nothing for so long looks whether another has claimed the journal.
+PROVE_S = 10.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
 #: How often it is looked whether the journal should be folded, and how long after a compaction, or
@@ -162,6 +164,7 @@ class Manager:
             for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
                 self._go(self._spawn(pool))
         self._go(self._tick_forever())
+        self._go(self._prove_forever())
         self._go(self._compact_forever())
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
@@ -463,6 +466,15 @@ class Manager:
                 session.lost = "lease lost"
                 self._go(self._give_up(session))
         self._take_back(now)
+
+    async def _prove_forever(self) -> None:
+        """End a manager that was replaced while it had nothing to write, and would never know."""
+        while True:
+            number = self._commit.number
+            await self._clock.sleep(PROVE_S)
+            if self._commit.number == number:
+                with contextlib.suppress(DraymanError):  # a store that cannot say is asked again
+                    await self._commit.prove()
 
     async def _give_up(self, session: Session) -> None:
         """End a silent worker, then give away what it held: it must not go on beside the next.

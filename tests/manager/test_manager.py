@@ -13,6 +13,7 @@ from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, KeyReused, NotFound, Unavailable
 from jobs.retry import RetryPolicy
 from tests.support.cluster import GatedObjects, life
+from tests.support.eventually import eventually
 
 SPEC = JobSpec(type="noop")
 KEYED = JobSpec(type="noop", key="k", key_expires_at=9e9, fingerprint="f")
@@ -142,6 +143,16 @@ async def test_a_fenced_manager_answers_nobody_and_ends(objects: GatedObjects) -
         assert not late.done()
         late.cancel()
         assert not new.state.jobs
+
+
+async def test_a_fenced_manager_with_nothing_to_write_ends_too(
+    objects: GatedObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.manager.PROVE_S", 0.005)
+    async with life(objects) as old, life(objects) as new:
+        await eventually(lambda: old.fatal)
+
+        assert not new.fatal
 
 
 async def test_another_cluster_is_refused_until_it_takes_over(objects: GatedObjects) -> None:
