@@ -21,8 +21,8 @@ PROGRAMS: list[list[Any]] = [
     [],
     [["work", 0.02]],
     [["work", 0.3]],
-    [["work", 1.5], ["progress"], ["work", 1.5]],
-    [["work", 0.2], ["checkpoint"], ["work", 1.0], ["checkpoint"], ["work", 1.0]],
+    [["work", 0.8], ["progress"], ["work", 0.8]],
+    [["work", 0.2], ["checkpoint"], ["work", 0.5], ["checkpoint"], ["work", 0.5]],
     [["once", "mail", "skip"], ["work", 0.2], ["once", "bill", "fail"]],
     [["work", 0.1], ["fail", 1]],
     [["fail", 9]],
@@ -33,7 +33,7 @@ PROGRAMS: list[list[Any]] = [
     [["work", 0.05], ["crash", 99]],
     [["once", "mail", "skip"], ["crash", 1], ["work", 0.5]],
     [["stubborn", 1.0]],
-    [["work", 5.0]],
+    [["work", 3.0]],
 ]
 #: How often a keyed request is repeated before its client gives up.
 REPEATS_MAX = 8

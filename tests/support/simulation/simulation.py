@@ -19,7 +19,7 @@ __all__ = ["SHORT", "Plan", "Result", "simulate"]
 #: After the trouble so much time may pass until everything has ended.
 SETTLE_S = 240.0
 #: In so many schedules the journal is compacted: it takes long, being the real Parquet.
-COMPACTS = 0.1
+COMPACTS = 0.08
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plan:
 
 
 #: More of these fit into the time that CI has.
-SHORT = Plan(trouble_s=(0.5, 3.0))
+SHORT = Plan(trouble_s=(0.3, 2.0))
 
 
 @dataclass
