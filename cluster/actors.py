@@ -430,6 +430,8 @@ def connect_gateway(handle: Any, store: Objects) -> Gateway:
         new_id=uuid7_maker(),
         incarnation=uuid.uuid4().hex,
         history=History(store),
+        objects=store,
+        wall=time.time,
         monotonic=time.monotonic,
     )
 

@@ -4,22 +4,28 @@ Rule 1: a batch is numbered once and repeated with the same bytes until it is an
 reply never submits twice. Rule 2: who rides in a batch may leave (a client that disconnects)
 without harm to the others. Rule 3: at most `IN_FLIGHT` batches are under way; what gathers
 meanwhile is the next one; beyond `PENDING_MAX` waiting submissions new ones are refused at once.
+Rule 4: while the manager is away submissions go to intake, finished jobs are answered from history
+and those in intake as pending; only what the manager alone knows is Unavailable.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from cluster.commit import Offload
 from cluster.history.reader import History
 from cluster.history.rows import Record
+from cluster.intake import IntakeScan, IntakeWriter, is_recent
 from cluster.protocol import (
     Accepted,
     Batch,
+    Fold,
     Refused,
     Submission,
     decode_batch_reply,
@@ -27,9 +33,11 @@ from cluster.protocol import (
 )
 from cluster.queries import Query
 from cluster.queue.spec import JobSpec, encode_spec
+from cluster.store.contract import Objects
 from cluster.views import (
     AttemptView,
     DeadLetterQuery,
+    Evicted,
     JobPage,
     JobQuery,
     JobView,
@@ -55,10 +63,18 @@ IN_FLIGHT = 2
 BATCH_MAX = 500
 BATCH_BYTES_MAX = 1 << 20
 PENDING_MAX = 20_000
-#: How long a call is repeated while the manager is away. A restart takes about two seconds.
-PATIENCE_S = 10.0
+#: How long a query is repeated while the manager is away. A restart takes about two seconds.
+PATIENCE_S = 3.0
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 0.5
+#: A batch unanswered for so long goes to intake, and the manager counts as away. It may still
+#: commit the batch: intake knows it by its number.
+AWAY_AFTER_S = 2.0
+#: How often a manager that is away is asked whether it is back.
+ASK_EVERY_S = 0.25
+
+#: Questions that history and intake can answer, too.
+_READS = frozenset({"job", "tasks", "attempts", "wait"})
 
 V = TypeVar("V")
 
@@ -96,18 +112,30 @@ class Gateway:
         new_id: Callable[[], str],
         incarnation: str,
         history: History,
+        objects: Objects,
+        wall: Callable[[], float],
         monotonic: Callable[[], float],
         sleep: Callable[[float], Any] = asyncio.sleep,
         offload: Offload = asyncio.to_thread,
     ) -> None:
         self._manager = manager
         self._history, self._offload = history, offload
+        self._intake = IntakeWriter(objects, offload)
+        self._scan = IntakeScan(objects, monotonic)
+        self._wall = wall
+        self._returning: asyncio.Task[None] | None = None
         self._new_id = new_id
         self._incarnation = incarnation
         self._monotonic, self._sleep = monotonic, sleep
         self._number = 0
         self._pending: deque[_Waiting] = deque()
         self._senders: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop asking for a manager that is away. What is in intake stays there."""
+        if self._returning is not None:
+            self._returning.cancel()
+            await asyncio.gather(self._returning, return_exceptions=True)
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -182,22 +210,61 @@ class Gateway:
 
     async def _deliver(self, batch: list[_Waiting]) -> list[Accepted | Refused]:
         self._number += 1
-        payload = encode(
-            Batch(self._incarnation, self._number, [waiting.submission for waiting in batch])
-        )
-        reply = await self._patiently(self._manager.submit, payload)
-        return decode_batch_reply(reply).results
+        numbered = Batch(self._incarnation, self._number, [w.submission for w in batch])
+        if self._returning is None:
+            try:
+                # Not `wait_for`: it swallows a cancellation that comes with the answer.
+                async with asyncio.timeout(AWAY_AFTER_S):
+                    reply = await self._manager.submit(encode(numbered))
+            except (ManagerAway, TimeoutError) as error:
+                log.warning("manager_away", error=str(error), next="submissions go to intake")
+                self._went_away()
+            else:
+                return decode_batch_reply(reply).results
+        return await self._intake.accept(numbered)
 
-    async def _patiently(self, method: Callable[[bytes], Any], payload: bytes) -> bytes:
+    # --- while the manager is away ------------------------------------------------------------
+
+    def _went_away(self) -> None:
+        if self._returning is None:
+            self._returning = asyncio.get_running_loop().create_task(self._return())
+
+    async def _return(self) -> None:
+        """Ask until the manager is back and has taken over all that this gateway wrote."""
+        began = self._monotonic()
+        while True:
+            await self._sleep(ASK_EVERY_S)
+            outstanding = self._intake.outstanding()
+            try:
+                missing = await self._fold(outstanding)
+                await self._intake.rewrite(missing)
+            except (ManagerAway, TimeoutError, DraymanError):
+                continue  # still away; Unavailable: it, or the store, is in trouble
+            unknown = set(missing)
+            self._intake.settle([fold for fold in outstanding if fold.identity not in unknown])
+            if not self._intake.outstanding():
+                break
+        self._returning = None
+        log.info("manager_back", away_s=round(self._monotonic() - began, 1))
+
+    async def _fold(self, outstanding: list[Fold]) -> list[str]:
+        query = encode(Query("fold", folds=outstanding))
+        async with asyncio.timeout(PATIENCE_S):
+            reply = await self._manager.call(query)
+        if reply[:1] == b"-":
+            raise msgspec.json.decode(reply[1:], type=Refused).exception()
+        return msgspec.json.decode(reply[1:], type=list[str])
+
+    async def _patiently(self, query: Query) -> bytes:
         """Call the manager; while it is away repeat the same bytes, up to `PATIENCE_S`."""
         deadline = self._monotonic() + PATIENCE_S
-        wait_s = RETRY_FIRST_S
+        payload, wait_s = encode(query), RETRY_FIRST_S
         while True:
             try:
-                reply: bytes = await method(payload)
-            except ManagerAway as error:
+                async with asyncio.timeout(query.timeout_s + PATIENCE_S):
+                    reply = await self._manager.call(payload)
+            except (ManagerAway, TimeoutError) as error:
                 if self._monotonic() + wait_s > deadline:
-                    log.warning("manager_away", error=str(error))
                     raise Unavailable(
                         "the queue manager does not answer; the request may have been taken", 2.0
                     ) from error
@@ -214,19 +281,46 @@ class Gateway:
         return found
 
     async def _ask_of_job(self, query: Query, view: type[V]) -> V | Record:
-        """Return the manager's answer, or the job's record if it has left the manager's memory."""
-        reply = await self._patiently(self._manager.call, encode(query))
+        """Return the manager's answer, or the job's record if the manager does not have it."""
+        if self._returning is not None and query.op in _READS:
+            with contextlib.suppress(NotFound):  # then it may be the manager's
+                return await self._record(query, query.job_id, None)
+        try:
+            reply = await self._patiently(query)
+        except Unavailable:
+            if query.op in _READS:
+                with contextlib.suppress(NotFound):
+                    return await self._record(query, query.job_id, None)
+            raise
         if reply[:1] == b"-":
             raise msgspec.json.decode(reply[1:], type=Refused).exception()
         if reply[:1] == b"~":
-            return await self._record(query, msgspec.json.decode(reply[1:], type=int))
+            evicted = msgspec.json.decode(reply[1:], type=Evicted)
+            return await self._record(query, evicted.job_id, evicted.compacted)
         return msgspec.json.decode(reply[1:], type=view)
 
-    async def _record(self, query: Query, as_of: int) -> Record:
-        record: Record | None = await self._offload(self._history.find, query.job_id, as_of)
+    async def _record(self, query: Query, job_id: str, as_of: int | None) -> Record:
+        """Return what history, or else intake, knows of a job. Raises NotFound."""
+        record: Record | None = await self._offload(self._history.find, job_id, as_of)
+        if record is None:
+            view = await self._in_intake(job_id)
+            record = Record(view, 0, 0) if view is not None else None
+        elif job_id != query.job_id:
+            view = replace(record.view, id=query.job_id, alias_of=job_id)
+            record = replace(record, view=view)
         if record is None or query.tenant not in (None, record.view.tenant):
             raise NotFound("job", query.job_id)
         return record
+
+    async def _in_intake(self, job_id: str) -> JobView | None:
+        now = self._wall()
+        if not is_recent(job_id, now):
+            return None
+        mine = self._intake.find(job_id, now)
+        if mine is not None:
+            return mine
+        found: JobView | None = await self._offload(self._scan.find, job_id, now)
+        return found
 
     async def job(self, job_id: str, tenant: str | None) -> JobView:
         """Return a job. `tenant` None sees all. Raises NotFound."""

@@ -16,6 +16,8 @@ import structlog
 
 from cluster.commit import Clock, CommitLog, Offload
 from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
+from cluster.history.reader import History
+from cluster.intake import IntakeFolder
 from cluster.protocol import (
     NODE_LOST,
     NOTHING,
@@ -48,6 +50,7 @@ from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
 from cluster.store.snapshot import Snapshots
+from cluster.views import Evicted
 from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound
 
 __all__ = ["Manager", "WorkerPort", "build"]
@@ -65,6 +68,8 @@ GAP_S = 1.0
 PROVE_S = 10.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
+#: How often intake is listed by itself.
+FOLD_EVERY_S = 60.0
 #: How often it is looked whether the journal should be folded, and how long after a compaction, or
 #: one that failed, the next may begin.
 COMPACT_LOOK_S = 1.0
@@ -113,8 +118,10 @@ class Manager:
         clock: Clock,
         draw: Callable[[], float],
         compactor: CompactorPort,
+        intake: IntakeFolder,
     ) -> None:
         self._commit = commit
+        self._intake = intake
         self._compactor = compactor
         self._settings = settings
         self._workers = workers
@@ -154,6 +161,7 @@ class Manager:
             )
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
         self._go(self._commit.write_forever())
+        await self._fold_intake()
         live = await self._workers.live()
         for name, pool_name in live.items():
             self._adopt(name).pool = pool_name
@@ -166,6 +174,7 @@ class Manager:
         self._go(self._tick_forever())
         self._go(self._prove_forever())
         self._go(self._compact_forever())
+        self._go(self._fold_forever())
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
     async def stop(self) -> None:
@@ -213,7 +222,7 @@ class Manager:
     def _accept(self, batch: Batch) -> list[Accepted | Refused]:
         marks = self._state.gateways.get(batch.gateway)
         if marks is not None and (refused := marks.window.get(batch.number)) is not None:
-            return self._answer_again(batch, refused)
+            return self._answer_again(batch, refused or b"{}")
         if marks is not None and marks.too_old(batch.number):
             raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
         now = self._commit.now()
@@ -510,6 +519,21 @@ class Manager:
                     other.release()
                     return
 
+    # --- intake -------------------------------------------------------------------------------
+
+    async def _fold_forever(self) -> None:
+        # Gateways ask to be folded. This is for those that died before they could.
+        while True:
+            await self._clock.sleep(FOLD_EVERY_S)
+            await self._fold_intake()
+
+    async def _fold_intake(self) -> None:
+        try:
+            await self._intake.fold()
+        except (DraymanError, OSError) as error:
+            log.warning("intake_not_folded", error=str(error), next_try_s=FOLD_EVERY_S)
+        self._dispatch()
+
     # --- compaction ---------------------------------------------------------------------------
 
     async def _compact_forever(self) -> None:
@@ -601,7 +625,7 @@ class Manager:
         """Answer one query or command.
 
         The reply is `+` and JSON, `-` and a Refused, or, for a job that is not in memory, `~` and
-        the last segment that history has.
+        an Evicted.
         """
         query = decode_query(payload)
         try:
@@ -609,7 +633,9 @@ class Manager:
         except NotFound as error:
             await self._commit.barrier()
             if error.what == "job":  # history may have it, as far as it was compacted
-                return b"~" + encode(max(self._state.compacted, self._commit.base))
+                first = self._state.aliases.get(query.job_id, query.job_id)
+                compacted = max(self._state.compacted, self._commit.base)
+                return b"~" + encode(Evicted(first, compacted))
             return b"-" + encode(refusal_of(error))
         except DraymanError as error:
             await self._commit.barrier()
@@ -624,10 +650,12 @@ class Manager:
         if query.op in ("cancel", "retry"):
             self._reader.job(query.job_id, query.tenant)  # NotFound for another tenant's
             command = c.Cancel if query.op == "cancel" else c.Revive
-            self._command(command(query.job_id))
+            self._command(command(self._state.aliases.get(query.job_id, query.job_id)))
             return self._reader.job(query.job_id, query.tenant)
         if query.op == "redrive":
             return self._redrive(query)
+        if query.op == "fold":
+            return await self._intake.fold(query.folds)
         if query.op in ("pause", "resume"):
             pause = query.op == "pause"
             self._command(c.PauseQueue(query.queue) if pause else c.ResumeQueue(query.queue))
@@ -652,11 +680,12 @@ class Manager:
         return len(jobs)
 
     async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
-        job = self._state.jobs.get(job_id)
+        job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))
         if job is None or (tenant is not None and job.tenant != tenant):
             raise NotFound("job", job_id)
         if job.finished_at:
             return
+        job_id = job.id
         done = asyncio.Event()
         waiters = self._waiting.setdefault(job_id, [])
         waiters.append(done)
@@ -700,4 +729,7 @@ async def build(
         on_fatal=on_fatal,
         linger_s=settings.commit_linger_ms / 1000,
     )
-    return Manager(commit, settings, workers, clock=clock, draw=draw, compactor=compactor)
+    intake = IntakeFolder(objects, commit, History(objects), offload)
+    return Manager(
+        commit, settings, workers, clock=clock, draw=draw, compactor=compactor, intake=intake
+    )

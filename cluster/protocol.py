@@ -30,6 +30,7 @@ __all__ = [
     "Batch",
     "BatchReply",
     "FileInfo",
+    "Fold",
     "OrderlyStop",
     "Orders",
     "Outcome",
@@ -73,6 +74,13 @@ class Batch(msgspec.Struct, frozen=True):
     gateway: str
     number: int
     submissions: list[Submission]
+
+
+class Fold(msgspec.Struct, frozen=True, array_like=True):
+    """An object that its gateway asks the manager to take over."""
+
+    name: str
+    identity: str
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cluster.commit import CommitLog
-from cluster.protocol import Output
+from cluster.protocol import Fold, Output
 from cluster.queue.engine import job_status
 from cluster.queue.model import Job, Line, PastAttempt, Task
 from cluster.queue.state import TERMINAL, TaskState
@@ -48,6 +49,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
 
     op: Literal[
         "ping",
+        "fold",
         "job",
         "jobs",
         "tasks",
@@ -68,6 +70,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
     queue: str = ""
     jobs: JobQuery | None = None
     dead: DeadLetterQuery | None = None
+    folds: list[Fold] = []
 
 
 decode_query = msgspec.json.Decoder(Query).decode
@@ -103,7 +106,8 @@ class Reader:
 
     def job(self, job_id: str, tenant: str | None) -> JobView:
         """Return one job."""
-        return self._view(self._find(job_id, tenant))
+        view = self._view(self._find(job_id, tenant))
+        return view if view.id == job_id else replace(view, id=job_id, alias_of=view.id)
 
     def jobs(self, query: JobQuery) -> LivePage:
         """Return a page of the jobs in memory, newest first."""
@@ -195,7 +199,7 @@ class Reader:
         ]
 
     def _find(self, job_id: str, tenant: str | None) -> Job:
-        job = self._state.jobs.get(job_id)
+        job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))
         if job is None or (tenant is not None and job.tenant != tenant):
             raise NotFound("job", job_id)
         return job

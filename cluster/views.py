@@ -14,6 +14,7 @@ __all__ = [
     "AttemptView",
     "DeadLetterQuery",
     "ErrorView",
+    "Evicted",
     "JobPage",
     "JobQuery",
     "JobStatus",
@@ -78,6 +79,8 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     result_ref: str | None = None
     files: list[FileInfo] = []
     traceparent: str | None = None
+    #: The job this id stands for: the key was known, but the manager was away when it was given.
+    alias_of: str | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -97,6 +100,13 @@ class LivePage(msgspec.Struct, frozen=True):
     below: int | None
     #: Place of the newest job, and the last segment that history has.
     submitted: int
+    compacted: int
+
+
+class Evicted(msgspec.Struct, frozen=True):
+    """A job is not in the manager's memory; history may have it."""
+
+    job_id: str
     compacted: int
 
 

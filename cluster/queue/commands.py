@@ -6,6 +6,7 @@ from cluster.protocol import Outcome, Record
 from cluster.queue.spec import JobSpec
 
 __all__ = [
+    "Alias",
     "Cancel",
     "Command",
     "EndCompaction",
@@ -16,6 +17,7 @@ __all__ = [
     "PauseQueue",
     "PlanCompaction",
     "Reclaim",
+    "Refuse",
     "ResumeQueue",
     "Revive",
     "SaveRecord",
@@ -30,6 +32,24 @@ class Submit(msgspec.Struct, frozen=True):
     job_id: str
     spec: JobSpec
     raw: bytes
+    #: It was acknowledged already: limits of depth and keys do not apply.
+    admitted: bool = False
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """Let an id that was acknowledged stand for the job that had its key before."""
+
+    job_id: str
+    first: str
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """End a job that was acknowledged but cannot run."""
+
+    job_id: str
+    raw: bytes
+    error: str
+    cause: str
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -119,6 +139,8 @@ class ResumeQueue(msgspec.Struct, frozen=True):
 
 Command = (
     Submit
+    | Alias
+    | Refuse
     | Lease
     | Finish
     | LoseWorker

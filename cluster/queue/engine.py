@@ -20,6 +20,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.dispatch import pick
 from cluster.queue.model import (
+    ALIASES_MAX,
     GATEWAY_FORGOTTEN_S,
     Effect,
     GatewayMarks,
@@ -30,6 +31,7 @@ from cluster.queue.model import (
     State,
     Task,
 )
+from cluster.queue.spec import JobSpec, decode_spec
 from cluster.queue.state import TERMINAL, Move, TaskState, moved
 from jobs.errors import Conflict, InvalidInput, KeyReused, LeaseLost, NotFound, Overloaded
 
@@ -85,16 +87,29 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
             if fingerprint != spec.fingerprint:
                 raise KeyReused(job_id)
             return []
-        if len(state.keys) >= rules.idempotency_keys_max:
+        if len(state.keys) >= rules.idempotency_keys_max and not command.admitted:
             raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
     limits = rules.queues.get(spec.queue)
     if limits is None:
         known = ", ".join(sorted(rules.queues))
         raise InvalidInput("queue", f"no queue {spec.queue!r}; use one of: {known}")
     line = state.lines.get(spec.queue)
-    if line is not None and _depth(line) >= limits.depth_max:
+    if line is not None and _depth(line) >= limits.depth_max and not command.admitted:
         raise Overloaded("queue", f"queue {spec.queue!r} is full ({limits.depth_max} tasks)", 5.0)
     return [e.JobSubmitted(command.job_id, spec, command.raw)]
+
+
+def _alias(state: State, rules: Rules, command: c.Alias, now: float) -> list[e.Event]:
+    if command.job_id in state.jobs or command.job_id in state.aliases:
+        return []
+    return [e.JobAliased(command.job_id, command.first)]
+
+
+def _refuse(state: State, rules: Rules, command: c.Refuse, now: float) -> list[e.Event]:
+    if command.job_id in state.jobs:
+        return []
+    raw = msgspec.Raw(command.raw)
+    return [e.JobRefused(command.job_id, raw, command.error, command.cause)]
 
 
 def _depth(line: Line) -> int:
@@ -383,6 +398,8 @@ def _job(state: State, job_id: str) -> Job:
 
 _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.Submit: _submit,
+    c.Alias: _alias,
+    c.Refuse: _refuse,
     c.Lease: _lease,
     c.Finish: _finish,
     c.LoseWorker: _lose_worker,
@@ -489,23 +506,43 @@ def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
     if marks is None:
         marks = state.gateways[event.gateway] = GatewayMarks()
     marks.at = at
-    marks.add(event.number, bytes(event.refused))
+    if event.intake:
+        state.folded[event.intake] = at
+        marks.add_folded(event.number)
+    else:
+        marks.add(event.number, bytes(event.refused))
+
+
+def _new_job(state: State, job_id: str, spec: JobSpec, raw: bytes, at: float) -> Job:
+    state.submitted += 1
+    # Interned: a million jobs have a handful of types, tenants and queues.
+    names = (intern(spec.type), intern(spec.tenant), intern(spec.queue))
+    job = Job(job_id, raw, *names, spec.priority, at, state.submitted, [])
+    state.jobs[job_id] = job
+    state.order.add(job)
+    return job
+
+
+def _on_aliased(state: State, event: e.JobAliased, at: float) -> None:
+    state.aliases[event.job_id] = event.first
+    while len(state.aliases) > ALIASES_MAX:
+        del state.aliases[next(iter(state.aliases))]
+
+
+def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
+    raw = bytes(event.spec)
+    job = _new_job(state, event.job_id, decode_spec(raw), raw, at)
+    past = PastAttempt(0, "refused", "", 0.0, 0.0, at, event.error, event.cause)
+    task = Task(job, FIRST_TASK, S.DEAD, past=[past], ended_at=at)
+    job.tasks.append(task)
+    state.line(job.queue).counts[S.DEAD] += 1
+    state.dead[job.id, task.id] = task
+    _finished(state, job, at)
 
 
 def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     spec = event.spec
-    state.submitted += 1
-    job = Job(
-        event.job_id,
-        event.raw,
-        intern(spec.type),
-        intern(spec.tenant),
-        intern(spec.queue),
-        spec.priority,
-        at,
-        state.submitted,
-        [],
-    )
+    job = _new_job(state, event.job_id, spec, event.raw, at)
     line = state.line(spec.queue)
     if spec.run_at is not None and spec.run_at > at:
         task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
@@ -515,8 +552,6 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
         line.push(task)
     line.counts[task.state] += 1
     job.tasks.append(task)
-    state.jobs[job.id] = job
-    state.order.add(job)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
     if spec.expires_at is not None:
@@ -665,8 +700,11 @@ def _on_compacted(state: State, event: e.Compacted, at: float) -> None:
     state.planned = 0
     state.compacted = event.last
     state.compacted_seq = event.seq
-    for name in [g for g, m in state.gateways.items() if m.at < at - GATEWAY_FORGOTTEN_S]:
+    forgotten = at - GATEWAY_FORGOTTEN_S
+    for name in [name for name, marks in state.gateways.items() if marks.at < forgotten]:
         del state.gateways[name]
+    for name in [name for name, folded_at in state.folded.items() if folded_at < forgotten]:
+        del state.folded[name]
 
 
 def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
@@ -693,6 +731,8 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.ManagerStopped: _on_manager_stopped,
     e.BatchAccepted: _on_batch_accepted,
     e.JobSubmitted: _on_submitted,
+    e.JobAliased: _on_aliased,
+    e.JobRefused: _on_refused,
     e.TaskReady: _on_ready,
     e.TaskLeased: _on_leased,
     e.TaskSucceeded: _on_succeeded,

@@ -24,6 +24,8 @@ __all__ = [
     "CompactionPlanned",
     "Event",
     "Evicted",
+    "JobAliased",
+    "JobRefused",
     "JobSubmitted",
     "LeaseReleased",
     "ManagerStarted",
@@ -80,6 +82,8 @@ class BatchAccepted(Event, frozen=True):
     gateway: str
     number: int
     refused: msgspec.Raw = NOTHING
+    #: What was folded, if it came through intake: then others of the batch may still come.
+    intake: str = ""
 
 
 class JobSubmitted(Event, frozen=True):
@@ -89,6 +93,24 @@ class JobSubmitted(Event, frozen=True):
     job_id: str
     spec: JobSpec
     raw: bytes
+
+
+class JobAliased(Event, frozen=True):
+    """An id that was acknowledged while the manager was away stands for a job it knew before."""
+
+    kind = "job_aliased"
+    job_id: str
+    first: str
+
+
+class JobRefused(Event, frozen=True):
+    """A job that was acknowledged while the manager was away cannot run: it ends as failed."""
+
+    kind = "job_refused"
+    job_id: str
+    spec: msgspec.Raw
+    error: str
+    cause: str
 
 
 class TaskEvent(Event, frozen=True):

@@ -33,6 +33,10 @@ __all__ = [
 GATEWAY_WINDOW = 1024
 #: A gateway silent for so long has ended, and nothing of it is on its way any more.
 GATEWAY_FORGOTTEN_S = 48 * 3600.0
+#: Stands in a gateway's window for a batch that came through intake.
+FOLDED = b""
+#: Ids that stand for jobs known before; there are few.
+ALIASES_MAX = 100_000
 #: Jobs in one block of the order of submission.
 ORDER_BLOCK = 1024
 
@@ -353,11 +357,22 @@ class GatewayMarks:
 
     def add(self, number: int, refused: bytes) -> None:
         """Remember batch `number`, and forget those that are too old now."""
+        if self.too_old(number):
+            return
         self.window[number] = refused
         if number > self.high:
             before, self.high = self.high, number
             for old in range(before - GATEWAY_WINDOW + 1, min(before, number - GATEWAY_WINDOW) + 1):
                 self.window.pop(old, None)
+
+    def add_folded(self, number: int) -> None:
+        """Remember that some of batch `number` came through intake, unless all came itself."""
+        if number not in self.window:
+            self.add(number, FOLDED)
+
+    def was_committed(self, number: int) -> bool:
+        """Whether batch `number` is known to have come itself."""
+        return self.window.get(number, FOLDED) != FOLDED
 
     def too_old(self, number: int) -> bool:
         """Whether nobody knows any more if batch `number` was committed."""
@@ -426,6 +441,10 @@ class State:
         self.claims: list[int] = []
         self.keys = KeyIndex()
         self.gateways: dict[str, GatewayMarks] = {}
+        #: Intake that was folded, and when: it may turn up again.
+        self.folded: dict[str, float] = {}
+        #: Ids acknowledged while the manager was away that stand for jobs known before.
+        self.aliases: dict[str, str] = {}
         self.lines: dict[str, Line] = {}
         self.leases: dict[int, Task] = {}
         #: worker -> tokens it holds, in order of leasing.

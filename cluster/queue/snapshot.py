@@ -42,6 +42,8 @@ class _Head(msgspec.Struct, array_like=True):
     compacted: int
     compacted_seq: int
     claims: list[int]
+    folded: dict[str, float] = {}
+    aliases: dict[str, str] = {}
 
 
 class _Gateway(msgspec.Struct, array_like=True):
@@ -161,7 +163,7 @@ def _task_row(task: Task) -> _Task:
 def load(rows: Iterable[Row], state: State | None = None) -> State:
     """Return the state that the rows were dumped from, in `state` if one is given, a new one.
 
-    Raises msgspec errors on foreign rows.
+    Raises ValueError or a msgspec error on foreign rows.
     """
     state = State() if state is None else state
     suspects: list[tuple[str, str]] = []
@@ -190,6 +192,8 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
         elif kind == "dead":
             task_id = msgspec.msgpack.decode(data, type=str)
             state.dead[name, task_id] = _find(state, name, task_id)
+        elif kind != "head":
+            raise ValueError(f"unknown kind {kind!r}; start the newer version")
         else:
             head = msgspec.msgpack.decode(data, type=_Head)
             for field in _Head.__struct_fields__:

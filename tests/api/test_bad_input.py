@@ -220,17 +220,29 @@ async def _defect() -> None:
     raise RuntimeError("boom")
 
 
-async def test_manager_away_is_503_with_retry_after(
+async def test_what_only_the_manager_knows_is_503_with_retry_after_while_it_is_away(
+    api: RunningApi, acme: httpx.AsyncClient
+) -> None:
+    job = (await acme.post("/v1/jobs", json=GREET)).json()
+    api.port.away = True
+
+    answers = [await acme.get(path) for path in ("/v1/queues", f"/v1/jobs/{job['id']}")]
+
+    for answer in answers:
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_submissions_are_accepted_while_the_manager_is_away(
     api: RunningApi, acme: httpx.AsyncClient
 ) -> None:
     api.port.away = True
 
     answer = await acme.post("/v1/jobs", json=GREET)
 
-    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
-    assert int(answer.headers["retry-after"]) >= 1
-    api.port.away = False
-    assert (await acme.post("/v1/jobs", json=GREET)).status_code == 202
+    assert answer.status_code == 202
+    job = (await acme.get(f"/v1/jobs/{answer.json()['id']}")).json()
+    assert (job["id"], job["status"]) == (answer.json()["id"], "pending")
 
 
 @pytest.mark.parametrize("body", [{}, {"filter": {"colour": "red"}}, {"filter": {"ids": 3}}, []])

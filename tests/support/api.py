@@ -92,7 +92,7 @@ class Patience:
 
     async def sleep(self, delay_s: float) -> None:
         self._now += delay_s
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 class NoWorkers:
@@ -278,6 +278,8 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
         new_id=uuid7_maker(),
         incarnation=uuid.uuid4().hex,
         history=History(store),
+        objects=store,
+        wall=time.time,
         monotonic=patience.monotonic,
         sleep=patience.sleep,
     )
@@ -288,6 +290,7 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
     try:
         yield running
     finally:
+        await gateway.close()
         await running.close()
 
 

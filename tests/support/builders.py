@@ -145,6 +145,7 @@ def canonical(state: State) -> dict[str, Any]:
         "compaction": (state.planned, state.compacted, state.compacted_seq, state.claims),
         "jobs": {job.id: _job(job) for job in state.order if not _is_over(state, job)},
         "finished": [job.id for job in state.finished if not _is_over(state, job)],
+        "intake": (state.folded, state.aliases),
         "keys": sorted(state.keys.items()),
         "gateways": {
             name: (marks.at, marks.high, dict(marks.window))

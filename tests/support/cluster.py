@@ -27,11 +27,13 @@ __all__ = ["FakeClock", "GatedObjects", "Life", "Workers", "life"]
 class FakeClock:
     """Time that a test moves; sleeping waits for nothing but a turn of the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, behind_s: float = 0.0) -> None:
         self.offset_s = 0.0
+        #: How far the wall clock was set back.
+        self.behind_s = behind_s
 
     def wall(self) -> float:
-        return time.time() + self.offset_s
+        return time.time() + self.offset_s - self.behind_s
 
     def monotonic(self) -> float:
         return time.monotonic() + self.offset_s
@@ -123,6 +125,8 @@ class Life:
             new_id=uuid7_maker(),
             incarnation=uuid.uuid4().hex,
             history=History(objects),
+            objects=objects,
+            wall=time.time,
             monotonic=time.monotonic,
         )
         self._numbers: dict[str, int] = {}
@@ -162,6 +166,8 @@ async def life(
     cluster_id: str = "here",
     take_over: bool = False,
     pools: Sequence[PoolSettings] = (PoolSettings(name="cpu", queues=["default"], size=0),),
+    clock: FakeClock | None = None,
+    **settings_more: Any,
 ) -> AsyncIterator[Life]:
     """Start a manager on `objects`; it is dropped at the end as a crash would drop it."""
     settings = ClusterSettings(
@@ -169,8 +175,9 @@ async def life(
         pools=list(pools),
         cluster_id=cluster_id,
         take_over=take_over,
+        **settings_more,
     )
-    workers, clock = Workers(*alive), FakeClock()
+    workers, clock = Workers(*alive), clock or FakeClock()
     fatal: list[DraymanError] = []
     manager = await build(
         settings,

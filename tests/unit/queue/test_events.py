@@ -37,6 +37,8 @@ EVERY: list[e.Event] = [
     e.CheckpointSaved(*LEASE, RAW),
     e.OnceClaimed(*LEASE, "mail"),
     e.OnceDone(*LEASE, "mail", RAW),
+    e.JobAliased("j2", "j1"),
+    e.JobRefused("j3", RAW, "has no such queue", "refused"),
     e.CompactionPlanned(1, 7),
     e.Compacted(7, 99),
     e.Evicted(42),
