@@ -5,18 +5,24 @@ and may go on while a manager writes and a compactor deletes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.queue.engine import evolve
-from cluster.queue.events import from_row
+from cluster.queue.events import Event, Row, from_row
 from cluster.queue.model import State
 from cluster.queue.snapshot import SNAPSHOT_VERSION, load
+from cluster.queue.state import IllegalTransition
 from cluster.store.contract import Objects
 from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
+from cluster.store.segment import Rows
 from cluster.store.snapshot import Snapshots
 from jobs.errors import Corrupt, NotFound
 
-__all__ = ["Folded", "fold", "fold_store"]
+__all__ = ["Folded", "fold", "fold_store", "read_event"]
+
+#: What reading bytes of another making ends in, here or in the rules that meet them.
+_FOREIGN = (LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 @dataclass(slots=True)
@@ -43,7 +49,12 @@ def fold(
     state = State() if state is None else state
     if base:
         header, rows = snapshots.read(base)
-        load(rows, state)
+        try:
+            load(rows, state)
+        except _FOREIGN as error:
+            raise Corrupt(
+                snapshots.path(base), f"holds a row nobody can read: {error!r}"
+            ) from error
         if state.seq != header.seq:
             raise Corrupt(snapshots.path(base), f"holds event {state.seq}, not {header.seq}")
     folded = Folded(state, base, base, state.seq)
@@ -55,20 +66,39 @@ def fold(
                 journal.path(found.number),
                 f"begins with event {found.first_seq}, though {state.seq} came before it",
             )
-        columns = (
-            segment.kind,
-            segment.job_id,
-            segment.task_id,
-            segment.attempt,
-            segment.token,
-            segment.data,
-        )
-        for at, *row in zip(segment.at, *columns, strict=True):
-            evolve(state, from_row(tuple(row)), at)
+        _apply(journal.path(found.number), segment, state)
         folded.number = found.number
         if found.number == upto:
             break
     return folded
+
+
+def _apply(path: str, segment: Rows, state: State) -> None:
+    """Evolve by a segment's events. Corrupt, naming the event, where one is foreign or amiss."""
+    row: list[Any] = []
+    try:
+        for at, *row in zip(segment.at, *segment.event_columns, strict=True):
+            evolve(state, from_row(tuple(row)), at)
+    except (*_FOREIGN, IllegalTransition) as error:
+        number = state.seq + 1
+        read_event(path, number, tuple(row))
+        raise Corrupt(
+            path, f"event {number} ({row[0]}) does not follow from those before it: {error!r}"
+        ) from error
+
+
+def read_event(path: str, number: int, row: Row) -> Event:
+    """Return the event a row stands for; Corrupt says what a foreign one is."""
+    try:
+        return from_row(row)
+    except KeyError:
+        raise Corrupt(
+            path,
+            f"event {number} is of a kind that this version does not know, {row[0]!r}; start the "
+            "newer version",
+        ) from None
+    except _FOREIGN as error:
+        raise Corrupt(path, f"event {number} ({row[0]}) can't be read: {error}") from error
 
 
 def fold_store(store: Objects, journal_objects: Objects) -> Folded:

@@ -8,6 +8,7 @@ the checksum) lies in the footer's metadata. Rule 4: a newer schema is refused, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -78,6 +79,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.seq)
+
+    @property
+    def event_columns(self) -> tuple[Sequence[Any], ...]:
+        """What makes an event, apart from its number and moment."""
+        return self.kind, self.job_id, self.task_id, self.attempt, self.token, self.data
 
 
 def encode(header: SegmentHeader, rows: Rows) -> bytes:
