@@ -279,7 +279,7 @@ class RayCompactor:
     async def compact(self, plan: bytes) -> bytes:
         """Carry out an encoded CompactionPlan; return an encoded CompactionDone."""
         # A process that ran one exits with it: it has grown by the whole state.
-        task = ray.remote(_compact).options(num_cpus=0, max_retries=0, max_calls=1)
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_compact)
         reply: bytes = await task.remote(self._settings, plan)
         return reply
 

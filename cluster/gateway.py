@@ -69,7 +69,7 @@ RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 0.5
 #: A batch unanswered for so long goes to intake, and the manager counts as away. It may still
 #: commit the batch: intake knows it by its number.
-AWAY_AFTER_S = 2.0
+AWAY_AFTER_S = 1.0
 #: How often a manager that is away is asked whether it is back.
 ASK_EVERY_S = 0.25
 
