@@ -46,6 +46,7 @@ from cluster.queue.spec import decode_spec
 from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings, PoolSettings
+from cluster.space import SpaceGuard
 from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
@@ -119,9 +120,11 @@ class Manager:
         draw: Callable[[], float],
         compactor: CompactorPort,
         intake: IntakeFolder,
+        space: SpaceGuard,
     ) -> None:
         self._commit = commit
         self._intake = intake
+        self._space = space
         self._compactor = compactor
         self._settings = settings
         self._workers = workers
@@ -175,6 +178,7 @@ class Manager:
         self._go(self._prove_forever())
         self._go(self._compact_forever())
         self._go(self._fold_forever())
+        self._go(self._space.watch())
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
     async def stop(self) -> None:
@@ -212,6 +216,7 @@ class Manager:
         batch = decode_batch(payload)
         try:
             self._commit.check_writable()
+            self._space.check()
         except DraymanError as error:
             return encode(BatchReply([refusal_of(error)] * len(batch.submissions)))
         results = self._accept(batch)
@@ -717,9 +722,10 @@ async def build(
         await offload(probe, journal_objects)
     await offload(probe, objects)
     identity = await offload(open_identity, objects, journal_objects)
+    snapshots = Snapshots(objects, identity.journal_id, SNAPSHOT_VERSION)
     commit = CommitLog(
         Journal(journal_objects, journal_id=identity.journal_id),
-        Snapshots(objects, identity.journal_id, SNAPSHOT_VERSION),
+        snapshots,
         identity.journal_id,
         State(),
         settings.rules(),
@@ -727,9 +733,21 @@ async def build(
         offload=offload,
         nonce=nonce,
         on_fatal=on_fatal,
-        linger_s=settings.commit_linger_ms / 1000,
+        linger_s=settings.linger_s,
     )
-    intake = IntakeFolder(objects, commit, History(objects), offload)
     return Manager(
-        commit, settings, workers, clock=clock, draw=draw, compactor=compactor, intake=intake
+        commit,
+        settings,
+        workers,
+        clock=clock,
+        draw=draw,
+        compactor=compactor,
+        intake=IntakeFolder(objects, commit, History(objects), offload),
+        space=SpaceGuard(
+            [objects, journal_objects],
+            snapshots,
+            int(settings.free_space_min_mb * (1 << 20)),
+            clock=clock,
+            offload=offload,
+        ),
     )

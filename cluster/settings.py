@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +24,8 @@ __all__ = [
 DATA_DIRS_ENV = "DRAYMAN_DATA_DIRS"
 #: Ray namespace of every actor of ours.
 NAMESPACE = "drayman"
+#: Long enough to make one write of many, short beside the write itself.
+BUCKET_LINGER_S = 0.025
 #: What an operator may set of a pool, and the least of each.
 TUNABLE = {"size": 1, "concurrency": 1, "heartbeat_timeout_s": 2, "memory_limit_mb": 128}
 
@@ -59,8 +62,14 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     pools: list[PoolSettings] = []
     #: Tells this cluster from another on the same store.
     cluster_id: str = ""
-    #: Wait this long for more events before a commit; 0 commits at once.
-    commit_linger_ms: float = 0.0
+    #: Wait this long for more events before a commit; 0 commits at once. None waits only where the
+    #: journal is in a bucket: each of its writes takes long and costs money.
+    commit_linger_ms: float | None = None
+    #: While the store's disk has less room (MiB), or less than two snapshots take, no new work is
+    #: accepted; what is left is for the work there is, and for compaction.
+    free_space_min_mb: float = 1024.0
+    #: The store's folder is the same one on every node; else all of Drayman stays on one.
+    shared_mount: bool = False
     depth_max: int = 1_000_000
     #: The journal is folded into history and a snapshot when it has grown by so many segments, or
     #: after so long if any job finished meanwhile.
@@ -78,6 +87,20 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     def extend_path(self) -> None:
         """Let modules in `python_path` be imported in this process."""
         sys.path[:0] = [folder for folder in self.python_path if folder not in sys.path]
+
+    @property
+    def linger_s(self) -> float:
+        """How long a commit waits for company."""
+        if self.commit_linger_ms is not None:
+            return self.commit_linger_ms / 1000
+        is_bucket = urlsplit(self.journal or self.store).scheme not in ("", "file", "memory")
+        return BUCKET_LINGER_S if is_bucket else 0.0
+
+    @property
+    def needs_one_node(self) -> bool:
+        """Whether what one node stores is on no other."""
+        urls = [self.store, self.journal or self.store]
+        return not self.shared_mount and any(urlsplit(u).scheme in ("", "file") for u in urls)
 
     def rules(self) -> Rules:
         """Return the rules these settings amount to."""

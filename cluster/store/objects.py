@@ -23,7 +23,6 @@ __all__ = [
     "Objects",
     "RemoteObjects",
     "check_path",
-    "is_local",
     "open_store",
     "probe",
 ]
@@ -58,11 +57,6 @@ def open_store(url: str, *, read_only: bool = False) -> Objects:
         return RemoteObjects(url)
     known = ", ".join(f"{scheme}://" for scheme in ("file", *SCHEMES, "memory"))
     raise InvalidInput("store", f"{url!r} has an unknown scheme; use one of {known}")
-
-
-def is_local(url: str) -> bool:
-    """Whether the store is a folder: what lies in it is there on one machine, unless mounted."""
-    return urlsplit(url).scheme in {"", "file"}
 
 
 def probe(objects: Objects) -> None:

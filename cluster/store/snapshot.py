@@ -65,6 +65,12 @@ class Snapshots:
             found.append(int(match[1]))
         return found
 
+    def newest_bytes(self) -> int:
+        """Return the size of the newest one; 0 if there is none."""
+        return max(
+            ((info.path, info.bytes) for info in self._objects.list(_PREFIX)), default=("", 0)
+        )[1]
+
     def write(self, last: int, seq: int, rows: Iterable[tuple[str, str, bytes]]) -> None:
         """Write a snapshot, unless it is there."""
         header = SnapshotHeader(
