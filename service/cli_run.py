@@ -57,6 +57,13 @@ def up(
         list[str] | None,
         typer.Option(help="A setting of a pool, like cpu:memory_limit_mb=2000; repeatable."),
     ] = None,
+    compact_after: Annotated[
+        float, typer.Option(min=1.0, help="Seconds until finished jobs go into history.")
+    ] = 300.0,
+    retention_days: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Delete history, results and logs older than this."),
+    ] = None,
     take_over: Annotated[
         bool,
         typer.Option("--take-over", help="The cluster that used the store last is gone for good."),
@@ -80,6 +87,8 @@ def up(
             ray_dashboard=dashboard,
             take_over=take_over,
             pools=tuple(pool or ()),
+            compact_after_s=compact_after,
+            retention_days=retention_days,
             data_dirs=tuple(str(folder.expanduser().absolute()) for folder in data_dir or ()),
         )
         if store is None:

@@ -50,6 +50,8 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         pools=tuned_pools(default_pools(cpus, gpus), settings.pools),
         cluster_id=_cluster_id(settings),
         take_over=settings.take_over,
+        compact_after_s=settings.compact_after_s,
+        retention_days=settings.retention_days,
         python_path=[os.getcwd()],
         data_dirs=[str(Path(folder).expanduser().resolve()) for folder in settings.data_dirs],
     )

@@ -96,6 +96,8 @@ class Settings:
     data_dirs: tuple[str, ...] = ()
     #: Wishes like `cpu:memory_limit_mb=2000`.
     pools: tuple[str, ...] = ()
+    compact_after_s: float = 300.0
+    retention_days: float | None = None
     state: Path = field(default_factory=state_dir)
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def drayman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
     """Runs for the whole session, with Ray's dashboard. Tests kill parts of it, never all."""
-    live = LiveDrayman(tmp_path_factory.mktemp("live"))
+    live = LiveDrayman(tmp_path_factory.mktemp("live"), options=["--compact-after", "5"])
     try:
         live.up()
         yield live
