@@ -58,6 +58,8 @@ MANAGER_CONCURRENCY = 4_000
 #: Starting a worker's process and its imports on a busy machine.
 WORKER_START_S = 120.0
 COMPACTOR_NICENESS = 10
+#: Threads of the manager for what is in the store beside the journal.
+OTHER_THREADS = 8
 #: What a worker told to end by SIGTERM gives its attempts. Kubernetes kills after 30 s.
 TERM_GRACE_S = 10.0
 #: How often a worker looks whether its raylet lives.
@@ -100,6 +102,11 @@ class QueueManager:
         def offload(function: Any, *args: Any) -> Awaitable[Any]:
             return loop.run_in_executor(io, function, *args)
 
+        others = ThreadPoolExecutor(OTHER_THREADS, "store")
+
+        def aside(function: Any, *args: Any) -> Awaitable[Any]:
+            return loop.run_in_executor(others, function, *args)
+
         self._refusal: DraymanError | None = None
         try:
             self._plain = await plain_manager.build(
@@ -111,6 +118,7 @@ class QueueManager:
                 nonce=lambda: uuid.uuid4().hex,
                 on_fatal=_die,
                 compactor=RayCompactor(self._settings),
+                aside=aside,
             )
             await self._plain.start(VERSION)
             # What was replayed lives long: never look at it again for garbage, and look at the

@@ -63,13 +63,15 @@ IN_FLIGHT = 2
 BATCH_MAX = 500
 BATCH_BYTES_MAX = 1 << 20
 PENDING_MAX = 20_000
-#: How long a query is repeated while the manager is away. A restart takes about two seconds.
-PATIENCE_S = 3.0
-RETRY_FIRST_S = 0.05
-RETRY_MAX_S = 0.5
 #: A batch unanswered for so long goes to intake, and the manager counts as away. It may still
 #: commit the batch: intake knows it by its number.
 AWAY_AFTER_S = 1.0
+#: So does a manager that leaves a question unanswered for so long.
+ANSWER_S = 2.0
+#: Taking over what piled up may take longer than any other call.
+FOLD_S = 10.0
+#: Objects the manager is asked to take over at once.
+FOLDS_MAX = 1_000
 #: How often a manager that is away is asked whether it is back.
 ASK_EVERY_S = 0.25
 
@@ -121,8 +123,9 @@ class Gateway:
         self._manager = manager
         self._history, self._offload = history, offload
         self._intake = IntakeWriter(objects, offload)
-        self._scan = IntakeScan(objects, monotonic)
+        self._scan = IntakeScan(objects, offload)
         self._wall = wall
+        self._away = False
         self._returning: asyncio.Task[None] | None = None
         self._new_id = new_id
         self._incarnation = incarnation
@@ -211,7 +214,7 @@ class Gateway:
     async def _deliver(self, batch: list[_Waiting]) -> list[Accepted | Refused]:
         self._number += 1
         numbered = Batch(self._incarnation, self._number, [w.submission for w in batch])
-        if self._returning is None:
+        if not self._away:
             try:
                 # Not `wait_for`: it swallows a cancellation that comes with the answer.
                 async with asyncio.timeout(AWAY_AFTER_S):
@@ -226,52 +229,54 @@ class Gateway:
     # --- while the manager is away ------------------------------------------------------------
 
     def _went_away(self) -> None:
+        self._away = True
         if self._returning is None:
             self._returning = asyncio.get_running_loop().create_task(self._return())
 
     async def _return(self) -> None:
-        """Ask until the manager is back and has taken over all that this gateway wrote."""
+        """Ask until the manager is back, and then until it has all that this gateway wrote."""
         began = self._monotonic()
-        while True:
+        while self._away or self._intake.outstanding():
             await self._sleep(ASK_EVERY_S)
-            outstanding = self._intake.outstanding()
+            outstanding = self._intake.outstanding()[:FOLDS_MAX]
             try:
                 missing = await self._fold(outstanding)
+                if self._away:
+                    # It answers, so new submissions go to it; what is in intake need not be over.
+                    self._away = False
+                    log.info("manager_back", away_s=round(self._monotonic() - began, 1))
                 await self._intake.rewrite(missing)
-            except (ManagerAway, TimeoutError, DraymanError):
-                continue  # still away; Unavailable: it, or the store, is in trouble
+            except (ManagerAway, TimeoutError):
+                continue
+            except Exception as error:
+                # Whatever it is, it must be asked again: nobody else ends the manager's absence.
+                log.warning("intake_not_folded", error=str(error), next_try_s=ASK_EVERY_S)
+                continue
             unknown = set(missing)
             self._intake.settle([fold for fold in outstanding if fold.identity not in unknown])
-            if not self._intake.outstanding():
-                break
         self._returning = None
-        log.info("manager_back", away_s=round(self._monotonic() - began, 1))
 
     async def _fold(self, outstanding: list[Fold]) -> list[str]:
         query = encode(Query("fold", folds=outstanding))
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(FOLD_S):
             reply = await self._manager.call(query)
         if reply[:1] == b"-":
             raise msgspec.json.decode(reply[1:], type=Refused).exception()
         return msgspec.json.decode(reply[1:], type=list[str])
 
-    async def _patiently(self, query: Query) -> bytes:
-        """Call the manager; while it is away repeat the same bytes, up to `PATIENCE_S`."""
-        deadline = self._monotonic() + PATIENCE_S
-        payload, wait_s = encode(query), RETRY_FIRST_S
-        while True:
-            try:
-                async with asyncio.timeout(query.timeout_s + PATIENCE_S):
-                    reply = await self._manager.call(payload)
-            except (ManagerAway, TimeoutError) as error:
-                if self._monotonic() + wait_s > deadline:
-                    raise Unavailable(
-                        "the queue manager does not answer; the request may have been taken", 2.0
-                    ) from error
-                await self._sleep(wait_s)
-                wait_s = min(RETRY_MAX_S, wait_s * 2)
-                continue
-            return reply
+    async def _call(self, query: Query) -> bytes:
+        """Ask the manager; Unavailable at once where it is known to be away."""
+        if self._away:
+            raise Unavailable("the queue manager is away", 1.0)
+        try:
+            async with asyncio.timeout(query.timeout_s + ANSWER_S):
+                return await self._manager.call(encode(query))
+        except (ManagerAway, TimeoutError) as error:
+            log.warning("manager_away", error=str(error), asked=query.op)
+            self._went_away()
+            raise Unavailable(
+                "the queue manager does not answer; the request may have been taken", 2.0
+            ) from error
 
     # --- everything else ----------------------------------------------------------------------
 
@@ -282,45 +287,62 @@ class Gateway:
 
     async def _ask_of_job(self, query: Query, view: type[V]) -> V | Record:
         """Return the manager's answer, or the job's record if the manager does not have it."""
-        if self._returning is not None and query.op in _READS:
-            with contextlib.suppress(NotFound):  # then it may be the manager's
-                return await self._record(query, query.job_id, None)
-        try:
-            reply = await self._patiently(query)
-        except Unavailable:
-            if query.op in _READS:
-                with contextlib.suppress(NotFound):
-                    return await self._record(query, query.job_id, None)
-            raise
-        if reply[:1] == b"-":
-            raise msgspec.json.decode(reply[1:], type=Refused).exception()
-        if reply[:1] == b"~":
+        for last in (False, True):
+            try:
+                reply = await self._call(query)
+            except Unavailable:
+                if query.op in _READS:
+                    with contextlib.suppress(NotFound):  # then it may be the manager's
+                        return await self._record_while_away(query)
+                raise
+            if reply[:1] == b"-":
+                raise msgspec.json.decode(reply[1:], type=Refused).exception()
+            if reply[:1] != b"~":
+                return msgspec.json.decode(reply[1:], type=view)
             evicted = msgspec.json.decode(reply[1:], type=Evicted)
-            return await self._record(query, evicted.job_id, evicted.compacted)
-        return msgspec.json.decode(reply[1:], type=view)
+            record = await self._record(query, evicted)
+            if record is not None:
+                return record
+            if last or not is_recent(query.job_id, self._wall()):
+                break  # else it may have been folded between the two looks
+        raise NotFound("job", query.job_id)
 
-    async def _record(self, query: Query, job_id: str, as_of: int | None) -> Record:
-        """Return what history, or else intake, knows of a job. Raises NotFound."""
-        record: Record | None = await self._offload(self._history.find, job_id, as_of)
+    async def _record(self, query: Query, evicted: Evicted) -> Record | None:
+        """Return what history, or else intake, knows of a job the manager does not have."""
+        job_id, now = evicted.job_id, self._wall()
+        record: Record | None = await self._offload(self._history.find, job_id, evicted.compacted)
         if record is None:
-            view = await self._in_intake(job_id)
-            record = Record(view, 0, 0) if view is not None else None
-        elif job_id != query.job_id:
+            found = self._intake.find(job_id, now)
+            if found is None and is_recent(job_id, now):
+                found = await self._scan.find(job_id, now)
+            record = Record(found, 0, 0) if found is not None else None
+        if record is None or query.tenant not in (None, record.view.tenant):
+            return None
+        if job_id != query.job_id:
             view = replace(record.view, id=query.job_id, alias_of=job_id)
             record = replace(record, view=view)
-        if record is None or query.tenant not in (None, record.view.tenant):
-            raise NotFound("job", query.job_id)
         return record
 
-    async def _in_intake(self, job_id: str) -> JobView | None:
-        now = self._wall()
-        if not is_recent(job_id, now):
-            return None
-        mine = self._intake.find(job_id, now)
-        if mine is not None:
-            return mine
-        found: JobView | None = await self._offload(self._scan.find, job_id, now)
-        return found
+    async def _record_while_away(self, query: Query) -> Record:
+        """Return what can be said without the manager: what is over, and what waits in intake.
+
+        Raises NotFound. A job that failed is the manager's: it may have been redriven since.
+        """
+        job_id, now = query.job_id, self._wall()
+        record: Record | None = await self._offload(self._history.find, job_id, None)
+        if record is None:
+            try:
+                found = await self._scan.find(job_id, now)
+            except Unavailable:
+                found = self._intake.find(job_id, now)
+            record = Record(found, 0, 0) if found is not None else None
+        if (
+            record is None
+            or record.view.status == "failed"
+            or query.tenant not in (None, record.view.tenant)
+        ):
+            raise NotFound("job", job_id)
+        return record
 
     async def job(self, job_id: str, tenant: str | None) -> JobView:
         """Return a job. `tenant` None sees all. Raises NotFound."""
@@ -379,8 +401,15 @@ class Gateway:
 
     async def wait(self, job_id: str, tenant: str | None, timeout_s: float) -> JobView:
         """Return the job once it finished, or as it is when the time is over."""
-        found = await self._ask_of_job(Query("wait", job_id, tenant, timeout_s), JobView)
-        return found.view if isinstance(found, Record) else found
+        deadline = self._monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - self._monotonic())
+            found = await self._ask_of_job(Query("wait", job_id, tenant, left_s), JobView)
+            if not isinstance(found, Record):
+                return found
+            if found.view.finished_at is not None or not left_s:
+                return found.view
+            await self._sleep(min(left_s, ASK_EVERY_S))  # it waits in intake
 
     async def queues(self) -> list[QueueView]:
         """Return every queue."""

@@ -3,17 +3,21 @@
     intake/<gateway>-<batch number>.json     the submissions of one batch that have no key
     intake/keys/<hash of tenant and key>.json    one submission that has: its first writer decides
 
-Either is an encoded Batch, the very bytes the manager would have got. Rule 1: an object is durable
-before its jobs are acknowledged, and holds all that is needed to run them. Rule 2: its identity
-(gateway, batch number, and the job if it is keyed) is journalled in the commit that folds it, so no
-copy of it that turns up again runs twice. Rule 3: what was acknowledged is never refused: a job
-that cannot run ends as failed, and says why. Rule 4: the gateway that wrote an object keeps it in
-memory until the manager has it, and writes it again if it is gone.
+Either is an encoded Batch, the very bytes the manager would have got, and a line with their
+SHA-256. Rule 1: an object is durable before its jobs are acknowledged, and holds all that is needed
+to run them. Rule 2: its identity (gateway, batch number, and the job if it is keyed) is journalled
+in the commit that folds it, so no copy of it that turns up again runs twice. Rule 3: what was
+acknowledged is never refused: a job that cannot run ends as failed, and says why. Rule 4: the
+gateway that wrote an object keeps it in memory until the manager has it, and writes it again if it
+is gone. Rule 5: what is not what was written stays where it is, for a person to look at, and harms
+nothing else.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 import structlog
@@ -35,7 +39,7 @@ from cluster.queue.events import BatchAccepted
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.store.contract import Objects
 from cluster.views import JobView
-from jobs.errors import DraymanError, KeyReused, NotFound, Unavailable
+from jobs.errors import Corrupt, DraymanError, KeyReused, NotFound, Unavailable
 
 __all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "is_recent", "minted_at"]
 
@@ -49,8 +53,10 @@ BYTES_MAX = 64 << 20
 MARKS_KEPT_S = 24 * 3600.0
 #: Only an id minted so lately may still lie in intake unseen.
 RECENT_S = 600.0
-#: How often a scan looks at the store again.
-SCAN_EVERY_S = 1.0
+#: A write unanswered for so long is in doubt; no other is begun until it is settled.
+WRITE_S = 5.0
+#: Objects that are read at once.
+READS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,35 @@ def is_recent(job_id: str, now: float) -> bool:
     return abs(now - minted_at(job_id)) < RECENT_S
 
 
-def _identity(name: str, batch: Batch) -> str:
-    keyed = name.startswith(f"{PREFIX}keys/")
+def _seal(batch: Batch) -> bytes:
+    data = encode(batch)
+    return b"%b\n%b" % (data, hashlib.sha256(data).hexdigest().encode())
+
+
+def _unseal(name: str, sealed: bytes) -> Batch:
+    """Return what was written under `name`; Corrupt if this is not it."""
+    data, _, checksum = sealed.rpartition(b"\n")
+    if hashlib.sha256(data).hexdigest().encode() != checksum:
+        raise Corrupt(name, "its checksum does not match")
+    try:
+        return decode_batch(data)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(name, f"is no batch: {error}") from error
+
+
+def _name(batch: Batch, key: str | None) -> str:
+    if key is not None:
+        return f"{PREFIX}keys/{key}.json"
+    return f"{PREFIX}{batch.gateway}-{batch.number}.json"
+
+
+def _by_number(name: str) -> tuple[str, int, str]:
+    """Sort a gateway's batches as it sent them: a late one is told from new by its number."""
+    gateway, _, number = name.removesuffix(".json").rpartition("-")
+    return gateway, int(number) if number.isdigit() else 0, name
+
+
+def _identity(batch: Batch, *, keyed: bool) -> str:
     job = f"-{batch.submissions[0].job_id}" if keyed else ""
     return f"{batch.gateway}-{batch.number}{job}"
 
@@ -109,6 +142,7 @@ class IntakeWriter:
         self._objects, self._offload = objects, offload
         self._written: dict[str, _Written] = {}
         self._jobs = self._bytes = 0
+        self._stuck: asyncio.Future[bool] | None = None
 
     async def accept(self, batch: Batch) -> list[Accepted | Refused]:
         """Make the batch durable; one result each, in order.
@@ -119,14 +153,19 @@ class IntakeWriter:
         keyed = [i for i, spec in enumerate(specs) if spec.key is not None]
         plain = [i for i, spec in enumerate(specs) if spec.key is None]
         results: dict[int, Accepted | Refused] = {}
-        # One after the other: two of a batch may have one key.
+        by_key: dict[str | None, list[int]] = {}
         for i in keyed:
-            results[i] = await self._attempt(self._accept_keyed(batch, i, specs[i]))
+            by_key.setdefault(specs[i].key, []).append(i)
+
+        async def accept_in_turn(places: list[int]) -> None:
+            for i in places:  # two of a batch may have one key
+                results[i] = await self._attempt(self._accept_keyed(batch, i, specs[i]))
+
+        await asyncio.gather(*map(accept_in_turn, by_key.values()))
         if plain:
             submissions = [batch.submissions[i] for i in plain]
             mine = Batch(batch.gateway, batch.number, submissions)
-            name = f"{PREFIX}{batch.gateway}-{batch.number}.json"
-            refused = await self._attempt(self._write(name, mine))
+            refused = await self._attempt(self._write(_name(mine, None), mine))
             for i in plain:
                 accepted = Accepted(batch.submissions[i].job_id)
                 results[i] = accepted if isinstance(refused, Accepted) else refused
@@ -140,29 +179,50 @@ class IntakeWriter:
 
     async def _accept_keyed(self, batch: Batch, i: int, spec: JobSpec) -> Accepted:
         submission = batch.submissions[i]
-        name = f"{PREFIX}keys/{spec.key}.json"
         mine = Batch(batch.gateway, batch.number, [submission])
-        return await self._write(name, mine, fingerprint=spec.fingerprint)
+        return await self._write(_name(mine, spec.key), mine, fingerprint=spec.fingerprint)
 
     async def _write(self, name: str, batch: Batch, fingerprint: str | None = None) -> Accepted:
-        data = encode(batch)
-        if self._jobs + len(batch.submissions) > JOBS_MAX or self._bytes + len(data) > BYTES_MAX:
+        data = _seal(batch)
+        count = len(batch.submissions)
+        if self._jobs + count > JOBS_MAX or self._bytes + len(data) > BYTES_MAX:
             raise Unavailable("the queue manager is away, and intake is full", 2.0)
-        job_id = batch.submissions[0].job_id
-        if not await self._offload(self._objects.put_if_absent, name, data):
-            found = await self._offload(self._found, name)
-            if found is None:  # it was taken over in this very moment
-                raise Unavailable("the queue manager is coming back", 0.5)
-            if found != batch:
-                return _replay(found, fingerprint)
-        self._written[_identity(name, batch)] = _Written(name, batch, data)
-        self._jobs += len(batch.submissions)
+        # Counted before it is written: others are being written meanwhile.
+        self._jobs += count
         self._bytes += len(data)
-        return Accepted(job_id)
+        kept = False
+        try:
+            if not await self._put(name, data):
+                found = await self._offload(self._found, name)
+                if found is None:  # it was taken over in this very moment
+                    raise Unavailable("the queue manager is coming back", 0.5)
+                if found != batch:
+                    return _replay(found, fingerprint)
+            self._written[_identity(batch, keyed=fingerprint is not None)] = _Written(
+                name, batch, data
+            )
+            kept = True
+        finally:
+            if not kept:
+                self._jobs -= count
+                self._bytes -= len(data)
+        return Accepted(batch.submissions[0].job_id)
+
+    async def _put(self, name: str, data: bytes) -> bool:
+        if self._stuck is not None and not self._stuck.done():
+            raise Unavailable("nothing durable can be written now", 2.0)
+        writing = asyncio.ensure_future(self._offload(self._objects.put_if_absent, name, data))
+        await asyncio.wait([writing], timeout=WRITE_S)
+        if not writing.done():
+            self._stuck = writing
+            writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise Unavailable("the store does not answer; the request may have been taken", 2.0)
+        created: bool = writing.result()
+        return created
 
     def _found(self, name: str) -> Batch | None:
         try:
-            return decode_batch(self._objects.get(name))
+            return _unseal(name, self._objects.get(name))
         except NotFound:
             return None
 
@@ -200,32 +260,59 @@ def _replay(found: Batch, fingerprint: str | None) -> Accepted:
 
 
 class IntakeScan:
-    """Finds a job in any gateway's intake. Blocks; what was read once is not read again."""
+    """Finds a job in any gateway's intake."""
 
-    def __init__(self, objects: Objects, monotonic: Callable[[], float]) -> None:
-        self._objects, self._monotonic = objects, monotonic
-        self._batches: dict[str, Batch] = {}
-        self._looked_at = float("-inf")
+    def __init__(self, objects: Objects, offload: Offload) -> None:
+        self._objects, self._offload = objects, offload
+        #: What was read is not read again: an object never changes, but its name may be used again.
+        self._batches: dict[tuple[str, datetime], Batch] = {}
+        self._lock = asyncio.Lock()
+        self._looks = 0
 
-    def find(self, job_id: str, now: float) -> JobView | None:
-        """Return the job if it waits in intake."""
-        if self._monotonic() - self._looked_at >= SCAN_EVERY_S:
-            self._look()
+    async def find(self, job_id: str, now: float) -> JobView | None:
+        """Return the job if it waits in intake, as of a moment after this call.
+
+        Whoever asks while someone looks shares the next look.
+        """
+        asked = self._looks
+        async with self._lock:
+            if self._looks == asked:
+                self._looks += 1
+                await self._look()
         for batch in self._batches.values():
             for submission in batch.submissions:
                 if submission.job_id == job_id:
                     return _pending(submission, decode_spec(submission.spec), now)
         return None
 
-    def _look(self) -> None:
-        batches: dict[str, Batch] = {}
-        for info in self._objects.list(PREFIX):
-            known = None if info.path.startswith(f"{PREFIX}keys/") else self._batches.get(info.path)
-            try:
-                batches[info.path] = known or decode_batch(self._objects.get(info.path))
-            except NotFound:
-                continue  # taken over since it was listed
-        self._batches, self._looked_at = batches, self._monotonic()
+    async def _look(self) -> None:
+        infos = await self._offload(lambda: list(self._objects.list(PREFIX)))
+        batches = self._batches
+        missing = [info for info in infos if (info.path, info.modified_at) not in batches]
+        read = await _read(self._objects, self._offload, [info.path for info in missing])
+        for info, sealed in zip(missing, read, strict=True):
+            if sealed is not None:
+                try:
+                    batches[info.path, info.modified_at] = _unseal(info.path, sealed)
+                except Corrupt as error:  # the manager reports it; its jobs cannot be known
+                    log.debug("intake_is_corrupt", object=info.path, reason=error.reason)
+        listed = {(info.path, info.modified_at) for info in infos}
+        self._batches = {known: batches[known] for known in batches if known in listed}
+
+
+async def _read(objects: Objects, offload: Offload, names: list[str]) -> list[bytes | None]:
+    """Return the objects; None for each that was taken over meanwhile."""
+
+    def get(name: str) -> bytes | None:
+        try:
+            return objects.get(name)
+        except NotFound:
+            return None
+
+    found: list[bytes | None] = []
+    for at in range(0, len(names), READS):
+        found += await asyncio.gather(*(offload(get, name) for name in names[at : at + READS]))
+    return found
 
 
 # --- the manager's side -----------------------------------------------------------------------
@@ -253,11 +340,13 @@ class IntakeFolder:
                 folded = self._commit.state.folded
                 names = [fold.name for fold in wanted if fold.identity not in folded]
             taken: list[str] = []
-            for name in names:
-                data: bytes | None = await self._offload(self._get, name)
-                if data is not None:
-                    await self._take(name, data)
-                    taken.append(name)
+            names = sorted(names, key=_by_number)
+            for at in range(0, len(names), READS):
+                some = names[at : at + READS]
+                read = await _read(self._objects, self._offload, some)
+                for name, sealed in zip(some, read, strict=True):
+                    if sealed is not None and await self._take(name, sealed):
+                        taken.append(name)
             await self._commit.barrier()
             if taken:
                 await self._offload(self._objects.delete, taken)
@@ -268,47 +357,56 @@ class IntakeFolder:
     def _names(self) -> list[str]:
         return [info.path for info in self._objects.list(PREFIX)]
 
-    def _get(self, name: str) -> bytes | None:
+    async def _take(self, name: str, sealed: bytes) -> bool:
+        """Take over one object; False if it has to stay where it is."""
         try:
-            return self._objects.get(name)
-        except NotFound:
-            return None
-
-    async def _take(self, name: str, data: bytes) -> None:
-        try:
-            batch = decode_batch(data)
-            identity = _identity(name, batch)
-        except (msgspec.MsgspecError, IndexError) as error:
-            # It was never acknowledged: objects appear whole or not at all.
-            log.error("intake_is_foreign", object=name, error=str(error))
-            return
-        over = await self._ended(batch)
-        # No await from here on: it is folded in one commit.
+            batch = _unseal(name, sealed)
+            specs = [decode_spec(submission.spec) for submission in batch.submissions]
+            if not specs:
+                raise Corrupt(name, "holds no job")
+        except (Corrupt, msgspec.MsgspecError) as error:
+            log.error("intake_is_corrupt", object=name, reason=str(error))
+            return False
         state = self._commit.state
+        identity = _identity(batch, keyed=specs[0].key is not None)
         if identity in state.folded:
-            return
-        marks = state.gateways.get(batch.gateway)
-        if marks is None or not marks.was_committed(batch.number):
-            now = self._commit.now()
-            for submission in batch.submissions:
-                if submission.job_id not in over:
-                    self._submit(submission, now)
+            return True
+        over: set[str] = set()
+        asked: set[str] = set()
+        while doubtful := [job_id for job_id in self._doubtful(batch) if job_id not in asked]:
+            over.update(await self._offload(self._in_history, doubtful, self._covered()))
+            asked.update(doubtful)
+        # No await from here on: it is folded in one commit, by what was known just now.
+        now = self._commit.now()
+        for submission, spec in zip(batch.submissions, specs, strict=True):
+            if submission.job_id not in over:
+                self._submit(submission.job_id, spec, bytes(submission.spec), now)
         self._commit.record(BatchAccepted(batch.gateway, batch.number, intake=identity))
+        return True
 
-    async def _ended(self, batch: Batch) -> set[str]:
-        """Return jobs that ran already, where the marks of their gateway cannot tell any more."""
-        marks = self._commit.state.gateways.get(batch.gateway)
+    def _doubtful(self, batch: Batch) -> list[str]:
+        """Return jobs that may have come by themselves and be over.
+
+        That its batch was committed is no proof: what was refused there was acknowledged here.
+        """
+        state = self._commit.state
+        marks = state.gateways.get(batch.gateway)
         age_s = self._commit.now() - minted_at(batch.submissions[0].job_id)
-        if marks.too_old(batch.number) if marks is not None else age_s > MARKS_KEPT_S:
-            ids = [submission.job_id for submission in batch.submissions]
-            found = [await self._offload(self._history.find, job_id, None) for job_id in ids]
-            return {job_id for job_id, record in zip(ids, found, strict=True) if record is not None}
-        return set()
+        came = marks is not None and (
+            marks.was_committed(batch.number) or marks.too_old(batch.number)
+        )
+        if not came and age_s < MARKS_KEPT_S:
+            return []
+        ids = (submission.job_id for submission in batch.submissions)
+        return [job_id for job_id in ids if job_id not in state.jobs]
 
-    def _submit(self, submission: Submission, now: float) -> None:
-        raw = bytes(submission.spec)
-        spec = decode_spec(raw)
-        job_id = submission.job_id
+    def _covered(self) -> int:
+        return max(self._commit.state.compacted, self._commit.base)
+
+    def _in_history(self, job_ids: Iterable[str], as_of: int) -> list[str]:
+        return [job_id for job_id in job_ids if self._history.find(job_id, as_of) is not None]
+
+    def _submit(self, job_id: str, spec: JobSpec, raw: bytes, now: float) -> None:
         try:
             events = self._commit.run(c.Submit(job_id, spec, raw, admitted=True), now)
             if not events and spec.key is not None:

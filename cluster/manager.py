@@ -713,8 +713,12 @@ async def build(
     on_fatal: Callable[[DraymanError], None],
     compactor: CompactorPort,
     store: Objects | None = None,
+    aside: Offload | None = None,
 ) -> Manager:
-    """Open the store the settings name, check it, and return a manager that is not started."""
+    """Open the store the settings name, check it, and return a manager that is not started.
+
+    `aside` runs what the journal must not wait for; without it `offload` does.
+    """
     objects = store if store is not None else await offload(open_store, settings.store)
     journal_objects = objects
     if settings.journal is not None and settings.journal != settings.store:
@@ -742,7 +746,7 @@ async def build(
         clock=clock,
         draw=draw,
         compactor=compactor,
-        intake=IntakeFolder(objects, commit, History(objects), offload),
+        intake=IntakeFolder(objects, commit, History(objects), aside or offload),
         space=SpaceGuard(
             [objects, journal_objects],
             snapshots,

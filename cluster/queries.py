@@ -309,7 +309,8 @@ def attempt_views(job: Job) -> list[AttemptView]:
     """Return every attempt of the job, oldest first."""
     found: list[AttemptView] = []
     for task in job.tasks:
-        found += [_past_attempt(task, past) for past in task.past or ()]
+        # Number 0 is no attempt: it says why there could be none.
+        found += [_past_attempt(task, past) for past in task.past or () if past.number]
         if task.state is S.LEASED:
             found.append(AttemptView(task.id, task.attempt, "running", task.worker, task.leased_at))
         elif task.state is S.SUCCEEDED:
