@@ -30,6 +30,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import manager as plain_manager
 from cluster.compaction import CompactionPlan, compact
@@ -42,7 +43,7 @@ from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
-from jobs.errors import DraymanError, Unavailable
+from jobs.errors import DraymanError, InvalidInput, Unavailable
 
 __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "stop_cluster"]
 
@@ -58,6 +59,8 @@ MANAGER_CONCURRENCY = 4_000
 #: Starting a worker's process and its imports on a busy machine.
 WORKER_START_S = 120.0
 COMPACTOR_NICENESS = 10
+#: Between tries of a restarted manager to read a store in trouble.
+RESTART_FIRST_S, RESTART_MAX_S = 0.25, 2.0
 #: Threads of the manager for what is in the store beside the journal.
 OTHER_THREADS = 8
 #: What a worker told to end by SIGTERM gives its attempts. Kubernetes kills after 30 s.
@@ -108,8 +111,14 @@ class QueueManager:
             return loop.run_in_executor(others, function, *args)
 
         self._refusal: DraymanError | None = None
-        try:
-            self._plain = await plain_manager.build(
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        if again:
+            # The right to take over was for the first life: two that took a store from each other
+            # at each restart would never end.
+            self._settings = msgspec.structs.replace(self._settings, take_over=False)
+
+        async def begin() -> plain_manager.Manager:
+            manager = await plain_manager.build(
                 self._settings,
                 RayWorkers(self._settings),
                 clock=RealClock(),
@@ -119,8 +128,13 @@ class QueueManager:
                 on_fatal=_die,
                 compactor=RayCompactor(self._settings),
                 aside=aside,
+                new_store=not again,
             )
-            await self._plain.start(VERSION)
+            await manager.start(VERSION)
+            return manager
+
+        try:
+            self._plain = await (_patiently(begin) if again else begin())
             # What was replayed lives long: never look at it again for garbage, and look at the
             # rest rarely, as a full look stops the commit loop for as long as the heap is large.
             gc.freeze()
@@ -160,6 +174,20 @@ class QueueManager:
     async def drain(self, grace_s: float) -> None:
         """Let every worker finish or hand back its work, then stop deciding."""
         await self._manager.drain(grace_s)
+
+
+async def _patiently(
+    begin: Callable[[], Awaitable[plain_manager.Manager]],
+) -> plain_manager.Manager:
+    """Repeat it while the store is in trouble: it was there in an earlier life."""
+    wait_s = RESTART_FIRST_S
+    while True:
+        try:
+            return await begin()
+        except (Unavailable, InvalidInput) as error:
+            log.error("manager_waits_for_store", reason=str(error), next_try_s=wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(RESTART_MAX_S, wait_s * 2)
 
 
 def _die(error: DraymanError) -> None:
@@ -283,12 +311,13 @@ class RayCompactor:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = msgspec.json.encode(settings)
+        self._placement = _placement(settings)
 
     async def compact(self, plan: bytes) -> bytes:
         """Carry out an encoded CompactionPlan; return an encoded CompactionDone."""
         # A process that ran one exits with it: it has grown by the whole state.
         task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_compact)
-        reply: bytes = await task.remote(self._settings, plan)
+        reply: bytes = await task.options(**self._placement).remote(self._settings, plan)
         return reply
 
 
@@ -345,6 +374,7 @@ class RayWorkers:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=100,
+            **_placement(self._settings),
         )
         handle = actor.remote(name, msgspec.json.encode(pool), msgspec.json.encode(self._settings))
         try:
@@ -396,11 +426,34 @@ def _said(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, DraymanError) else error
 
 
+def _placement(settings: ClusterSettings) -> dict[str, Any]:
+    """Return options that keep an actor or Ray task where the store's folder is: on this node.
+
+    A manager that Ray started on another one would find an empty folder there.
+    """
+    if not settings.needs_one_node:
+        return {}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here}
+
+
+def _require_one_node(settings: ClusterSettings) -> None:
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    if settings.needs_one_node and nodes > 1:
+        raise InvalidInput(
+            "store",
+            f"{settings.journal or settings.store} is a folder of one node, but this Ray has "
+            f"{nodes}; use a bucket, or say --shared-mount if every node has that folder mounted",
+        )
+
+
 def start_manager(settings: ClusterSettings) -> Any:
     """Start the manager, or find the one that runs; return its handle once it is ready.
 
-    Raises what kept it from starting, such as Conflict where another cluster owns the store.
+    Raises what kept it from starting, such as Conflict where another cluster owns the store, or
+    InvalidInput where the store is a folder and Ray has several nodes.
     """
+    _require_one_node(settings)
     actor = ray.remote(QueueManager).options(
         name=MANAGER,
         namespace=NAMESPACE,
@@ -410,6 +463,7 @@ def start_manager(settings: ClusterSettings) -> Any:
         max_restarts=-1,
         max_task_retries=0,
         max_concurrency=MANAGER_CONCURRENCY,
+        **_placement(settings),
     )
     handle = actor.remote(msgspec.json.encode(settings))
     try:

@@ -47,7 +47,7 @@ from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings, PoolSettings
 from cluster.space import SpaceGuard
-from cluster.store.identity import open_identity
+from cluster.store.identity import open_identity, require_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
 from cluster.store.snapshot import Snapshots
@@ -714,17 +714,21 @@ async def build(
     compactor: CompactorPort,
     store: Objects | None = None,
     aside: Offload | None = None,
+    new_store: bool = True,
 ) -> Manager:
     """Open the store the settings name, check it, and return a manager that is not started.
 
-    `aside` runs what the journal must not wait for; without it `offload` does.
+    `aside` runs what the journal must not wait for; without it `offload` does. With
+    `new_store=False` an empty store is Unavailable: it was in use before.
     """
     objects = store if store is not None else await offload(open_store, settings.store)
     journal_objects = objects
     if settings.journal is not None and settings.journal != settings.store:
         journal_objects = await offload(open_store, settings.journal)
-        await offload(probe, journal_objects)
-    await offload(probe, objects)
+    if not new_store:
+        await offload(require_identity, objects)
+    for each in {id(one): one for one in (objects, journal_objects)}.values():
+        await offload(probe, each)
     identity = await offload(open_identity, objects, journal_objects)
     snapshots = Snapshots(objects, identity.journal_id, SNAPSHOT_VERSION)
     commit = CommitLog(

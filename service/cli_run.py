@@ -68,6 +68,13 @@ def up(
         bool,
         typer.Option("--take-over", help="The cluster that used the store last is gone for good."),
     ] = False,
+    shared_mount: Annotated[
+        bool,
+        typer.Option("--shared-mount", help="Every node of this Ray has the store's folder."),
+    ] = False,
+    free_space_min_mb: Annotated[
+        float, typer.Option(min=0, help="Accept no new work while the disk has less room (MiB).")
+    ] = 1024.0,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
 ) -> None:
     """Start Drayman; stay until Ctrl-C, then drain."""
@@ -86,6 +93,8 @@ def up(
             edge=edge,
             ray_dashboard=dashboard,
             take_over=take_over,
+            shared_mount=shared_mount,
+            free_space_min_mb=free_space_min_mb,
             pools=tuple(pool or ()),
             compact_after_s=compact_after,
             retention_days=retention_days,

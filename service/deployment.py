@@ -33,6 +33,8 @@ DRAIN_GRACE_S = 5.0
 #: gateway lets wait, which refuses in milliseconds.
 ONGOING_MAX = 30_000
 ADMIN = "drayman-up"
+#: Ray puts it on every node.
+NODE_LABEL = "ray.io/node-id"
 
 
 def store_url(store: str) -> str:
@@ -50,6 +52,8 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         pools=tuned_pools(default_pools(cpus, gpus), settings.pools),
         cluster_id=_cluster_id(settings),
         take_over=settings.take_over,
+        shared_mount=settings.shared_mount,
+        free_space_min_mb=settings.free_space_min_mb,
         compact_after_s=settings.compact_after_s,
         retention_days=settings.retention_days,
         python_path=[os.getcwd()],
@@ -114,14 +118,18 @@ def _lock_store(settings: Settings) -> IO[str]:
 
 def application(run: Run) -> Any:
     """Return the Serve application: one deployment that answers all of the API."""
+    import ray
     from ray import serve
 
     settings = cluster_settings(run.settings, 1)
+    options: dict[str, Any] = {"num_cpus": 0}
+    if settings.needs_one_node:
+        options["label_selector"] = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
     return serve.deployment(
         name="Api",
         num_replicas=1,
         max_ongoing_requests=ONGOING_MAX,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=options,
         graceful_shutdown_timeout_s=5,
     )(serve.ingress(_builder(settings, run.nonce))(Api)).bind()
 

@@ -94,6 +94,10 @@ class Settings:
     take_over: bool = False
     #: Folders of this machine that params of jobs may name files in.
     data_dirs: tuple[str, ...] = ()
+    #: The store's folder is mounted on every node of the Ray that is joined.
+    shared_mount: bool = False
+    #: New work is refused while the store's disk has less room (MiB).
+    free_space_min_mb: float = 1024.0
     #: Wishes like `cpu:memory_limit_mb=2000`.
     pools: tuple[str, ...] = ()
     compact_after_s: float = 300.0

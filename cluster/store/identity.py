@@ -13,9 +13,9 @@ from collections.abc import Callable
 import msgspec
 
 from cluster.store.contract import Objects
-from jobs.errors import Corrupt, InvalidInput, NotFound
+from jobs.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-__all__ = ["Identity", "open_identity"]
+__all__ = ["Identity", "open_identity", "read_identities", "require_identity"]
 
 _STORE_PATH = "store/identity.json"
 _JOURNAL_PATH = "journal-identity.json"
@@ -55,6 +55,17 @@ def open_identity(
         beside = _create(journal, _JOURNAL_PATH, made)
     # Another manager may have paired the store with another journal in the meantime.
     return _same(store, journal, _create(store, _STORE_PATH, beside), beside)
+
+
+def require_identity(store: Objects) -> None:
+    """Raise Unavailable where the store has no identity: one that was in use is gone."""
+    if _read(store, _STORE_PATH) is None:
+        raise Unavailable(f"{store.url} is empty now, though it was in use; mount or restore it")
+
+
+def read_identities(store: Objects, journal: Objects) -> tuple[Identity | None, Identity | None]:
+    """Return what the store says and what stands beside the journal. Changes nothing."""
+    return _read(store, _STORE_PATH), _read(journal, _JOURNAL_PATH)
 
 
 def _same(store: Objects, journal: Objects, known: Identity, beside: Identity | None) -> Identity:
