@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test test-fast simulate demo check docs docs-check bench pins hooks clean
+.PHONY: help setup fmt lint type test test-fast simulate chaos demo check docs docs-check bench pins hooks clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ SEEDS ?= 5000
 
 simulate: setup ## run SEEDS=5000 schedules of crashes and faults; a failing seed replays exactly
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+chaos: setup ## kill everything in turn under load, and print what was lost (minutes)
+	$(BIN)/python -m tests.chaos
 
 demo: setup ## run the main job on real data: an airline's annual report as a PDF
 	$(BIN)/drayman demo

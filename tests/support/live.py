@@ -141,6 +141,11 @@ class LiveDrayman:
         if self._driver is not None:
             self._driver.wait(WAIT_S)
 
+    def wait(self) -> int:
+        """Return the exit code once `up` has ended by itself."""
+        assert self._driver is not None
+        return self._driver.wait(WAIT_S)
+
     def close(self) -> None:
         """Stop it as users do; whatever is left then is killed, and fails the test."""
         if self._driver is None:
