@@ -79,7 +79,7 @@ def up(
 ) -> None:
     """Start Drayman; stay until Ctrl-C, then drain."""
     from jobs.errors import DraymanError
-    from service import launch
+    from service import deployment, launch
 
     modules = [name.strip() for text in jobs or () for name in text.split(",") if name.strip()]
     _check_jobs(modules)
@@ -102,12 +102,12 @@ def up(
         )
         if store is None:
             settings = _with_own_store(settings)
+        # Here, in a second, rather than after Ray has started; the manager looks once more.
+        deployment.check_store(settings)
         if detach:
             arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
             command = [sys.executable, "-m", "service.cli", *arguments]
             raise typer.Exit(launch.detach(command, settings, typer.echo))
-        from service import deployment
-
         code = launch.up(settings, deployment.application, deployment.start_cluster, typer.echo)
     except DraymanError as error:
         complain(str(error))
@@ -147,17 +147,38 @@ def demo(
     raise typer.Exit(code)
 
 
-def doctor(as_json: JsonFlag = False) -> None:
-    """Check this machine, and what runs on it; exit 1 if something is wrong."""
+def doctor(
+    store: Annotated[
+        str | None,
+        typer.Option(help="Check this store instead, a folder or URL: every object in it."),
+    ] = None,
+    journal: Annotated[
+        str | None, typer.Option(help="Where the store's journal lies, if elsewhere.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check this machine and what runs on it, or a store; exit 1 if something is wrong."""
+    from jobs.errors import InvalidInput
     from service.doctor import examine
+    from service.store_doctor import examine_store
 
-    findings = examine()
+    shown: list[dict[str, Any]] = []
+    is_fit = True
+    try:
+        for found in examine() if store is None else examine_store(store, journal):
+            is_fit = is_fit and found.level != "wrong"
+            if as_json:
+                facts = {"facts": found.facts} if found.facts else {}
+                shown.append(
+                    {"check": found.check, "level": found.level, "text": found.text, **facts}
+                )
+            else:
+                typer.echo(f"{found.level.ljust(5)} {found.check}: {found.text}")
+    except InvalidInput as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
     if as_json:
-        print_json([{"check": f.check, "level": f.level, "text": f.text} for f in findings])
-    else:
-        for finding in findings:
-            typer.echo(f"{finding.level.ljust(5)} {finding.check}: {finding.text}")
-    is_fit = all(finding.level != "wrong" for finding in findings)
+        print_json(shown)
     raise typer.Exit(EXIT_DONE if is_fit else EXIT_FAILED)
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from cluster.settings import ClusterSettings, default_pools, tuned_pools
 from cluster.store.contract import Objects
-from cluster.store.objects import open_store
+from cluster.store.objects import open_store, probe
 from cluster.telemetry import configure_logging
 from jobs.errors import InvalidInput
 from jobs.registry import Registry
@@ -24,7 +24,14 @@ from service.edge import confine_replica
 from service.launch import Cluster, Run, Settings
 from service.runfile import RunFolder, write_private
 
-__all__ = ["DRAIN_GRACE_S", "application", "cluster_settings", "start_cluster", "store_url"]
+__all__ = [
+    "DRAIN_GRACE_S",
+    "application",
+    "check_store",
+    "cluster_settings",
+    "start_cluster",
+    "store_url",
+]
 
 #: How long running attempts may go on after `up` was told to stop. They are handed back then,
 #: uncharged, and run again with the next `up`.
@@ -75,6 +82,14 @@ def _cluster_id(settings: Settings) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, uuid.uuid4().hex.encode())
     return path.read_text()
+
+
+def check_store(settings: Settings) -> None:
+    """Refuse a store that can't be opened, read or written. InvalidInput or Unavailable says why.
+
+    What lies in it is for the manager to judge.
+    """
+    probe(open_store(store_url(settings.store)))
 
 
 def start_cluster(run: Run) -> Cluster:

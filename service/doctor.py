@@ -9,11 +9,11 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -41,6 +41,8 @@ class Finding:
     check: str
     level: Level
     text: str
+    #: The numbers in it, for programs.
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def examine(state: Path | None = None) -> list[Finding]:

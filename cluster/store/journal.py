@@ -9,10 +9,10 @@ journal is `Corrupt`: a machine must not guess what was acknowledged.
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from cluster.store.contract import Objects
 from cluster.store.segment import Rows, SegmentHeader, decode, encode
@@ -22,6 +22,8 @@ __all__ = ["Fenced", "Journal", "Prepared"]
 
 _DIGITS: Final = 20
 _NAME = re.compile(rf"(\d{{{_DIGITS}}})\.parquet")
+
+T = TypeVar("T")
 
 
 class Fenced(DraymanError):
@@ -99,11 +101,18 @@ class Journal:
     def read(self, after: int = 0) -> Iterator[tuple[SegmentHeader, Rows]]:
         """Yield every segment above `after`, in order; Corrupt at the first thing amiss."""
         previous: SegmentHeader | None = None
-        for path, data in self._fetched(self._numbers(after)):
+        for number, data in self._ahead(self._numbers(after), self._get):
+            path = self.path(number)
             header, rows = decode(data, path)
             self._check(path, header, previous)
             yield header, rows
             previous = header
+
+    def read_each(
+        self, numbers: Iterable[int]
+    ) -> Iterator[tuple[int, tuple[SegmentHeader, Rows] | Corrupt | NotFound]]:
+        """Yield each of the segments, or what is wrong with it: for who looks for damage."""
+        return self._ahead(numbers, self._read_one)
 
     def epoch_of(self, number: int) -> int | None:
         """Return who wrote a segment, as the epoch of its manager; None if nobody did."""
@@ -145,25 +154,32 @@ class Journal:
             yield number
             expected += 1
 
-    def _fetched(self, numbers: Iterator[int]) -> Iterator[tuple[str, bytes]]:
-        """Yield each segment's bytes in order, as many requests ahead as the store likes."""
+    def _ahead(self, numbers: Iterable[int], read: Callable[[int], T]) -> Iterator[tuple[int, T]]:
+        """Yield what `read` makes of each in order, as many ahead as the store likes."""
         if self._objects.concurrency == 1:
             for number in numbers:
-                yield self.path(number), self._get(self.path(number))
+                yield number, read(number)
             return
-        ahead: deque[tuple[str, Future[bytes]]] = deque()
+        ahead: deque[tuple[int, Future[T]]] = deque()
         with ThreadPoolExecutor(self._objects.concurrency, "journal-read") as pool:
             for number in numbers:
-                path = self.path(number)
-                ahead.append((path, pool.submit(self._get, path)))
+                ahead.append((number, pool.submit(read, number)))
                 if len(ahead) >= self._objects.concurrency:
-                    path, future = ahead.popleft()
-                    yield path, future.result()
+                    number, future = ahead.popleft()
+                    yield number, future.result()
             while ahead:
-                path, future = ahead.popleft()
-                yield path, future.result()
+                number, future = ahead.popleft()
+                yield number, future.result()
 
-    def _get(self, path: str) -> bytes:
+    def _read_one(self, number: int) -> tuple[SegmentHeader, Rows] | Corrupt | NotFound:
+        path = self.path(number)
+        try:
+            return decode(self._objects.get(path), path)
+        except (Corrupt, NotFound) as error:
+            return error
+
+    def _get(self, number: int) -> bytes:
+        path = self.path(number)
         try:
             return self._objects.get(path)
         except NotFound as error:

@@ -6,6 +6,7 @@ flipped bit and any truncation. Rule 3: the file is plain Parquet for every othe
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import Corrupt
 
-__all__ = ["seal", "verify"]
+__all__ = ["locate", "seal", "verify"]
 
 _CHECKSUM_KEY = b"drayman.sha256"
 _CHECKSUM_CHARS = 64
@@ -57,6 +58,43 @@ def verify(data: bytes, path: str) -> None:
     digest.update(memoryview(data)[at + _CHECKSUM_CHARS :])
     if data[at : at + _CHECKSUM_CHARS] != digest.hexdigest().encode():
         raise Corrupt(path, "its bytes do not match its checksum; restore it from a copy")
+
+
+def locate(data: bytes) -> str:
+    """Return which part of a sealed file is damaged, by the checksums of its pages.
+
+    Empty where it is whole, or is cut so short that nothing can be told.
+    """
+    try:
+        verify(data, "")
+    except Corrupt:
+        try:
+            _checksum_at(data)
+        except ValueError:
+            return ""
+    else:
+        return ""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        damaged = [
+            chunk for number in range(file.num_row_groups) for chunk in _damaged(file, number)
+        ]
+    except (pa.ArrowException, OSError):
+        return "in its footer"
+    return f"in {', '.join(damaged)}" if damaged else "in its footer, or between its pages"
+
+
+def _damaged(file: Any, number: int) -> Iterator[str]:
+    group = file.metadata.row_group(number)
+    for at in range(group.num_columns):
+        chunk = group.column(at)
+        try:
+            file.read_row_group(number, columns=[chunk.path_in_schema])
+        except (pa.ArrowException, OSError):
+            starts = [chunk.data_page_offset, chunk.dictionary_page_offset]
+            first = min(start for start in starts if start is not None)
+            last = first + chunk.total_compressed_size - 1
+            yield f"column {chunk.path_in_schema}, bytes {first} to {last}"
 
 
 def _checksum_at(data: bytes | bytearray) -> int:

@@ -1,0 +1,102 @@
+"""What the command line says of stores: `doctor --store`, and `up` on one that can't be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.store.identity import open_identity
+from cluster.store.journal import Journal
+from cluster.store.objects import LocalObjects
+from cluster.store.segment import Rows, SegmentHeader
+from tests.cli.conftest import Drayman
+
+#: Port 9 (discard) has no server on any machine that runs tests.
+UNREACHABLE = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "k",
+    "AWS_SECRET_ACCESS_KEY": "s",
+    "AWS_REGION": "us-east-1",
+}
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in UNREACHABLE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjects:
+    """A store with one segment."""
+    objects = LocalObjects(tmp_path / "store")
+    journal_id = open_identity(objects, objects).journal_id
+    header = SegmentHeader(number=1, epoch=1, nonce="n", journal_id=journal_id, first_seq=1, rows=1)
+    rows = Rows(
+        [1], [1.7e9], ["manager_started"], [""], [None], [None], [None],
+        [b'{"epoch":1,"cluster_id":"here"}'],
+    )  # fmt: skip
+    Journal(objects).append(header, rows)
+    return objects
+
+
+def test_doctor_reads_a_store_and_ends_0_if_it_is_whole(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path
+) -> None:
+    ran = drayman("doctor", "--store", str(tmp_path / "store"), "--json")
+
+    assert ran.code == 0, ran.err
+    found = {finding["check"]: finding for finding in json.loads(ran.out)}
+    segment = found["journal/00000000000000000001.parquet"]
+    assert (segment["level"], segment["facts"]["rows"]) == ("ok", 1)
+    assert found["owner"]["facts"]["cluster_id"] == "here"
+
+
+def test_doctor_ends_1_where_a_store_is_damaged(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path
+) -> None:
+    store.put("journal/notes.txt", b"?")
+
+    ran = drayman("doctor", "--store", str(tmp_path / "store"))
+
+    assert ran.code == 1, ran.err
+    assert "wrong journal/notes.txt: foreign file" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "reason"),
+    [
+        ("{tmp}/none", 2, "is no folder"),
+        ("ftp://somewhere", 2, "unknown scheme"),
+        ("s3://bucket", 1, "cannot list 'journal/'"),
+    ],
+)
+def test_doctor_says_why_it_can_not_read_a_store(
+    unreachable: None, drayman: Drayman, tmp_path: Path, store: str, code: int, reason: str
+) -> None:
+    given = store.replace("{tmp}", str(tmp_path))
+
+    ran = drayman("doctor", "--store", given)
+
+    assert (ran.code, "Traceback" in ran.err) == (code, False), ran
+    assert reason in ran.out + ran.err
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "reason"),
+    [
+        ("{tmp}/file/store", 2, "both an object and a folder"),
+        ("s3://bucket", 1, "cannot create 'store/probe-"),
+        ("ftp://somewhere", 2, "unknown scheme"),
+    ],
+)
+def test_up_refuses_a_store_it_can_not_use_before_it_starts_anything(
+    unreachable: None, drayman: Drayman, tmp_path: Path, store: str, code: int, reason: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    given = store.replace("{tmp}", str(tmp_path))
+
+    ran = drayman("up", "--store", given)
+
+    assert (ran.code, "Traceback" in ran.err) == (code, False), ran
+    assert reason in ran.err
