@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test test-fast simulate chaos demo check docs docs-check bench pins hooks clean
+.PHONY: help setup fmt lint type test test-fast test-live-s3 simulate chaos demo check docs docs-check bench pins hooks clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv with drayman in it (at once when nothing changed)
 
@@ -38,6 +38,9 @@ test: setup ## run every test, those that start Ray included (minutes)
 
 test-fast: setup ## run the tests that start no Ray
 	$(BIN)/python -m pytest -n 2 -m 'not live'
+
+test-live-s3: setup ## run the tests that start Ray with their stores in S3 (SeaweedFS)
+	DRAYMAN_TEST_STORE=s3 $(BIN)/python -m pytest -n 2 --dist loadgroup -m live
 
 SEEDS ?= 5000
 

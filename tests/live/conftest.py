@@ -1,5 +1,6 @@
 """One Drayman for all tests that can share one, and one for those that kill everything."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from service.client import Client
 from tests.support.live import LiveDrayman
+from tests.support.weed import BUCKET_ENV, started
 
 #: The README promises that a job type in a user's own module is ten lines.
 OWN_MODULE = '''\
@@ -36,8 +38,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*live, *others]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """With `DRAYMAN_TEST_STORE=s3`, every Drayman keeps its store in a real bucket."""
+    if os.environ.get("DRAYMAN_TEST_STORE") != "s3":
+        yield
+        return
+    weed = started(tmp_path_factory.mktemp("weed"))
+    if isinstance(weed, str):
+        pytest.fail(weed)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**weed.environment, BUCKET_ENV: weed.url()}.items():
+            patch.setenv(name, value)
+        try:
+            yield
+        finally:
+            weed.kill()
+
+
 @pytest.fixture(scope="session")
-def drayman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
+def drayman(bucket: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
     """Runs for the whole session, with Ray's dashboard. Tests kill parts of it, never all."""
     live = LiveDrayman(tmp_path_factory.mktemp("live"), options=["--compact-after", "5"])
     try:

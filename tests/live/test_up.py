@@ -16,11 +16,11 @@ def test_a_second_one_on_the_same_store_is_refused(drayman: LiveDrayman, client:
     before = drayman.processes()
 
     refused = drayman.run(
-        *("up", "--port", str(free_port()), "--store", str(drayman.store), "--no-dashboard")
+        *("up", "--port", str(free_port()), "--store", drayman.store_url, "--no-dashboard")
     )
 
     assert refused.returncode == 2, refused
-    assert f"{drayman.store} is in use by a running Drayman" in refused.stderr
+    assert f"{drayman.store_url} is in use by a running Drayman" in refused.stderr
     assert client.types()
     assert before.keys() <= drayman.processes().keys()
 
