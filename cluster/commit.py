@@ -200,6 +200,10 @@ class CommitLog:
             except DraymanError as error:
                 self._on_fatal(error)
                 return
+            except Exception as error:
+                # Whatever it is, nothing will be committed any more: better a new manager.
+                self._on_fatal(Unavailable(f"the commit loop failed: {error!r}"))
+                raise
             self._writing = None
             batch.done.set()
 

@@ -30,6 +30,7 @@ from cluster.protocol import (
     Submission,
     decode_batch_reply,
     encode,
+    refusal_of,
 )
 from cluster.queries import Query
 from cluster.queue.spec import JobSpec, encode_spec
@@ -158,7 +159,9 @@ class Gateway:
         if len(self._pending) + len(specs) > PENDING_MAX:
             raise self._overloaded()
         waiting = [self._enqueue(spec) for spec in specs]
-        return [await answer for answer in waiting]
+        if waiting:
+            await asyncio.wait(waiting)
+        return [_result(answer) for answer in waiting]
 
     def _enqueue(self, spec: JobSpec) -> "asyncio.Future[Accepted | Refused]":
         if len(self._pending) >= PENDING_MAX:
@@ -440,3 +443,13 @@ class Gateway:
     async def ping(self) -> float:
         """Return the moment of the manager's last event; raises Unavailable if it is away."""
         return await self._ask(Query("ping"), float)
+
+
+def _result(answer: "asyncio.Future[Accepted | Refused]") -> Accepted | Refused:
+    """Return one line's answer; what failed its batch is no reason to keep the others silent."""
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    if isinstance(error, DraymanError):
+        return refusal_of(error)
+    raise error

@@ -238,6 +238,10 @@ class Manager:
             try:
                 spec = decode_spec(raw)
                 events = self._commit.run(c.Submit(submission.job_id, spec, raw), now)
+            except msgspec.MsgspecError as error:
+                refused_at[str(i)] = refusal_of(InvalidInput("job", f"can't be read: {error}"))
+                results.append(refused_at[str(i)])
+                continue
             except DraymanError as error:
                 refused_at[str(i)] = refusal_of(error)
                 results.append(refused_at[str(i)])
@@ -435,7 +439,8 @@ class Manager:
             # A machine that goes says nothing about what ran on it.
             self._commit.run(c.Reclaim(worker, [task.token for task in tasks], cause))
         else:
-            self._commit.run(c.LoseWorker(worker, cause))
+            started = frozenset(session.started) if session.report else None
+            self._commit.run(c.LoseWorker(worker, cause, started))
         self._ended(session, tasks)
         self._dispatch()
         pool = next((p for p in self._settings.pools if p.name == session.pool), None)

@@ -5,6 +5,7 @@ page cut short says where to go on. Rule 2: another tenant's job is NotFound, as
 there. Rule 3: what is read may not be durable yet; the manager answers only after its barrier.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -369,7 +370,7 @@ def _past_attempt(task: Task, past: PastAttempt) -> AttemptView:
 def _cursor(after: str | None, total: int) -> int:
     if after is None:
         return total + 1
-    if not after.isdigit() or int(after) > total + 1:
+    if re.fullmatch(r"[0-9]{1,18}", after) is None or int(after) > total + 1:
         raise InvalidInput("after", "is no cursor of this list; begin again without it")
     return int(after)
 

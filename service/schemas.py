@@ -377,9 +377,13 @@ def reply(
     return Response(encode(value), status, headers=headers, media_type="application/json")
 
 
+#: The last second of the year 9999, which is as far as a datetime goes.
+MOMENT_MAX = 253_402_300_799.0
+
+
 def moment(at: float) -> datetime:
-    """Return epoch seconds as an aware moment, to the millisecond."""
-    return datetime.fromtimestamp(round(at, 3), UTC)
+    """Return epoch seconds as an aware moment, to the millisecond; within the years of ISO 8601."""
+    return datetime.fromtimestamp(round(min(max(at, 0.0), MOMENT_MAX), 3), UTC)
 
 
 def maybe(at: float | None) -> datetime | None:

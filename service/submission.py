@@ -29,6 +29,8 @@ from service.problems import FieldError, InvalidRequest, Malformed, TooLarge
 __all__ = ["BatchLine", "JobRequest", "RequestKey", "Submissions"]
 
 DAY_S = 24 * 3600.0
+#: Ten years: whoever means never leaves `expires_at` out.
+EXPIRES_DAYS_MAX = 3653
 QUEUE = r"^[a-z][a-z0-9_-]{0,62}$"
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -227,7 +229,11 @@ class Submissions:
         if name is None:
             return None, "", 0.0
         kind = "given" if key.given else "minted"
-        fingerprint = _hash("request", _canonical(_same(request, params)))
+        try:
+            same = _same(request, params)
+        except msgspec.DecodeError as error:
+            raise InvalidInput("params", f"are not JSON that can be compared: {error}") from None
+        fingerprint = _hash("request", _canonical(same))
         return _hash(kind, tenant, name), fingerprint, self._settings.key_window_s
 
 
@@ -253,7 +259,10 @@ _MISSING = re.compile(r"Object missing required field `(.*)`")
 def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Struct]) -> Exception:
     """Return the error with the field it is about; msgspec puts that into its text."""
     fields = {field.encode_name for field in msgspec.structs.fields(model)}
-    whole = msgspec.json.decode(body)
+    try:
+        whole = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):  # it is wrong in more than one way
+        return Malformed(f"the body is not right, nor is it JSON: {error}")
     if not isinstance(whole, dict):
         return InvalidInput("body", "must be a JSON object with at least the field 'type'")
     if unknown := [name for name in whole if name not in fields]:
@@ -293,7 +302,7 @@ def _moments(request: JobRequest, now: float) -> tuple[float | None, float | Non
             raise InvalidInput("delay_s", "give run_at or delay_s, not both")
         run_at = now + request.delay_s
     elif request.run_at is not None:
-        run_at = request.run_at.timestamp()
+        run_at = max(0.0, request.run_at.timestamp())  # the past is the past
         if run_at > now + 366 * DAY_S:
             raise InvalidInput("run_at", "lies more than 366 days ahead")
     if request.expires_at is None:
@@ -301,6 +310,8 @@ def _moments(request: JobRequest, now: float) -> tuple[float | None, float | Non
     expires_at = request.expires_at.timestamp()
     if expires_at <= now:
         raise InvalidInput("expires_at", "is in the past; the job could never start")
+    if expires_at > now + EXPIRES_DAYS_MAX * DAY_S:
+        raise InvalidInput("expires_at", f"lies over {EXPIRES_DAYS_MAX} days ahead; leave it out")
     if run_at is not None and expires_at <= run_at:
         raise InvalidInput("expires_at", "is not after the moment the job may start")
     return run_at, expires_at

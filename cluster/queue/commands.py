@@ -74,6 +74,8 @@ class LoseWorker(msgspec.Struct, frozen=True):
 
     worker: str
     cause: str
+    #: Tokens it had said to have started; None if it never said anything.
+    started: frozenset[int] | None = None
 
 
 class Reclaim(msgspec.Struct, frozen=True):

@@ -41,6 +41,8 @@ __all__ = ["FIRST_TASK", "decide", "evolve", "job_status"]
 FIRST_TASK = "0"
 #: Tasks one Tick moves on at most, so that a million due at once do not stall the commit loop.
 TICK_MAX = 2_000
+#: Longest wait before a retry, or a snooze.
+WAIT_MAX_S = 366 * 86_400.0
 
 S = TaskState
 
@@ -87,7 +89,8 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
             if fingerprint != spec.fingerprint:
                 raise KeyReused(job_id)
             return []
-        if len(state.keys) >= rules.idempotency_keys_max and not command.admitted:
+        full = state.keys.count(now) >= rules.idempotency_keys_max
+        if full and not command.admitted:
             raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
     limits = rules.queues.get(spec.queue)
     if limits is None:
@@ -170,10 +173,15 @@ def _failed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> 
     failures = task.failures + 1
     if failures >= task.job.spec.max_attempts:
         return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
-    wait_s = task.job.spec.retry.wait_s(failures, draw, outcome.delay_s)
+    wait_s = _bounded_s(task.job.spec.retry.wait_s(failures, draw, outcome.delay_s))
     return e.AttemptFailed(
         error=outcome.error, cause=cause, retry_at=now + wait_s, **_lease_of(task, outcome)
     )
+
+
+def _bounded_s(wait_s: float) -> float:
+    """Return the wait, at most a year; what is no number is no wait."""
+    return min(max(0.0, wait_s), WAIT_MAX_S) if wait_s == wait_s else 0.0
 
 
 def _discarded(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
@@ -186,7 +194,7 @@ def _discarded(rules: Rules, task: Task, outcome: Any, draw: float, now: float) 
 def _snoozed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
     if task.stop == "cancel":
         return _cancelled(task, outcome, "cancelled")
-    retry_at = now + (outcome.delay_s or 0.0)
+    retry_at = now + _bounded_s(outcome.delay_s or 0.0)
     return e.TaskSnoozed(retry_at=retry_at, **_lease_of(task, outcome))
 
 
@@ -266,7 +274,8 @@ def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) 
     """Requeue all a dead worker held; charge only whom its death can be blamed on.
 
     The one task it held, or the one suspect among them. If it held several and none was suspect,
-    nobody is charged and all become suspects: run apart, the next death names the culprit.
+    nobody is charged and all become suspects: run apart, the next death names the culprit. What is
+    known not to have started is never charged.
     """
     tasks = [state.leases[token] for token in state.held.get(command.worker, ())]
     known_culprit = any(task.suspect for task in tasks)
@@ -276,6 +285,8 @@ def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) 
         lost = _Lost(command.cause, error, task.leased_at, now)
         if task.stop == "cancel":
             found.append(_cancelled(task, lost, "cancelled"))
+        elif command.started is not None and task.token not in command.started:
+            found.append(_release(rules, task, command.cause, outcome=lost))
         elif len(tasks) == 1 or task.suspect:
             found.append(_recover(rules, task, lost))
         else:
@@ -667,6 +678,8 @@ def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
     task.failures = task.recoveries = task.interruptions = 0
     if task.expires_at <= at:
         task.expires_at = 0.0  # whoever revives it wants it to run
+    else:
+        state.expiries.add(task.expires_at, task)
     task.job.finished_at = 0.0
     _make_ready(state, task, Move.REDRIVEN, at)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.queue.state import TaskState
+from cluster.queue.state import TERMINAL, TaskState
 
 __all__ = [
     "Effect",
@@ -293,9 +293,9 @@ def _timer_live(at: float, task: Task) -> bool:
 
 
 def _expiry_live(at: float, task: Task) -> bool:
-    # A dead letter may be redriven, so its entry must outlast it: what was dropped here, where
-    # reading the timer drops it, would not be dropped in a replay.
-    return task.expires_at == at and task.state not in (TaskState.SUCCEEDED, TaskState.CANCELLED)
+    # A dead letter that is redriven after it is not held to it any more, and one that is redriven
+    # before it gets a new entry.
+    return task.expires_at == at and task.state not in TERMINAL
 
 
 class KeyIndex:
@@ -310,6 +310,12 @@ class KeyIndex:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def count(self, now: float) -> int:
+        """Return how many keys are held, about: those whose hour is over are not counted."""
+        hour = int(now // 3600)
+        over = [past for past in self._by_hour if past < hour]
+        return max(0, len(self._entries) - sum(len(self._by_hour[past]) for past in over))
 
     def find(self, key: str, now: float) -> tuple[str, str] | None:
         """Return (job id, fingerprint) of the request that holds `key`, if it still does."""

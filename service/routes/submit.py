@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 
+import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -26,6 +27,8 @@ from service.schemas import FINISHED, BatchResult, Job, accepted_job, encode, jo
 from service.submission import BatchLine, JobRequest, RequestKey
 
 __all__ = ["SubmitEndpoint", "router"]
+
+log = structlog.get_logger(__name__)
 
 #: Room for everything of a job but its params.
 OVERHEAD_BYTES = 64 * 1024
@@ -246,6 +249,11 @@ async def _specs(
             line_key = key.line(place + 1, request.idempotency_key)
             spec = submissions.spec(request, caller, line_key, now)
         except (DraymanError, RequestError) as error:
+            made.append(error)
+            continue
+        except Exception as error:
+            # A defect of ours, which is no reason to refuse the other lines.
+            log.exception("line_not_understood", line=place + 1)
             made.append(error)
             continue
         made.append(spec)

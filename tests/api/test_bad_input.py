@@ -252,3 +252,38 @@ async def test_redrive_without_a_right_filter_is_refused(
     answer = await acme.post("/v1/dead-letters/redrive", content=json.dumps(body))
 
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-input")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("expires_at", "9999-12-31T23:59:59-12:00", 422),
+        ("run_at", "0001-01-01T00:00:00+14:00", 202),
+        ("params", {"name": "x" * 10}, 202),
+    ],
+)
+async def test_a_moment_at_the_end_of_time_harms_no_listing(
+    acme: httpx.AsyncClient, field: str, value: Any, status: int
+) -> None:
+    answer = await acme.post("/v1/jobs", json={**GREET, field: value})
+
+    assert answer.status_code == status
+    assert (await acme.get("/v1/jobs")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"type":5,"params":', '{"type":5,"params":{"x":1e999}}', '{"type":5,"params":' + "[" * 9],
+)
+async def test_a_body_that_is_wrong_twice_is_400(acme: httpx.AsyncClient, body: str) -> None:
+    answer = await acme.post("/v1/jobs", content=body)
+
+    assert answer.status_code == 400
+
+
+async def test_a_number_beyond_all_numbers_is_refused_by_name(acme: httpx.AsyncClient) -> None:
+    body = '{"type":"greet","params":{"name":"a","times":1e400}}'
+
+    answer = await acme.post("/v1/jobs", content=body, headers={"Idempotency-Key": "k"})
+
+    assert answer.status_code in (400, 422)
