@@ -41,7 +41,7 @@ from cluster.store.contract import Objects
 from cluster.views import JobView
 from jobs.errors import Corrupt, DraymanError, KeyReused, NotFound, Unavailable
 
-__all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "is_recent", "minted_at"]
+__all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "is_recent", "minted_at", "unseal"]
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +86,7 @@ def _seal(batch: Batch) -> bytes:
     return b"%b\n%b" % (data, hashlib.sha256(data).hexdigest().encode())
 
 
-def _unseal(name: str, sealed: bytes) -> Batch:
+def unseal(name: str, sealed: bytes) -> Batch:
     """Return what was written under `name`; Corrupt if this is not it."""
     data, _, checksum = sealed.rpartition(b"\n")
     if hashlib.sha256(data).hexdigest().encode() != checksum:
@@ -222,7 +222,7 @@ class IntakeWriter:
 
     def _found(self, name: str) -> Batch | None:
         try:
-            return _unseal(name, self._objects.get(name))
+            return unseal(name, self._objects.get(name))
         except NotFound:
             return None
 
@@ -293,7 +293,7 @@ class IntakeScan:
         for info, sealed in zip(missing, read, strict=True):
             if sealed is not None:
                 try:
-                    batches[info.path, info.modified_at] = _unseal(info.path, sealed)
+                    batches[info.path, info.modified_at] = unseal(info.path, sealed)
                 except Corrupt as error:  # the manager reports it; its jobs cannot be known
                     log.debug("intake_is_corrupt", object=info.path, reason=error.reason)
         listed = {(info.path, info.modified_at) for info in infos}
@@ -360,7 +360,7 @@ class IntakeFolder:
     async def _take(self, name: str, sealed: bytes) -> bool:
         """Take over one object; False if it has to stay where it is."""
         try:
-            batch = _unseal(name, sealed)
+            batch = unseal(name, sealed)
             specs = [decode_spec(submission.spec) for submission in batch.submissions]
             if not specs:
                 raise Corrupt(name, "holds no job")

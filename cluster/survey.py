@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.fold import fold, read_event
-from cluster.protocol import decode_batch
+from cluster.intake import unseal
 from cluster.queue.engine import job_status
 from cluster.queue.events import Event, ManagerStarted, ManagerStopped
 from cluster.queue.snapshot import SNAPSHOT_VERSION
@@ -224,11 +224,11 @@ class _Survey:
     def _intake(self) -> Iterator[Seen]:
         for info in self._named("intake/"):
             try:
-                batch = decode_batch(self._store.get(info.path))
+                batch = unseal(info.path, self._store.get(info.path))
             except NotFound:
                 yield _gone(info)
-            except msgspec.MsgspecError as error:
-                yield Seen(info.path, "wrong", f"foreign file: move it out of intake/ ({error})")
+            except Corrupt as error:
+                yield Seen(info.path, "wrong", f"{error.reason}: move it out of intake/")
             else:
                 jobs = len(batch.submissions)
                 text = f"{jobs} jobs, accepted while the manager was away; the next one takes them"

@@ -86,9 +86,7 @@ def _nodes(url: str) -> Iterator[Finding]:
             continue
         nodes = _nodes_of(run)
         if len(nodes) > 1:
-            text = (
-                f"the Drayman at {run.url} works on {len(nodes)} nodes; mount it on each"
-            )
+            text = f"the Drayman at {run.url} works on {len(nodes)} nodes; mount it on each"
             yield Finding(url, "note", text)
 
 

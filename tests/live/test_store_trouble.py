@@ -113,7 +113,8 @@ def test_nothing_is_lost_on_a_bucket_whose_server_and_whose_manager_are_killed_u
         ended = [client.wait(job_id, WAIT_S) for job_id in load.acknowledged]
     assert {job["status"] for job in ended} == {"completed"}
     ran = Counter(effects.read_text().split())
-    assert set(load.acknowledged) <= set(ran)
+    # A submission whose first reply was lost may have been acknowledged as an alias of itself.
+    assert {job["result"] for job in ended} <= set(ran)
     # Handlers that ran while the manager died are re-adopted, never run again.
     assert set(ran.values()) == {1}
 

@@ -1,12 +1,15 @@
 """`drayman doctor --store`: each damage by its place, all of it, and nothing changed by looking."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from cluster.queue.spec import JobSpec
+from cluster.intake import IntakeWriter
+from cluster.protocol import Batch, Submission
+from cluster.queue.spec import JobSpec, encode_spec
 from cluster.store.journal import Journal
 from cluster.store.local import LocalObjects
 from cluster.store.memory import MemoryObjects
@@ -130,10 +133,20 @@ async def test_every_damage_is_told_not_only_the_first(objects: MemoryObjects) -
     assert "holds segment 4" in found.pop(path(7))
     assert "foreign file" in found.pop("journal/notes.txt")
     assert "foreign file" in found.pop("snapshots/notes.txt")
-    assert "foreign file" in found.pop("intake/notes.txt")
+    assert "move it out of intake/" in found.pop("intake/notes.txt")
     [(where, text)] = found.items()
     assert where.startswith("history/jobs/")
     assert "no Parquet" in text
+
+
+async def test_jobs_in_intake_are_noted(objects: MemoryObjects) -> None:
+    spec = msgspec.Raw(encode_spec(SPEC))
+    batch = Batch("g", 1, [Submission("a", spec), Submission("b", spec)])
+    await IntakeWriter(objects, asyncio.to_thread).accept(batch)
+
+    [seen] = [seen for path, seen in by_path(objects).items() if path.startswith("intake/")]
+
+    assert (seen.level, seen.facts) == ("note", {"jobs": 2})
 
 
 async def test_segment_of_another_journal_is_named(objects: MemoryObjects) -> None:
