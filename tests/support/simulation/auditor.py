@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 
 from cluster.commit import CommitLog
-from cluster.protocol import Assignment, Orders, Output
+from cluster.protocol import Assignment, Orders, Output, decode_batch
 from cluster.queue import events as e
 from cluster.queue.engine import evolve, job_status
 from cluster.queue.model import State, Task
+from cluster.queue.spec import decode_spec
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.store import journal
 from cluster.store.segment import Rows, SegmentHeader
@@ -63,11 +64,16 @@ class Auditor:
         self._number = 0
         self._epoch = 0
         self._leases: dict[int, Lease] = {}
+        #: Jobs in intake by object, jobs that ever were there, and what keys stood for there.
+        self._intake: dict[str, list[str]] = {}
+        self._taken_in: set[str] = set()
+        self._intake_keys: dict[str, set[str]] = {}
         #: Jobs that clients know are accepted.
         self.acked: dict[str, None] = {}
-        self._keys: dict[str, tuple[str, str]] = {}
+        self._keys: dict[str, dict[str, str]] = {}
         self._requests: dict[str, str] = {}
         self._cancelled: set[str] = set()
+        self._refused: set[str] = set()
         #: token -> where it runs.
         self._live: dict[int, tuple[Process, Process]] = {}
         self._endings: dict[int, str] = {}
@@ -95,8 +101,30 @@ class Auditor:
 
     def durable(self, path: str, data: bytes) -> None:
         """Take what the store made durable."""
-        if not path.startswith("journal/"):
-            return
+        if path.startswith("intake/"):
+            self._take_intake(path, data)
+        elif path.startswith("journal/"):
+            self._take_segment(path, data)
+
+    def _take_intake(self, path: str, data: bytes) -> None:
+        batch = decode_batch(data.rpartition(b"\n")[0])  # without its checksum
+        ids = [submission.job_id for submission in batch.submissions]
+        self._world.note("durable", path, *ids)
+        self.counts["intake"] += 1
+        self._intake[path] = ids
+        self._taken_in.update(ids)
+        for submission in batch.submissions:
+            spec = decode_spec(submission.spec)
+            if path.startswith("intake/keys/") and spec.key is not None:
+                self._intake_keys.setdefault(spec.key, set()).add(spec.fingerprint)
+
+    def deleted(self, path: str) -> None:
+        """Take it that an object is going to be deleted."""
+        for job_id in self._intake.pop(path, []):
+            if self._status(job_id) is None:
+                self._wrong(f"{job_id} was deleted from intake before it was taken over")
+
+    def _take_segment(self, path: str, data: bytes) -> None:
         header, rows = journal.decode(data, path)
         self._world.note("durable", header.number, f"epoch={header.epoch}", *rows.kind)
         if header.number != self._number + 1:
@@ -123,6 +151,10 @@ class Auditor:
             if request in self._requests:
                 self._wrong(f"request {request} became two jobs")
             self._requests[request] = event.job_id
+        elif isinstance(event, e.JobRefused):
+            self._refused.add(event.job_id)
+            if event.cause != "idempotency_key_reused":
+                self._wrong(f"{event.job_id} was acknowledged, then refused: {event.error}")
         elif isinstance(event, e.AttemptEnd) or (
             isinstance(event, e.TaskCancelled) and event.token is not None
         ):
@@ -134,7 +166,8 @@ class Auditor:
                 self._evicted[job.id] = job_status(job)
 
     def _status(self, job_id: str) -> str | None:
-        """Return a job's durable status; None if it was never accepted."""
+        """Return a job's status as the journal has it; None if it is not there."""
+        job_id = self.state.aliases.get(job_id, job_id)
         job = self.state.jobs.get(job_id)
         return job_status(job) if job is not None else self._evicted.get(job_id)
 
@@ -188,18 +221,17 @@ class Auditor:
         """Take it that a client was told: accepted, as this job."""
         self.counts["acks"] += 1
         self.acked[job_id] = None
-        if self._status(job_id) is None:
+        if self._status(job_id) is None and job_id not in self._taken_in:
             self._wrong(f"{job_id} was acknowledged before it was durable")
         if key is not None:
-            first = self._keys.setdefault(key, (job_id, fingerprint))
-            if first != (job_id, fingerprint):
-                self._wrong(f"key {key} stood for {first}, then for {(job_id, fingerprint)}")
+            self._keys.setdefault(key, {})[job_id] = fingerprint
 
     def key_refused(self, key: str, fingerprint: str) -> None:
         """Take it that a client was told: this key was used for something else."""
         self.counts["key_refused"] += 1
         holder = self.state.keys.find(key, self.state.at)
-        if holder is None or holder[1] == fingerprint:
+        others = self._intake_keys.get(key, set()) - {fingerprint}
+        if (holder is None or holder[1] == fingerprint) and not others:
             self._wrong(f"key {key} was refused, its holder is {holder}")
 
     def refused(self, error: DraymanError) -> None:
@@ -214,7 +246,10 @@ class Auditor:
     def seen(self, job_id: str, status: str) -> None:
         """Take it that a client was told a job's status."""
         durable = self._status(job_id)
-        if durable is None:
+        if durable is None and job_id in self._taken_in:
+            if status not in ("pending", "scheduled"):
+                self._wrong(f"{job_id} is in intake and was shown as {status}")
+        elif durable is None:
             self._wrong(f"{job_id} was shown before it was durable")
         elif status in ("completed", "cancelled") and durable != status:
             self._wrong(f"{job_id} was shown as {status}, durable is {durable}")
@@ -335,12 +370,20 @@ class Auditor:
 
     def unsettled(self) -> list[str]:
         """Return what has not ended."""
-        return [
-            f"{job.id} is {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
-            for job in self.state.order
-            for task in job.tasks
-            if task.state not in TERMINAL and not self._is_far(task)
-        ] + [f"lease {token} runs" for token in self._live]
+        return (
+            [
+                f"{job.id} is {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
+                for job in self.state.order
+                for task in job.tasks
+                if task.state not in TERMINAL and not self._is_far(task)
+            ]
+            + [
+                f"{job_id} is acknowledged and not in the journal"
+                for job_id in self.acked
+                if self._status(job_id) is None
+            ]
+            + [f"lease {token} runs" for token in self._live]
+        )
 
     def _is_far(self, task: Task) -> bool:
         """Whether it was asked to wait for long, by a client whose clock was wrong."""
@@ -348,11 +391,13 @@ class Auditor:
 
     def check_end(self) -> None:
         """Check what must hold when all faults have stopped and time enough has passed."""
-        for job_id in self.acked:
-            if self._status(job_id) is None:
-                self._wrong(f"{job_id} was acknowledged and is lost")
         for what in self.unsettled():
             self._wrong(f"in the end {what}")
+        for key, acked in self._keys.items():
+            firsts = {self.state.aliases.get(job_id, job_id) for job_id in acked}
+            ran = {job_id for job_id in firsts if job_id not in self._refused}
+            if len(ran) > 1:
+                self._wrong(f"key {key} stood for {sorted(ran)}")
         for job_id in self._cancelled:
             if self._status(job_id) != "cancelled":
                 self._wrong(f"{job_id} was cancelled, and is {self._status(job_id)}")

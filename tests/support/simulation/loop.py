@@ -225,7 +225,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     break
                 for task in tasks:
                     task.cancel()
-                for _ in range(200):
+                for _ in range(TURNS_MAX):
                     if not ready:
                         break
                     self._bury_next(ready.popleft())

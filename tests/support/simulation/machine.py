@@ -305,6 +305,8 @@ class GatewayLife:
             new_id=world.job_id,
             incarnation=world.hex(),
             history=History(world.store),
+            objects=world.store,
+            wall=world.wall,
             monotonic=world.monotonic,
             offload=world.offload,
         )
@@ -374,7 +376,9 @@ class Machine:
     @property
     def idle(self) -> bool:
         """Whether no replica has a submission on its way."""
-        return not any(life.gateway._senders for life in self.gateways)
+        return not any(
+            life.gateway._senders or life.gateway._returning is not None for life in self.gateways
+        )
 
     def travel_s(self) -> float:
         """Return how long one message takes."""

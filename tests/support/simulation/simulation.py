@@ -65,7 +65,7 @@ def simulate(seed: int, plan: Plan | None = None, *, keep_trace: bool = False) -
 def _simulate(seed: int, plan: Plan, keep_trace: bool) -> Result:
     world = World(seed, "disk" if seed % 2 else "bucket", sync=plan.sync)
     auditor = Auditor(world)
-    world.store.on_durable = auditor.durable
+    world.store.on_durable, world.store.on_deleted = auditor.durable, auditor.deleted
     with world.installed(slots_of(world, auditor)):
         machine = Machine(world, auditor, _settings(world))
         machine.build_manager = plan.build_manager or machine.build_manager

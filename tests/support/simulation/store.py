@@ -35,12 +35,16 @@ class FaultyObjects(MemoryObjects):
         self._syncs = sync
         #: Told of every object once it is durable.
         self.on_durable: Callable[[str, bytes], None] = lambda path, data: None
+        #: Told of every object that is to be deleted.
+        self.on_deleted: Callable[[str], None] = lambda path: None
         #: How often a call fails before, and after, it did its work.
         self.fail_before = self.fail_after = 0.0
         self.is_gone = False
         #: Objects that are seen and could be lost, in order of their making.
         self._unsynced: dict[str, None] = {}
         self._touched: dict[str, None] = {}
+        #: Objects that are gone and could come back.
+        self._deleted: dict[str, None] = {}
 
     # --- what the manager does ----------------------------------------------------------------
 
@@ -74,10 +78,15 @@ class FaultyObjects(MemoryObjects):
     def delete(self, paths: Iterable[str]) -> None:
         """Remove the objects, durably."""
         self._may_fail_before()
-        paths = list(paths)
-        super().delete(paths)
         for path in paths:
+            self.on_deleted(path)
             self._unsynced.pop(path, None)
+            self._visible.pop(path, None)
+            if self.kind == "bucket":
+                self._durable.pop(path, None)
+            else:
+                self._deleted[path] = None
+                self._touched[_folder(path)] = None
         self._may_fail_after()
 
     # --- what the world does ------------------------------------------------------------------
@@ -98,6 +107,10 @@ class FaultyObjects(MemoryObjects):
             if self._rng.random() < 0.5:
                 self._settle(path)
         self._unsynced.clear()
+        for path in self._deleted:
+            if self._rng.random() < 0.5:
+                self._durable.pop(path, None)
+        self._deleted.clear()
         self.crash()
 
     def _sync(self, folders: Iterable[str]) -> None:
@@ -106,6 +119,9 @@ class FaultyObjects(MemoryObjects):
         for path in [path for path in self._unsynced if _folder(path) in folders]:
             del self._unsynced[path]
             self._settle(path)
+        for path in [path for path in self._deleted if _folder(path) in folders]:
+            del self._deleted[path]
+            self._durable.pop(path, None)
 
     def _create(self, path: str, data: bytes) -> None:
         if self.kind == "bucket":
@@ -114,6 +130,7 @@ class FaultyObjects(MemoryObjects):
             return
         MemoryObjects.put(self, path, data, durable=False)
         self._unsynced[path] = None
+        self._deleted.pop(path, None)
         self._touched[_folder(path)] = None
 
     def _settle(self, path: str) -> None:
