@@ -1,6 +1,7 @@
 """What a job type is: a name, a typed handler, and how it wants to be run."""
 
 import inspect
+import math
 import re
 import typing
 from collections.abc import Callable
@@ -75,6 +76,12 @@ def job(
             raise ValueError(f"job name {name!r}: use lower-case words joined by dots")
         if max_attempts < 1:
             raise ValueError(f"job {name!r}: max_attempts must be at least 1, got {max_attempts}")
+        limits = {"timeout_s": timeout_s, "grace_s": grace_s, "unique_for_s": unique_for_s}
+        for limit, value in limits.items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"job {name!r}: {limit} must be a finite number, 0 or more, got {value}"
+                )
         model = _params_model(name, handler)
         unknown = [f for f in unique_by if f not in model.model_fields]
         if unknown:

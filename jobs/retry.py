@@ -5,9 +5,13 @@ Architecture Blog, 2015): the wait is uniform in [0, min(max_s, base_s * factor 
 The random draw comes from the caller, so that the rules stay pure and replayable.
 """
 
+import sys
+
 import msgspec
 
 __all__ = ["RetryPolicy"]
+
+NUMBER_MAX = sys.float_info.max
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -18,10 +22,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     max_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if not (self.base_s >= 0 and self.factor >= 1 and self.max_s >= 0):
-            raise ValueError(
-                f"RetryPolicy needs base_s >= 0, factor >= 1, max_s >= 0; got {self!r}"
-            )
+        for name, least in (("base_s", 0), ("factor", 1), ("max_s", 0)):
+            value = getattr(self, name)
+            if not least <= value <= NUMBER_MAX:
+                raise ValueError(
+                    f"RetryPolicy.{name} is {value!r}; give a finite number, {least} or more"
+                )
 
     def wait_s(self, failures: int, draw: float, at_least_s: float | None = None) -> float:
         """Return the wait after the `failures`-th failure; `draw` is uniform in [0, 1).
@@ -31,5 +37,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         if at_least_s is not None:
             return at_least_s
         exponent = min(failures - 1, 64)  # beyond 2**64 the cap has long decided
-        ceiling: float = min(self.max_s, self.base_s * self.factor**exponent)
+        try:
+            ceiling = min(self.max_s, self.base_s * float(self.factor) ** exponent)
+        except OverflowError:
+            ceiling = self.max_s if self.base_s else 0.0
         return draw * ceiling
