@@ -2,8 +2,10 @@
 
 Rule 1: nothing costs before it is used: no directory, no file, no store for a handler that needs
 none. Rule 2: an output is durable before the outcome that names it leaves. Rule 3: a secret that
-was read here leaves neither in the error, the progress nor the result; the worker, which handed it
-out, redacts the log.
+this process was told, by this attempt or an earlier one, leaves neither in the error, the progress
+nor the result; the worker, which handed it out, redacts the log. What later attempts must find as
+it was (checkpoints, `once`, names of files) is refused with a secret in it. Rule 4: whatever a
+handler did, there is an outcome, and the worker can read it.
 """
 
 import asyncio
@@ -25,24 +27,35 @@ import msgspec
 from cluster.protocol import NOTHING, Assignment, FileInfo, Outcome, OutcomeKind, Output
 from cluster.queue.spec import JobSpec
 from cluster.settings import DATA_DIRS_ENV
+from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.pipe import Answer, Moved
-from cluster.worker.redact import redact, redact_json
+from cluster.worker.redact import holds, holds_in_json, redact, redact_json
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
-from jobs.outcome import Discard, Retry, Snooze, StopRequested
+from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
 from jobs.result import encode_result
 
-__all__ = ["Attempt", "AttemptContext", "Host", "Store"]
+__all__ = ["Attempt", "AttemptContext", "Host", "Store", "encode_outcome"]
 
 ERROR_CHARS_MAX = 4096
 RESULT_BYTES_INLINE_MAX = 64 * 1024
 CHECKPOINT_BYTES_MAX = 64 * 1024
+ONCE_BYTES_MAX = 64 * 1024
+MESSAGE_BYTES_MAX = 1024
+#: A message is redacted before it is cut; so much more of it is looked at.
+_MESSAGE_CHARS_MAX = 64 * 1024
+#: A shorter secret is masked wherever it stands, but only in the attempt that asked for it is it
+#: a reason to refuse: a word as short as a user's name stands in much that is not secret.
+_TELLING_CHARS_MIN = 8
 #: How often progress leaves the child, at most.
 PROGRESS_EVERY_S = 0.1
 #: How long until a store that did not answer is asked again for a finished result, at most.
 STORE_RETRY_MAX_S = 5.0
 
 _NULL_OUTPUT = msgspec.Raw(b"{}")
+_check = msgspec.json.Decoder(msgspec.Raw).decode
+_encode = msgspec.json.Encoder().encode
+_HOLDS_SECRET = "holds a secret, and would be kept where others can read it; leave the secret out"
 
 
 class Store(Protocol):
@@ -57,6 +70,8 @@ class Host(Protocol):
 
     stops: dict[int, str]
     scratch: Path
+    #: What this process was told so far, by `secret` of any attempt.
+    secrets: list[str]
 
     def call(self, token: int, op: str, key: str, value: msgspec.Raw) -> Answer:
         """Ask the worker and wait; raises the error it answers."""
@@ -101,6 +116,7 @@ class Attempt:
     """The runtime behind one context, and the maker of its outcome."""
 
     __slots__ = (
+        "_asked",
         "_host",
         "_moved",
         "_open",
@@ -128,7 +144,9 @@ class Attempt:
         self.output_file: Any = None
         #: How to wake the handler when a stop is requested.
         self.on_stop: Callable[[], object] | None = None
-        self._secrets: list[str] = []
+        self._secrets = host.secrets
+        #: Those that this attempt asked for.
+        self._asked: list[str] = []
         self._outputs: dict[str, FileInfo] = {}
         self._open: list[_OutputFile] = []
         self._workdir: Path | None = None
@@ -140,7 +158,9 @@ class Attempt:
     def progress(self, fraction: float | None, message: str) -> None:
         """Send progress now, or the latest of it a moment later."""
         waiting = self._moved is not None
-        self._moved = Moved(self._token, fraction, redact(message, self._secrets))
+        text = scrub(redact(str(message)[:_MESSAGE_CHARS_MAX], self._secrets))
+        text = text.encode()[:MESSAGE_BYTES_MAX].decode(errors="ignore")
+        self._moved = Moved(self._token, fraction, text)
         wait_s = self._shown_at + PROGRESS_EVERY_S - time.monotonic()
         if wait_s <= 0:
             self._show()
@@ -159,30 +179,57 @@ class Attempt:
 
     def checkpoint(self, value: Any) -> None:
         """Have the worker make it durable."""
-        data = encode_result(value)
+        data = strict_json(encode_result(value))
         if len(data) > CHECKPOINT_BYTES_MAX:
             raise InvalidInput(
                 "checkpoint",
                 f"is {len(data)} bytes of JSON, {CHECKPOINT_BYTES_MAX} at most; "
                 "keep the data in an output file and save its name",
             )
+        self._refuse_secret_in_json("checkpoint", data)
         self._host.call(self._token, "checkpoint", "", msgspec.Raw(data))
 
     def once_claim(self, key: str) -> tuple[Literal["new", "done", "in_doubt"], Any]:
         """Have the worker claim it."""
+        if not isinstance(key, str):
+            raise InvalidInput("once", f"the key is a {type(key).__name__}; give a text")
+        self._refuse_secret("once", "the key", key)
         answer = self._host.call(self._token, "once_claim", key, NOTHING)
         return answer.found, msgspec.json.decode(answer.value)
 
     def once_done(self, key: str, value: Any) -> None:
         """Have the worker record it."""
-        self._host.call(self._token, "once_done", key, msgspec.Raw(encode_result(value)))
+        data = strict_json(encode_result(value))
+        if len(data) > ONCE_BYTES_MAX:
+            raise InvalidInput(
+                "once",
+                f"the value is {len(data)} bytes of JSON, {ONCE_BYTES_MAX} at most; "
+                "keep the data in an output file and return its name",
+            )
+        self._refuse_secret_in_json("once", data)
+        self._host.call(self._token, "once_done", key, msgspec.Raw(data))
 
     def secret(self, name: str) -> str:
         """Have the worker hand it out, so that it knows what to redact if we die."""
+        if not isinstance(name, str):
+            raise InvalidInput("secret", f"the name is a {type(name).__name__}; give a text")
         answer = self._host.call(self._token, "secret", name, NOTHING)
         value = msgspec.json.decode(answer.value, type=str)
-        self._secrets.append(value)
+        self._asked.append(value)
+        if value not in self._secrets:
+            self._secrets.append(value)
         return value
+
+    def _refuse_secret(self, call: str, what: str, text: str) -> None:
+        if self._secrets and holds(text, self._telling()):
+            raise InvalidInput(call, f"{what} {_HOLDS_SECRET}")
+
+    def _refuse_secret_in_json(self, call: str, data: bytes) -> None:
+        if self._secrets and holds_in_json(data, self._telling()):
+            raise InvalidInput(call, f"the value {_HOLDS_SECRET}")
+
+    def _telling(self) -> list[str]:
+        return [s for s in self._secrets if len(s) >= _TELLING_CHARS_MIN or s in self._asked]
 
     def log(self, message: str) -> None:
         """Append a line."""
@@ -190,6 +237,7 @@ class Attempt:
 
     def open_output(self, name: str) -> BinaryIO:
         """Open an output under this attempt's own path."""
+        self._refuse_secret("files", "the name of an output", str(name))
         a = self.assignment
         files = self._host.store().files
         path = files.result_path(a.job_id, a.task_id, a.attempt, name)
@@ -238,6 +286,7 @@ class Attempt:
 
     def succeeded(self, data: bytes) -> Outcome:
         """Return the outcome of a handler that returned `data` (JSON). May write to the store."""
+        data = strict_json(data)
         for unclosed in self._open:
             unclosed.close()
         output = _NULL_OUTPUT
@@ -271,13 +320,23 @@ class Attempt:
                 pause_s = min(STORE_RETRY_MAX_S, pause_s * 2)
 
     def failed(self, error: BaseException) -> Outcome:
-        """Return the outcome of a handler that raised."""
+        """Return the outcome of a handler that raised. Raises nothing itself."""
+        try:
+            return self._failed(error)
+        except BaseException as broken:
+            # An exception of the handler's own making, or a store that is away: it must still end.
+            self.ended = True
+            return _unwritable(self._token, self.started_at, broken)
+
+    def _failed(self, error: BaseException) -> Outcome:
         if isinstance(error, Discard):
-            return self._ended("discarded", str(error), "discarded")
+            return self._ended("discarded", _text(error), "discarded")
         if isinstance(error, Snooze):
-            return self._ended("snoozed", delay_s=error.delay_s)
+            return self._ended("snoozed", delay_s=seconds("Snooze.delay_s", error.delay_s))
         if isinstance(error, Retry):
-            return self._ended("failed", str(error), "error", error.after_s)
+            after_s = error.after_s
+            after_s = None if after_s is None else seconds("Retry.after_s", after_s)
+            return self._ended("failed", _text(error), "error", after_s)
         stop = self.stop_reason()
         if isinstance(error, StopRequested | asyncio.CancelledError) and stop is not None:
             return self._ended("stopped", f"stopped: {stop}", stop)
@@ -291,7 +350,7 @@ class Attempt:
         self, kind: OutcomeKind, error: str = "", cause: str = "", delay_s: float | None = None
     ) -> Outcome:
         self.close()
-        error = redact(error, self._secrets)[:ERROR_CHARS_MAX]
+        error = scrub(redact(error, self._secrets))[:ERROR_CHARS_MAX]
         return Outcome(
             self._token, kind, self.started_at, time.time(), NOTHING, error, cause, delay_s
         )
@@ -369,10 +428,53 @@ def _copied(source: BinaryIO, into: Path, name: str) -> Path:
 
 
 def _told(error: BaseException) -> str:
-    """Return `ValueError: message`, also for an exception whose own text cannot be had."""
-    try:
-        text = str(error)
-    except Exception as broken:
-        text = f"(its message raised {type(broken).__name__})"
-    name = type(error).__name__
+    """Return `ValueError: message`."""
+    name, text = type(error).__name__, _text(error)
     return f"{name}: {text}" if text else name
+
+
+def _text(error: BaseException) -> str:
+    """Return the text of an exception, also of one whose own cannot be had."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"(its message raised {type(broken).__name__})"
+
+
+def scrub(text: str) -> str:
+    """Return the text with what UTF-8 cannot say (lone surrogates) spelled out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def strict_json(data: bytes) -> bytes:
+    """Return the document on one line. Raises TypeError if others could not read it."""
+    try:
+        data.decode()
+        if b"\n" in data:
+            return msgspec.json.format(data, indent=-1)
+        _check(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise TypeError(
+            f"the result is not valid JSON ({error}); NaN and Infinity have no place in it: "
+            "return null or a text instead"
+        ) from None
+    return data
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Return the outcome for the board; for one that cannot go there, one that says so."""
+    try:
+        encoded = _encode(outcome)
+        if len(encoded) <= OUTCOME_BYTES_MAX:
+            return encoded
+        raise InvalidInput(
+            "outcome",
+            f"it is {len(encoded)} bytes, {OUTCOME_BYTES_MAX} at most; write fewer output files",
+        )
+    except Exception as broken:
+        return _encode(_unwritable(outcome.token, outcome.started_at, broken))
+
+
+def _unwritable(token: int, started_at: float, broken: BaseException) -> Outcome:
+    told = f"its outcome could not be written: {scrub(_told(broken))[:ERROR_CHARS_MAX]}"
+    return Outcome(token, "failed", started_at, time.time(), error=told, cause="error")

@@ -16,7 +16,10 @@ import mmap
 import os
 import struct
 
-__all__ = ["Board"]
+__all__ = ["OUTCOME_BYTES_MAX", "SEPARATOR", "Board"]
+
+#: Between two outcomes. Within one there is no line end, so a bad one spoils none but itself.
+SEPARATOR = b",\n"
 
 _RUNNING = struct.Struct("<QQQ")
 _NUMBER = struct.Struct("<Q")
@@ -25,6 +28,8 @@ _LENGTH_AT = 32
 _KEPT_AT = 64
 #: Holds several outcomes with the largest inline result (64 KiB) between two sends.
 _SIZE_BYTES = 512 * 1024
+#: The longest outcome that an empty board can keep.
+OUTCOME_BYTES_MAX = _SIZE_BYTES - _KEPT_AT - len(SEPARATOR)
 
 
 class Board:
@@ -52,10 +57,11 @@ class Board:
 
     def keep(self, outcome: bytes) -> bool:
         """Keep an encoded outcome until it is sent; False if it does not fit now."""
-        end = _KEPT_AT + self._length + len(outcome) + 1
+        start = _KEPT_AT + self._length
+        end = start + len(outcome) + len(SEPARATOR)
         if end > _SIZE_BYTES:
             return False
-        self._page[end - len(outcome) - 1 : end] = outcome + b","
+        self._page[start:end] = outcome + SEPARATOR
         self._length = end - _KEPT_AT
         _NUMBER.pack_into(self._page, _LENGTH_AT, self._length)
         return True
@@ -68,9 +74,9 @@ class Board:
     # --- both ---------------------------------------------------------------------------------
 
     def kept(self) -> bytes:
-        """Return the encoded outcomes kept, comma-joined."""
+        """Return the encoded outcomes kept, with a separator between each two."""
         (length,) = _NUMBER.unpack_from(self._page, _LENGTH_AT)
-        return self._page[_KEPT_AT : _KEPT_AT + length - 1] if length else b""
+        return self._page[_KEPT_AT : _KEPT_AT + length - len(SEPARATOR)] if length else b""
 
     # --- the worker ---------------------------------------------------------------------------
 

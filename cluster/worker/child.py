@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from cluster.protocol import Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.worker.attempt import Attempt, AttemptContext
+from cluster.worker.attempt import Attempt, AttemptContext, encode_outcome
 from cluster.worker.board import Board
 from cluster.worker.pipe import (
     Answer,
@@ -148,6 +148,8 @@ class Child:
         #: Handed over and not started: whoever pops a token decides its fate.
         self.waiting: dict[int, Assignment] = {}
         self.stops: dict[int, str] = {}
+        #: What any attempt was told: a module may keep it for the next.
+        self.secrets: list[str] = []
         self._data = data
         self._sending = threading.Lock()
         self._calls: dict[int, SimpleQueue[Answer | None]] = {}
@@ -377,7 +379,7 @@ class ProcessLoop:
             attempt.on_stop = None
 
     def _keep(self, outcome: Outcome, took_s: float) -> None:
-        encoded = self._encode(outcome)
+        encoded = encode_outcome(outcome)
         now = outcome.ended_at
         if not self._board.keep(encoded):
             self._flush()

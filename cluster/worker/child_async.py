@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from cluster.protocol import Assignment, Outcome
-from cluster.worker.attempt import RESULT_BYTES_INLINE_MAX, Attempt
+from cluster.worker.attempt import RESULT_BYTES_INLINE_MAX, Attempt, encode_outcome
 from cluster.worker.board import Board
 from cluster.worker.pipe import Feed, LogSpan, ended_frame
 from jobs.result import encode_result
@@ -141,7 +141,7 @@ class AsyncLoop:
         return await asyncio.shield(loop.run_in_executor(None, attempt.succeeded, data))
 
     def _keep(self, attempt: Attempt, outcome: Outcome) -> None:
-        encoded = self._encode(outcome)
+        encoded = encode_outcome(outcome)
         if not self._child.board.keep(encoded):
             self._flush()
             self._child.board.keep(encoded)

@@ -331,8 +331,10 @@ class Executor:
         now = time.monotonic()
         if not slot.fed:
             slot.moved_s = now
+        secrets = slot.secrets
         for held in batch:
             held.slot = slot
+            held.secrets = secrets
             held.recalled = False
             slot.fed[held.token] = None
             if self._is_async:
@@ -574,7 +576,8 @@ class Executor:
             raise LeaseLost(call.token)
         if call.op == "secret":
             value = await asyncio.to_thread(read_secret, call.key)
-            held.secrets.append(value)
+            if value not in held.secrets:
+                held.secrets.append(value)
             return Answer(call.call, msgspec.Raw(encode(value)))
         self._records += 1
         message = encode(Record(call.token, call.op, call.key, call.value, self._records))

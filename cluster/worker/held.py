@@ -41,6 +41,7 @@ class Held(msgspec.Struct, gc=False):
     dropped: bool = False
     #: It has ended and its log is on its way, or the rest of its child is being killed.
     ending: Outcome | None = None
+    #: Those of every attempt in its child, this one's among them.
     secrets: list[str] = []
     output_at: int = 0
     #: Head of its output, if the capture file had to be cut while it ran.

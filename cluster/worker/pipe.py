@@ -3,14 +3,18 @@
 Rule 1: frames keep their order, and one that is cut off by a death never happened.
 Rule 2: an assignment is started by the child or handed back `returned`, never both: the child
 decides, so `Recall` and `Stop` are requests. Rule 3: every `Call` gets one `Answer`.
+Rule 4: an outcome that cannot be read fails its own attempt and no other.
 """
 
+import re
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 
 from cluster.protocol import NOTHING, Assignment, Outcome, Refused
+from cluster.worker.board import SEPARATOR
 
 __all__ = [
     "HEADER_BYTES",
@@ -31,6 +35,8 @@ __all__ = [
     "encode",
     "ended_frame",
     "frame",
+    "salvage",
+    "salvage_ended",
 ]
 
 HEADER_BYTES = 4
@@ -129,14 +135,48 @@ decode_to_child: Any = msgspec.json.Decoder(Feed | Recall | Stop | Answer).decod
 decode_from_child: Any = msgspec.json.Decoder(Ready | Ended | Moved | Call).decode
 
 
+_decode_outcome = msgspec.json.Decoder(Outcome).decode
+_decode_spans = msgspec.json.Decoder(list[LogSpan]).decode
+_TOKEN = re.compile(rb"\[(\d{1,19}),")
+_ENDED, _LOGS = b'["ended",[', b"\n],["
+
+
 def frame(body: bytes) -> bytes:
     """Return `body` with its length in front."""
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
 def ended_frame(outcomes: bytes, logs: bytes = b"") -> bytes:
-    """Return an Ended frame of outcomes and log spans that are encoded already, comma-joined."""
-    return frame(b'["ended",[%b],[%b]]' % (outcomes, logs))
+    """Return an Ended frame of outcomes as a board keeps them and log spans, comma-joined."""
+    return frame(b"%b%b%b%b]]" % (_ENDED, outcomes, _LOGS, logs))
+
+
+def salvage_ended(body: bytes) -> tuple[Ended, bool]:
+    """Return what can be read of an Ended frame that cannot as a whole, and whether it is all."""
+    outcomes, found, logs = body.removeprefix(_ENDED).rpartition(_LOGS)
+    if not (found and body.startswith(_ENDED)):
+        return Ended([]), False
+    kept, whole = salvage(outcomes)
+    try:
+        return Ended(kept, _decode_spans(b"[" + logs.removesuffix(b"]"))), whole
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Ended(kept), False
+
+
+def salvage(outcomes: bytes) -> tuple[list[Outcome], bool]:
+    """Return outcomes one by one, a bad one as failed; and whether each had a token to go by."""
+    kept, whole = [], True
+    for encoded in outcomes.split(SEPARATOR):
+        try:
+            kept.append(_decode_outcome(encoded))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if token := _TOKEN.match(encoded):
+                told = f"its outcome could not be read: {error}"
+                now = time.time()
+                kept.append(Outcome(int(token[1]), "failed", now, now, error=told, cause="error"))
+            else:
+                whole = False
+    return kept, whole
 
 
 class Frames:

@@ -43,6 +43,8 @@ from cluster.worker.pipe import (
     decode_from_child,
     encode,
     frame,
+    salvage,
+    salvage_ended,
 )
 
 __all__ = ["HUNG", "Death", "Patience", "Slot", "SlotConfig", "SlotOwner", "cause_of"]
@@ -260,6 +262,11 @@ class Slot:
         """Where the child's output is captured."""
         assert self._life is not None
         return self._life.output_path
+
+    @property
+    def secrets(self) -> list[str]:
+        """What the living child was told so far; grows with it."""
+        return [] if self._life is None else self._life.secrets
 
     @property
     def scratch(self) -> Path:
@@ -518,6 +525,8 @@ class _Life:
         self.cause = ""
         self.told = ""
         self.peak_bytes = 0
+        #: What was handed out to any attempt in it: a module may have kept it for the next.
+        self.secrets: list[str] = []
         self.weighed_s = 0.0
         self.oom_kills = oom_kills()
         self.data.setblocking(False)
@@ -533,8 +542,9 @@ class _Life:
         os.close(self._output_fd)
 
     def kept(self) -> list[Outcome]:
-        """Return the outcomes on the board."""
-        return _kept(self.board)
+        """Return the outcomes on the board. One of a write cut short counts as not ended."""
+        kept = self.board.kept()
+        return salvage(kept)[0] if kept else []
 
     def close(self) -> None:
         """Let go of everything but the capture file."""
@@ -559,13 +569,19 @@ class _Data(asyncio.Protocol):
         self._life.transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
-        try:
-            for body in self._frames.feed(data):
-                self._slot.received(decode_from_child(body))
-        except msgspec.MsgspecError as error:
-            # A handler scribbled on our descriptor: nothing this child says can be trusted now.
-            log.error("worker.child_garbled", error=str(error), next="its child is killed")
-            self._slot.kill()
+        for body in self._frames.feed(data):
+            try:
+                message = decode_from_child(body)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                ended, whole = salvage_ended(body)
+                self._slot.received(ended)
+                if not whole:
+                    # A handler scribbled on our descriptor: nothing more it says can be trusted.
+                    log.error("worker.child_garbled", error=str(error), next="its child is killed")
+                    self._slot.kill()
+                    return
+            else:
+                self._slot.received(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._life.transport = None
@@ -574,15 +590,10 @@ class _Data(asyncio.Protocol):
 
 def kept_outcomes(board: Board) -> list[Outcome]:
     """Return the outcomes on the board of a living child."""
-    return _kept(board)
-
-
-def _kept(board: Board) -> list[Outcome]:
-    kept = board.kept()
     try:
-        return _decode_outcomes(b"[%b]" % kept)
-    except msgspec.MsgspecError:
-        return []  # Caught in the middle of a write; it will be sent, or its attempt counts as run.
+        return _decode_outcomes(b"[%b]" % board.kept())
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []  # Caught in the middle of a write; it will be sent.
 
 
 def cause_of(status: int) -> str:
