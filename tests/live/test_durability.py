@@ -189,6 +189,7 @@ def synced(call: str) -> bool:
 def test_no_job_is_acknowledged_before_a_slow_disk_has_it(
     drayman: LiveDrayman, strace: str, tmp_path: Path
 ) -> None:
+    assert drayman.store.is_dir()  # a bucket has no disk of ours to slow down
     manager, names = drayman.pid("ray::QueueManager"), ",".join(SYNCS)
     delay = f"inject={names}:delay_exit={DELAY_S * 1e6:.0f}"
 
