@@ -12,7 +12,7 @@ from cluster.queue.spec import JobSpec
 from cluster.store.journal import Journal
 from cluster.store.memory import MemoryObjects
 from cluster.store.segment import Rows, SegmentHeader, decode, encode
-from jobs.errors import Corrupt, InvalidInput
+from jobs.errors import Corrupt, InvalidInput, Unavailable
 from tests.support.cluster import FakeClock, life
 
 SPEC = JobSpec(type="noop")
@@ -181,3 +181,13 @@ async def test_manager_started_with_a_clock_an_hour_back_orders_events_all_the_s
 
         assert accepted.job_id in {assignment.job_id for assignment in orders.assignments}
         assert now.state.at >= before
+
+
+async def test_manager_of_a_store_that_is_empty_now_waits_for_it(objects: MemoryObjects) -> None:
+    """A restarted one: the volume may not be mounted yet, and its jobs are not to be forgotten."""
+    async with life(objects, new_store=False):
+        pass
+
+    with pytest.raises(Unavailable, match="is empty now, though it was in use"):
+        async with life(MemoryObjects(), new_store=False):
+            pass

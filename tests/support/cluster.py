@@ -167,6 +167,7 @@ async def life(
     take_over: bool = False,
     pools: Sequence[PoolSettings] = (PoolSettings(name="cpu", queues=["default"], size=0),),
     clock: FakeClock | None = None,
+    new_store: bool = True,
     **settings_more: Any,
 ) -> AsyncIterator[Life]:
     """Start a manager on `objects`; it is dropped at the end as a crash would drop it."""
@@ -189,6 +190,7 @@ async def life(
         on_fatal=fatal.append,
         compactor=(compactor := InlineCompactor(objects)),
         store=objects,
+        new_store=new_store,
     )
     await manager.start("test")
     one = Life(manager, workers, clock, objects)
