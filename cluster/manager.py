@@ -439,8 +439,8 @@ class Manager:
             # A machine that goes says nothing about what ran on it.
             self._commit.run(c.Reclaim(worker, [task.token for task in tasks], cause))
         else:
-            started = frozenset(session.started) if session.report else None
-            self._commit.run(c.LoseWorker(worker, cause, started))
+            arrived = frozenset(session.held) if session.report else None
+            self._commit.run(c.LoseWorker(worker, cause, arrived))
         self._ended(session, tasks)
         self._dispatch()
         pool = next((p for p in self._settings.pools if p.name == session.pool), None)

@@ -74,8 +74,8 @@ class LoseWorker(msgspec.Struct, frozen=True):
 
     worker: str
     cause: str
-    #: Tokens it had said to have started; None if it never said anything.
-    started: frozenset[int] | None = None
+    #: Tokens it had said to hold; None if it never said anything.
+    arrived: frozenset[int] | None = None
 
 
 class Reclaim(msgspec.Struct, frozen=True):

@@ -274,8 +274,8 @@ def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) 
     """Requeue all a dead worker held; charge only whom its death can be blamed on.
 
     The one task it held, or the one suspect among them. If it held several and none was suspect,
-    nobody is charged and all become suspects: run apart, the next death names the culprit. What is
-    known not to have started is never charged.
+    nobody is charged and all become suspects: run apart, the next death names the culprit. A task
+    that the worker never said to hold did not arrive there, and is never charged.
     """
     tasks = [state.leases[token] for token in state.held.get(command.worker, ())]
     known_culprit = any(task.suspect for task in tasks)
@@ -285,7 +285,7 @@ def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) 
         lost = _Lost(command.cause, error, task.leased_at, now)
         if task.stop == "cancel":
             found.append(_cancelled(task, lost, "cancelled"))
-        elif command.started is not None and task.token not in command.started:
+        elif command.arrived is not None and task.token not in command.arrived:
             found.append(_release(rules, task, command.cause, outcome=lost))
         elif len(tasks) == 1 or task.suspect:
             found.append(_recover(rules, task, lost))

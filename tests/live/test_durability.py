@@ -198,8 +198,12 @@ def test_no_job_is_acknowledged_before_a_slow_disk_has_it(
             began = time.monotonic()
             return submit_for_later(client), time.monotonic() - began
 
+    # The replica's disk, too: it accepts by itself where the manager is slow, but not sooner.
+    replica = drayman.pid("ray::ServeReplica")
+    options = ("-e", f"trace={names}", "-e", delay)
     with (
-        traced(strace, manager, tmp_path / "strace", "-e", f"trace={names}", "-e", delay),
+        traced(strace, manager, tmp_path / "strace", *options),
+        traced(strace, replica, tmp_path / "strace-replica", *options),
         ThreadPoolExecutor(8) as pool,
     ):
         answered = list(pool.map(timed, range(8)))

@@ -44,7 +44,7 @@ async def test_a_member_that_cannot_be_read_is_refused_and_the_others_ride_on() 
         assert list(one.state.jobs) == ["j1"]
 
 
-async def test_a_task_that_never_started_is_never_charged_for_its_worker() -> None:
+async def test_a_task_that_never_arrived_is_never_charged_for_its_worker() -> None:
     async with life(MemoryObjects("memory://"), "w1", "w2", "w3", "w4", "w5") as one:
         job_id = await submit(one)
         for worker in ("w1", "w2", "w3", "w4", "w5"):

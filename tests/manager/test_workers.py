@@ -71,7 +71,7 @@ async def test_a_worker_that_went_with_its_node_costs_its_tasks_nothing(
 async def test_a_worker_that_ray_killed_for_memory_is_told_so(objects: GatedObjects) -> None:
     async with life(objects) as now:
         task = await leased(now)
-        await now.report(held=[task.token], started=[task.token])
+        await now.report(held=[task.token])
         now.workers.cause = "oom"
 
         now.workers.dies("w1")
