@@ -19,7 +19,7 @@ from cluster.protocol import NOTHING, Assignment, Outcome
 from cluster.queue.spec import decode_spec
 from cluster.worker.attempt import Attempt
 from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop
-from cluster.worker.slot import Death, SlotConfig, SlotOwner
+from cluster.worker.slot import Death, Slot, SlotConfig, SlotOwner
 from jobs.errors import DraymanError
 from jobs.outcome import Discard, Retry, Snooze, StopRequested
 from jobs.result import encode_result
@@ -91,42 +91,50 @@ def slots_of(world: World, auditor: Auditor) -> Any:
     """Return what makes a slot in this world."""
 
     def make(config: SlotConfig, scratch: Path, owner: SlotOwner, *, solo: bool) -> SimSlot:
-        return SimSlot(world, auditor, config, owner, solo=solo)
+        return SimSlot(world, auditor, config, scratch, owner, solo=solo)
 
     return make
 
 
-class SimSlot:
-    """What `cluster.worker.slot.Slot` is to the executor."""
+class SimSlot(Slot):
+    """A slot whose child is simulated: all that the executor keeps here is the real one's."""
 
     def __init__(
         self,
         world: World,
         auditor: Auditor,
         config: SlotConfig,
+        scratch: Path,
         owner: SlotOwner,
         *,
         solo: bool,
     ) -> None:
-        self.config, self.solo = config, solo
-        self.fed: dict[int, None] = {}
-        self.guilty: int | None = None
-        self.exclusive = self.stuck = self.is_ready = False
-        self.readers: set[asyncio.Task[None]] = set()
-        self.output_bytes = 0
-        self.moved_s = 0.0
-        self.is_bloated = False
-        self.output_path: Any = NoFile()
-        self.scratch = Path("/nonexistent")
-        self.board: SimBoard | None = None
+        super().__init__(config, scratch, owner, solo=solo)
         self.child: SimChild | None = None
-        self._world, self._auditor, self._owner = world, auditor, owner
-        self._closing = False
-        self.lives = 0
+        self._board: SimBoard | None = None
+        self._file = NoFile()
+        self._secrets: list[str] = []
+        self._world, self._auditor = world, auditor
         self._slot = world.number()
         process = current_process()
         assert process is not None
         self.worker = process
+
+    @property
+    def board(self) -> Any:
+        return self._board
+
+    @property
+    def output_path(self) -> Any:
+        return self._file
+
+    @property
+    def secrets(self) -> list[str]:
+        return self._secrets
+
+    @property
+    def is_bloated(self) -> bool:
+        return False
 
     async def start(self) -> None:
         self.worker.on_death.append(self._orphaned)
@@ -141,7 +149,7 @@ class SimSlot:
         if self._closing:
             return
         self.lives += 1
-        self.board = SimBoard()
+        self._board, self._secrets = SimBoard(), []
         name = f"{self.worker.name}/child{self._slot}.{self.lives}{'s' * self.solo}"
         child = self.child = SimChild(self._world, self._auditor, self, name)
         self.worker.call(self._world.uniform(*START_S), self._ready, child)
@@ -198,9 +206,9 @@ class SimSlot:
         """Tell of a death, after the last message it sent was read."""
         if child is not self.child or self._closing:
             return
-        board = self.board
+        board = self._board
         assert board is not None
-        self.child, self.board, self.is_ready = None, None, False
+        self.child, self._board, self.is_ready = None, None, False
         running, started_ns, output_at = board.running()
         death = Death(cause, board.outcomes, running, started_ns, output_at, self.output_path)
         self._owner.on_died(self, death)  # type: ignore[arg-type]
@@ -217,9 +225,8 @@ class SimChild:
     """One child process and the attempts in it."""
 
     def __init__(self, world: World, auditor: Auditor, slot: SimSlot, name: str) -> None:
-        assert slot.board is not None
         self._world, self._auditor, self._slot = world, auditor, slot
-        self._board = slot.board
+        self._board: SimBoard = slot.board
         self.process = world.process(name)
         self.process.on_death.append(self._dead)
         self._cause = "with its machine"
@@ -232,6 +239,7 @@ class SimChild:
         self._numbers = 0
         #: What an Attempt wants of its host.
         self.stops: dict[int, str] = {}
+        self.secrets: list[str] = []
         self.scratch = Path("/nonexistent")
 
     def die(self, cause: str) -> None:

@@ -26,6 +26,9 @@ __all__ = ["NOON", "Violation", "World"]
 NOON = 1_700_000_000.0
 #: Where the loop's clock begins: not at 0, which means "never" here and there.
 START_S = 1_000.0
+#: A worker takes whatever a call raises for a manager that is away, its own mistakes included.
+FAILED_CALLS = frozenset({"worker.exchange_failed", "worker.record_failed"})
+EXPECTED = ("the manager", "the answer", "of epoch", "try again")
 
 
 class Violation(Exception):
@@ -199,6 +202,8 @@ class World:
         event = entry.pop("event")
         error = entry.pop("exc_info", None)
         self.note("log", name, event, *(f"{k}={v}" for k, v in entry.items()))
+        if event in FAILED_CALLS and not any(part in entry["error"] for part in EXPECTED):
+            self.violated(f"{name}: {event}: {entry['error']}")
         if isinstance(error, Exception) and not self.over:
             self.violated(f"{name}: {event}: {error!r}")
         raise structlog.DropEvent
