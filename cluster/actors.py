@@ -39,6 +39,7 @@ from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import NODE_LOST
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
+from cluster.store.journal import Fenced
 from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
@@ -179,12 +180,15 @@ class QueueManager:
 async def _patiently(
     begin: Callable[[], Awaitable[plain_manager.Manager]],
 ) -> plain_manager.Manager:
-    """Repeat it while the store is in trouble: it was there in an earlier life."""
+    """Repeat it while the store is in trouble: it was there in an earlier life.
+
+    Fenced: one before it, which only seemed dead, wrote once more while this one was reading.
+    """
     wait_s = RESTART_FIRST_S
     while True:
         try:
             return await begin()
-        except (Unavailable, InvalidInput) as error:
+        except (Unavailable, InvalidInput, Fenced) as error:
             log.error("manager_waits_for_store", reason=str(error), next_try_s=wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(RESTART_MAX_S, wait_s * 2)
