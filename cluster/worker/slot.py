@@ -194,6 +194,9 @@ class Slot:
                 self._mark,
                 self.config.patience.worker_s,
             )
+        except BaseException:  # a cancellation, too: nobody else knows of this end yet
+            ours.close()
+            raise
         finally:
             theirs.close()
         ours.setblocking(False)
