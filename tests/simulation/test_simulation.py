@@ -35,7 +35,7 @@ def test_every_promise_is_kept_in_every_schedule(first: int) -> None:
         assert not result.violations, told(result)
 
     # A simulation in which nothing happens keeps every promise.
-    assert min(counts[what] for what in ("acks", "attempts", "lives", "effects", "cancels")) > 10
+    assert min(counts[what] for what in ("acks", "attempts", "lives", "effects", "cancels")) > 3
 
 
 def test_a_seed_gives_the_same_schedule_to_the_letter_in_any_process() -> None:
