@@ -222,6 +222,7 @@ class Slot:
         if self._life is not None:
             self._life.close()
             self._life = None
+            await asyncio.sleep(0)  # its transport closes the socket in the loop's next turn
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _fork(self) -> None:
