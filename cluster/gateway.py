@@ -75,6 +75,8 @@ FOLD_S = 10.0
 FOLDS_MAX = 1_000
 #: How often a manager that is away is asked whether it is back.
 ASK_EVERY_S = 0.25
+#: How long the cancel of a job waits for the manager to take the job in from intake.
+TAKEN_IN_S = 5.0
 
 #: Questions that history and intake can answer, too.
 _READS = frozenset({"job", "tasks", "attempts", "wait"})
@@ -385,15 +387,24 @@ class Gateway:
         return found.attempts if isinstance(found, Record) else found
 
     async def cancel(self, job_id: str, tenant: str | None) -> JobView:
-        """Cancel a job; durable on return. A running attempt is asked to stop."""
-        found = await self._ask_of_job(Query("cancel", job_id, tenant), JobView)
-        if not isinstance(found, Record):
-            return found
-        if found.view.status == "cancelled":
-            return found.view
-        raise Conflict(
-            f"job {job_id} is {found.view.status}; only unfinished jobs can be cancelled"
-        )
+        """Cancel a job; durable on return. A running attempt is asked to stop.
+
+        Raises Conflict if it is over, and Unavailable if it still waits in intake after a while.
+        """
+        deadline = self._monotonic() + TAKEN_IN_S
+        while True:
+            found = await self._ask_of_job(Query("cancel", job_id, tenant), JobView)
+            if not isinstance(found, Record):
+                return found
+            if found.view.status == "cancelled":
+                return found.view
+            if found.view.finished_at is not None:
+                raise Conflict(
+                    f"job {job_id} is {found.view.status}; only unfinished jobs can be cancelled"
+                )
+            if self._monotonic() > deadline:
+                raise Unavailable(f"job {job_id} waits for the queue manager to take it in")
+            await self._sleep(ASK_EVERY_S)
 
     async def retry(self, job_id: str, tenant: str | None) -> JobView:
         """Give a failed job a new budget; durable on return. Conflict if it is not failed."""

@@ -84,7 +84,8 @@ class Executor:
         self._suspects: deque[int] = deque()
         self._pace = Pace()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._opening_solo = False
+        #: Solo slots on their way out.
+        self._leaving: set[Slot] = set()
         #: Records sent so far.
         self._records = 0
         #: Since when no child is there for the backlog; None while one is.
@@ -117,7 +118,7 @@ class Executor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(slot.close() for slot in self._slots))
+        await asyncio.gather(*(slot.close() for slot in (*self._slots, *self._leaving)))
 
     @property
     def _is_async(self) -> bool:
@@ -303,27 +304,22 @@ class Executor:
     def _feed_suspects(self) -> None:
         solo = next((slot for slot in self._slots if slot.solo), None)
         if solo is None:
-            if not self._opening_solo:
-                self._opening_solo = True
-                self._spawn(self._open_solo())
+            solo = Slot(self._config, self._scratch, self, solo=True)
+            self._slots.append(solo)
+            self._spawn(solo.start())
         elif solo.is_ready and not solo.fed:
             self._hand_over(solo, [self.held[self._suspects.popleft()]])
-
-    async def _open_solo(self) -> None:
-        slot = Slot(self._config, self._scratch, self, solo=True)
-        await slot.start()
-        self._slots.append(slot)
-        self._opening_solo = False
-        self._feed()
 
     def _close_solo(self, slot: Slot) -> None:
         if slot.solo and not slot.fed and not self._suspects and slot in self._slots:
             self._slots.remove(slot)
+            self._leaving.add(slot)
             self._spawn(self._close_after_readers(slot))
 
     async def _close_after_readers(self, slot: Slot) -> None:
         await asyncio.gather(*slot.readers, return_exceptions=True)
         await slot.close()
+        self._leaving.discard(slot)
 
     def _hand_over(self, slot: Slot, batch: list[Held]) -> None:
         if not batch:

@@ -226,7 +226,8 @@ class Slot:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _fork(self) -> None:
-        assert self._control is not None
+        if self._control is None or self._life is not None:
+            return  # Its keeper was lost while it paused, and the next one has its own child.
         loop = asyncio.get_running_loop()
         life = _Life(self._scratch)
         self._life = life

@@ -193,6 +193,29 @@ async def test_a_job_in_intake_is_pending_however_long_the_manager_is_away(
     assert (await other.job(accepted.job_id, None)).status == "pending"
 
 
+async def test_the_cancel_of_a_job_in_intake_waits_until_it_is_taken_in(
+    objects: CountedObjects,
+) -> None:
+    async with life(objects) as now:
+        accepted = await gateway(Port(), objects).submit(SPEC)
+
+        view = await gateway(Port(now.manager), objects).cancel(accepted.job_id, None)
+
+        assert view.status == "cancelled"
+        assert await run_all(now) == []
+
+
+async def test_the_cancel_of_a_job_that_stays_in_intake_is_unavailable(
+    objects: CountedObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "TAKEN_IN_S", 0.1)
+    accepted = await gateway(Port(), objects).submit(SPEC)
+    async with life(CountedObjects()) as elsewhere:
+        port = Port(elsewhere.manager)
+        with pytest.raises(Unavailable, match="waits for the queue manager"):
+            await gateway(port, objects).cancel(accepted.job_id, None)
+
+
 async def test_a_job_in_intake_is_not_shown_to_another_tenant(objects: CountedObjects) -> None:
     way_in = gateway(Port(), objects)
     accepted = await way_in.submit(SPEC)

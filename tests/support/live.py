@@ -54,6 +54,14 @@ def until(look: Callable[[], T], within_s: float = WAIT_S) -> T:
     return seen
 
 
+def eventually(holds: Callable[[], bool], within_s: float) -> bool:
+    """Wait until `holds()`; return whether it did in time."""
+    pause, deadline = threading.Event(), time.monotonic() + within_s
+    while not (held := holds()) and time.monotonic() < deadline:
+        pause.wait(0.05)
+    return held
+
+
 def kill(*pids: int) -> None:
     """`kill -9`."""
     for pid in pids:

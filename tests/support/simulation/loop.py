@@ -19,6 +19,9 @@ __all__ = ["Process", "Stalled", "VirtualLoop", "current_process"]
 #: A schedule that turns so often at one moment goes round in circles.
 TURNS_MAX = 200_000
 
+#: Tasks that would not end; thrown away, they would complain in the middle of something else.
+_undying: list[asyncio.Task[Any]] = []
+
 _process: contextvars.ContextVar["Process | None"] = contextvars.ContextVar(
     "simulated process", default=None
 )
@@ -231,6 +234,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     self._bury_next(ready.popleft())
         finally:
             events._set_running_loop(None)
+        _undying.extend(task for task in self._tasks if not task.done())
         ready.clear()
         self._scheduled.clear()  # type: ignore[attr-defined]
         self.close()
