@@ -192,8 +192,8 @@ class Client:
         return self._pages("/v1/jobs", filters)
 
     def cancel(self, job_id: str) -> Json:
-        """Ask the job to stop; raises ApiError (409) if it has ended."""
-        return self._json("POST", f"{_job(job_id)}/cancel")
+        """Ask the job to stop, again if the answer is lost; ApiError (409) if it has ended."""
+        return self._json("POST", f"{_job(job_id)}/cancel", repeatable=True)
 
     def retry(self, job_id: str) -> Json:
         """Give a failed job a new budget; raises ApiError (409) if it has not failed."""

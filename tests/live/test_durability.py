@@ -121,7 +121,7 @@ def calls(log: Path) -> list[tuple[str, str]]:
     begun: dict[str, str] = {}
     found = []
     for line in log.read_text().splitlines():
-        thread, _, text = line.split(" ", 2)
+        thread, _, text = line.split(maxsplit=2)  # short pids are padded
         if text.endswith("<unfinished ...>"):
             begun[thread] = text
             continue
