@@ -20,9 +20,11 @@ __all__ = [
     "ATTEMPTS",
     "JOBS",
     "Record",
+    "attempt_rows",
     "attempts_table",
     "decode_record",
     "finished_after",
+    "job_row",
     "jobs_table",
 ]
 
@@ -110,15 +112,16 @@ def finished_after(state: State, seq: int) -> list[Job]:
 
 def jobs_table(jobs: Iterable[Job]) -> pa.Table:
     """Return rows of `JOBS`."""
-    return pa.Table.from_pylist([_job_row(job) for job in jobs], JOBS)
+    return pa.Table.from_pylist([job_row(job) for job in jobs], JOBS)
 
 
 def attempts_table(jobs: Iterable[Job]) -> pa.Table:
     """Return rows of `ATTEMPTS`."""
-    return pa.Table.from_pylist([row for job in jobs for row in _attempt_rows(job)], ATTEMPTS)
+    return pa.Table.from_pylist([row for job in jobs for row in attempt_rows(job)], ATTEMPTS)
 
 
-def _job_row(job: Job) -> dict[str, Any]:
+def job_row(job: Job) -> dict[str, Any]:
+    """Return a job, finished or not, as one row of `JOBS`."""
     spec, view = job.spec, job_view(job)
     record = Record(view, job.number, job.revision, task_views(job), attempt_views(job))
     started_at, finished_at = view.started_at, view.finished_at
@@ -155,7 +158,8 @@ def _job_row(job: Job) -> dict[str, Any]:
     }
 
 
-def _attempt_rows(job: Job) -> list[dict[str, Any]]:
+def attempt_rows(job: Job) -> list[dict[str, Any]]:
+    """Return a job's attempts as rows of `ATTEMPTS`, oldest first."""
     return [
         {
             "job_id": job.id,

@@ -100,3 +100,38 @@ def test_up_refuses_a_store_it_can_not_use_before_it_starts_anything(
 
     assert (ran.code, "Traceback" in ran.err) == (code, False), ran
     assert reason in ran.err
+
+
+def test_sql_prints_rows_as_a_table_json_and_csv(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path
+) -> None:
+    query = "select 'a' as x, 1.5 as y, count(*) as jobs from jobs"
+    where = ("--store", str(tmp_path / "store"))
+
+    table = drayman("sql", query, *where)
+    as_json = drayman("sql", query, *where, "--json")
+    as_csv = drayman("sql", query, *where, "--format", "csv")
+
+    assert (table.code, as_json.code, as_csv.code) == (0, 0, 0), table.err
+    assert [line.split() for line in table.out.splitlines()] == [
+        ["x", "y", "jobs"],
+        ["a", "1.5", "0"],
+    ]
+    assert json.loads(as_json.out) == [{"x": "a", "y": 1.5, "jobs": 0}]
+    assert as_csv.out == "x,y,jobs\na,1.5,0\n"
+
+
+def test_sql_ends_2_where_the_query_is_wrong(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path
+) -> None:
+    ran = drayman("sql", "select colour from jobs", "--store", str(tmp_path / "store"))
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "colour" in ran.err
+
+
+def test_sql_without_a_store_says_how_to_name_one(drayman: Drayman) -> None:
+    ran = drayman("sql", "select 1")
+
+    assert ran.code in (2, 3)
+    assert "--store" in ran.err

@@ -1,0 +1,200 @@
+"""Both tables whole, for SQL: what history has, and what the manager still has, as Arrow.
+
+Rule 1: live state is read before history, so a job that moves over meanwhile is in both rather than
+in neither; its live row counts. Rule 2: a file is opened when rows of its day are asked for, and
+no handle is kept. Rule 3: nothing is changed.
+"""
+
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
+
+from cluster.fold import fold_store
+from cluster.history.rows import ATTEMPTS, JOBS, attempt_rows, job_row
+from cluster.history.writer import HistoryFile, current_files
+from cluster.queue.model import Job, State
+from cluster.store.contract import Objects
+from cluster.store.identity import read_identities
+from jobs.errors import DraymanError, InvalidInput
+
+__all__ = ["Table", "Tables", "open_tables"]
+
+#: Above every revision there is.
+REVISION_MAX = 2**31 - 1
+#: Jobs made into rows at once: a row is some kilobytes while it is a Python object.
+BATCH_JOBS = 10_000
+
+_DATE = pa.field("date", pa.date32())
+#: `record` repeats the other columns, for programs.
+_SCHEMAS = {
+    "jobs": pa.schema([f for f in JOBS if f.name != "record"]).append(_DATE),
+    "attempts": ATTEMPTS.append(_DATE),
+}
+_HIDDEN = pa.schema([("id", pa.string()), ("below", pa.int32())])
+_PARQUET = ds.ParquetFileFormat()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table in its two parts; `date` is the UTC day on which the job finished."""
+
+    live: pa.Table
+    history: ds.Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Both tables of a store at one moment."""
+
+    jobs: Table
+    attempts: Table
+    #: `id`, `below`: rows in history of that job with a lower revision are out of date.
+    hidden: pa.Table
+    #: What history consisted of.
+    files: list[HistoryFile]
+    #: What the store refused while rows were read: nothing else survives the way through Arrow.
+    refusals: list[DraymanError] = field(default_factory=list)
+
+    def is_current(self, objects: Objects) -> bool:
+        """Tell whether history still consists of the same files."""
+        return self.files == _files(objects)
+
+
+def open_tables(
+    objects: Objects, journal_objects: Objects | None = None, *, with_live: bool = True
+) -> Tables:
+    """Return the tables of a store, which may be in use.
+
+    Without `with_live` there is only what history has: it costs nothing to begin with, where
+    reading a million waiting jobs takes a minute. Raises InvalidInput where there is no store.
+    """
+    beside = journal_objects or objects
+    if read_identities(objects, beside) == (None, None):
+        raise InvalidInput("store", f"{objects.url} is no store of Drayman's; name another")
+    state = fold_store(objects, beside).state if with_live else State()
+    jobs = list(state.jobs.values())
+    files = _files(objects)
+    refusals: list[DraymanError] = []
+    job_files, attempt_files = (
+        _dataset(objects, table, files, refusals) for table in ("jobs", "attempts")
+    )
+    return Tables(
+        jobs=Table(_rows("jobs", jobs), job_files),
+        attempts=Table(_rows("attempts", jobs), attempt_files),
+        hidden=_hidden(objects, state, files, job_files),
+        files=files,
+        refusals=refusals,
+    )
+
+
+# --- what is live -----------------------------------------------------------------------------
+
+
+def _rows(table: str, jobs: Iterable[Job]) -> pa.Table:
+    schema, jobs = _SCHEMAS[table], iter(jobs)
+    batches = []
+    while batch := list(islice(jobs, BATCH_JOBS)):
+        rows = [row for job in batch for row in _rows_of(table, job)]
+        batches.append(pa.RecordBatch.from_pylist(rows, schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def _rows_of(table: str, job: Job) -> list[dict[str, Any]]:
+    day = {"date": _day(job)}
+    return [{**row, **day} for row in ([job_row(job)] if table == "jobs" else attempt_rows(job))]
+
+
+def _day(job: Job) -> date | None:
+    return datetime.fromtimestamp(job.finished_at, UTC).date() if job.finished_at else None
+
+
+# --- what history has -------------------------------------------------------------------------
+
+
+def _files(objects: Objects) -> list[HistoryFile]:
+    return [file for table in ("jobs", "attempts") for file in current_files(objects, table)[0]]
+
+
+def _dataset(
+    objects: Objects, table: str, files: Iterable[HistoryFile], refusals: list[DraymanError]
+) -> ds.Dataset:
+    fragments = [
+        _fragment(objects, file, refusals)
+        for file in files
+        if file.path.startswith(f"history/{table}/")
+    ]
+    return ds.FileSystemDataset(fragments, _SCHEMAS[table], _PARQUET)
+
+
+def _fragment(objects: Objects, file: HistoryFile, refusals: list[DraymanError]) -> ds.Fragment:
+    day = pc.field("date") == pa.scalar(file.date)
+    path = objects.local_path(file.path)
+    if path is not None:
+        return _PARQUET.make_fragment(str(path), LocalFileSystem(), partition_expression=day)
+    return _PARQUET.make_fragment(_Source(objects, file, refusals), partition_expression=day)
+
+
+def _hidden(
+    objects: Objects, state: State, files: Iterable[HistoryFile], history: ds.Dataset
+) -> pa.Table:
+    # Compacted since live state was read: then any job of it may have finished, too.
+    overtaken = any(file.last > state.compacted for file in files)
+    live = [job.id for job in state.jobs.values() if job.revision or overtaken]
+    _warm(objects, history)
+    again = history.to_table(columns=["id", "revision"], filter=pc.field("revision") > 1)
+    last = again.group_by("id").aggregate([("revision", "max")])
+    parts = [
+        pa.table([live, [REVISION_MAX] * len(live)], _HIDDEN),
+        pa.table([last["id"], last["revision_max"]], _HIDDEN),
+    ]
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _warm(objects: Objects, history: ds.Dataset) -> None:
+    """Read the footers, many at once where the way to the store is long."""
+    if objects.concurrency > 1:
+        with ThreadPoolExecutor(objects.concurrency, "history-footers") as pool:
+            for _ in pool.map(lambda one: one.ensure_complete_metadata(), history.get_fragments()):
+                pass
+
+
+class _Source(io.RawIOBase):
+    """A file of history, as Arrow reads files; every read is a request of its own."""
+
+    def __init__(self, objects: Objects, file: HistoryFile, refusals: list[DraymanError]) -> None:
+        self._objects, self._path, self._bytes = objects, file.path, file.bytes
+        self._refusals = refusals
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes}[whence]
+        self._at = begin + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        length = self._bytes - self._at if size < 0 else size
+        try:
+            data = self._objects.get_range(self._path, self._at, length)
+        except DraymanError as error:
+            self._refusals.append(error)
+            raise
+        self._at += len(data)
+        return data
