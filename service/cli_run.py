@@ -57,6 +57,7 @@ def up(
         list[str] | None,
         typer.Option(help="A setting of a pool, like cpu:memory_limit_mb=2000; repeatable."),
     ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that answer the API.")] = 1,
     compact_after: Annotated[
         float, typer.Option(min=1.0, help="Seconds until finished jobs go into history.")
     ] = 300.0,
@@ -96,6 +97,7 @@ def up(
             shared_mount=shared_mount,
             free_space_min_mb=free_space_min_mb,
             pools=tuple(pool or ()),
+            replicas=replicas,
             compact_after_s=compact_after,
             retention_days=retention_days,
             data_dirs=tuple(str(folder.expanduser().absolute()) for folder in data_dir or ()),

@@ -142,7 +142,7 @@ def application(run: Run) -> Any:
         options["label_selector"] = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
     return serve.deployment(
         name="Api",
-        num_replicas=1,
+        num_replicas=run.settings.replicas,
         max_ongoing_requests=ONGOING_MAX,
         ray_actor_options=options,
         graceful_shutdown_timeout_s=5,

@@ -100,6 +100,8 @@ class Settings:
     free_space_min_mb: float = 1024.0
     #: Wishes like `cpu:memory_limit_mb=2000`.
     pools: tuple[str, ...] = ()
+    #: Processes that answer the API: while one restarts, another goes on.
+    replicas: int = 1
     compact_after_s: float = 300.0
     retention_days: float | None = None
     state: Path = field(default_factory=state_dir)

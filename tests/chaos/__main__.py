@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.chaos.matrix import ROWS, Outcome, play
+from tests.chaos.matrix import OPTIONS, ROWS, Outcome, play
 from tests.support.live import LiveDrayman
 
 HEADER = """\
@@ -24,7 +24,8 @@ def main() -> int:
     broken = False
     for name in options.rows or ROWS:
         with tempfile.TemporaryDirectory(prefix="drayman-chaos-") as folder:
-            drayman = LiveDrayman(Path(folder), jobs="tests.chaos.jobs", options=["--no-dashboard"])
+            options_of_row = ["--no-dashboard", *OPTIONS.get(name, [])]
+            drayman = LiveDrayman(Path(folder), jobs="tests.chaos.jobs", options=options_of_row)
             try:
                 drayman.up()
                 outcome = play(name, drayman, Path(folder) / "work")

@@ -12,7 +12,7 @@ import psutil
 from tests.chaos.load import LONG_STEPS, Load, Start
 from tests.support.live import LiveDrayman, kill, until
 
-__all__ = ["ROWS", "Outcome", "play"]
+__all__ = ["OPTIONS", "ROWS", "Outcome", "play"]
 
 BEFORE_S, AFTER_S = 4.0, 6.0
 
@@ -136,6 +136,13 @@ def kill_replica(drayman: LiveDrayman, load: Load) -> Fault:
     return Fault(at, set(), _after(load, at))
 
 
+def kill_one_replica(drayman: LiveDrayman, load: Load) -> Fault:
+    """One of two HTTP replicas."""
+    at = time.time()
+    kill(drayman.pid("ray::ServeReplica"))
+    return Fault(at, set(), _after(load, at))
+
+
 def kill_everything(drayman: LiveDrayman, load: Load) -> Fault:
     """Every process, then `drayman up` again."""
     pids = _handlers(drayman)
@@ -166,12 +173,16 @@ def stop_manager(drayman: LiveDrayman, load: Load) -> Fault:
     return Fault(at, set(), _after(load, at))
 
 
+#: What a row's Drayman is started with beyond the usual.
+OPTIONS = {"one of two HTTP replicas killed": ["--replicas", "2"]}
+
 ROWS: dict[str, Row] = {
     "handler killed": kill_handler,
     "worker killed": kill_worker,
     "manager killed": kill_manager,
     "manager stopped for 5 s": stop_manager,
     "HTTP replica killed": kill_replica,
+    "one of two HTTP replicas killed": kill_one_replica,
     "Ray's head killed, up again": kill_head,
     "everything killed, up again": kill_everything,
 }
