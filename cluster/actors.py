@@ -315,7 +315,7 @@ class RayCompactor:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = msgspec.json.encode(settings)
-        self._placement = _placement(settings)
+        self._placement = _placement(settings, "DEFAULT")
 
     async def compact(self, plan: bytes) -> bytes:
         """Carry out an encoded CompactionPlan; return an encoded CompactionDone."""
@@ -378,7 +378,7 @@ class RayWorkers:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=100,
-            **_placement(self._settings),
+            **_placement(self._settings, "SPREAD"),
         )
         handle = actor.remote(name, msgspec.json.encode(pool), msgspec.json.encode(self._settings))
         try:
@@ -430,15 +430,16 @@ def _said(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, DraymanError) else error
 
 
-def _placement(settings: ClusterSettings) -> dict[str, Any]:
+def _placement(settings: ClusterSettings, elsewhere: str | None) -> dict[str, Any]:
     """Return options that keep an actor or Ray task where the store's folder is: on this node.
 
-    A manager that Ray started on another one would find an empty folder there.
+    A manager that Ray started on another one would find an empty folder there. Where every node
+    reaches the store, Ray's strategy `elsewhere` holds; None prefers this node while it lives.
     """
-    if not settings.needs_one_node:
-        return {}
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"scheduling_strategy": here}
+    if elsewhere is not None and not settings.needs_one_node:
+        return {"scheduling_strategy": elsewhere}
+    node, soft = ray.get_runtime_context().get_node_id(), not settings.needs_one_node
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=soft)}
 
 
 def _require_one_node(settings: ClusterSettings) -> None:
@@ -467,7 +468,7 @@ def start_manager(settings: ClusterSettings) -> Any:
         max_restarts=-1,
         max_task_retries=0,
         max_concurrency=MANAGER_CONCURRENCY,
-        **_placement(settings),
+        **_placement(settings, None),
     )
     handle = actor.remote(msgspec.json.encode(settings))
     try:

@@ -18,7 +18,7 @@ from cluster.history.writer import maintain
 from cluster.history.writer import write as write_history
 from cluster.queue.snapshot import SNAPSHOT_VERSION, dump
 from cluster.store.contract import Objects
-from cluster.store.identity import open_identity
+from cluster.store.identity import known_identity
 from cluster.store.journal import Journal
 from cluster.store.snapshot import Snapshots
 from jobs.errors import Corrupt
@@ -65,7 +65,7 @@ def compact(
     now: float,
 ) -> CompactionDone:
     """Fold the planned segments. Safe to repeat, also after it died anywhere."""
-    journal_id = open_identity(store, journal_objects).journal_id
+    journal_id = known_identity(store, journal_objects).journal_id
     journal = Journal(journal_objects, journal_id=journal_id)
     snapshots = Snapshots(store, journal_id, SNAPSHOT_VERSION)
     _clean(journal_objects, journal, snapshots, plan.covered, plan.claims)

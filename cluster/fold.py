@@ -13,7 +13,7 @@ from cluster.queue.model import State
 from cluster.queue.snapshot import SNAPSHOT_VERSION, load
 from cluster.queue.state import IllegalTransition
 from cluster.store.contract import Objects
-from cluster.store.identity import open_identity
+from cluster.store.identity import known_identity
 from cluster.store.journal import Journal
 from cluster.store.segment import Rows
 from cluster.store.snapshot import Snapshots
@@ -103,7 +103,7 @@ def read_event(path: str, number: int, row: Row) -> Event:
 
 def fold_store(store: Objects, journal_objects: Objects) -> Folded:
     """Rebuild the state of a store that may be in use. Changes nothing."""
-    identity = open_identity(store, journal_objects)
+    identity = known_identity(store, journal_objects)
     journal = Journal(journal_objects, journal_id=identity.journal_id)
     snapshots = Snapshots(store, identity.journal_id, SNAPSHOT_VERSION)
     while True:

@@ -308,7 +308,7 @@ class Gateway:
             record = await self._record(query, evicted)
             if record is not None:
                 return record
-            if last or not is_recent(query.job_id, self._wall()):
+            if last or not (evicted.unfolded or is_recent(query.job_id, self._wall())):
                 break  # else it may have been folded between the two looks
         raise NotFound("job", query.job_id)
 
@@ -318,7 +318,7 @@ class Gateway:
         record: Record | None = await self._offload(self._history.find, job_id, evicted.compacted)
         if record is None:
             found = self._intake.find(job_id, now)
-            if found is None and is_recent(job_id, now):
+            if found is None and (evicted.unfolded or is_recent(job_id, now)):
                 found = await self._scan.find(job_id, now)
             record = Record(found, 0, 0) if found is not None else None
         if record is None or query.tenant not in (None, record.view.tenant):

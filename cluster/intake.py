@@ -1,16 +1,19 @@
 """Submissions while the manager is away: gateways write them to the store, the manager folds them.
 
-    intake/<gateway>-<batch number>.json     the submissions of one batch that have no key
-    intake/keys/<hash of tenant and key>.json    one submission that has: its first writer decides
+    intake/<gateway>-<batch number>.json         the submissions of one batch that have no key
+    intake/<gateway>-<batch number>-<job>.json   one that has a key
+    intake/keys/<hash of tenant and key>.json    the same once more: its first writer decides
 
-Either is an encoded Batch, the very bytes the manager would have got, and a line with their
+Each is an encoded Batch, the very bytes the manager would have got, and a line with their
 SHA-256. Rule 1: an object is durable before its jobs are acknowledged, and holds all that is needed
 to run them. Rule 2: its identity (gateway, batch number, and the job if it is keyed) is journalled
 in the commit that folds it, so no copy of it that turns up again runs twice. Rule 3: what was
 acknowledged is never refused: a job that cannot run ends as failed, and says why. Rule 4: the
 gateway that wrote an object keeps it in memory until the manager has it, and writes it again if it
 is gone. Rule 5: what is not what was written stays where it is, for a person to look at, and harms
-nothing else.
+nothing else. Rule 6: a name under which a job is kept is never used again, so that a manager that
+was held up and is late to delete what it took over deletes nothing else; beneath `keys/` names are
+used again, and what lies there is a copy.
 """
 
 import asyncio
@@ -63,7 +66,7 @@ READS = 32
 class _Written:
     """An object of ours that the manager has not taken over yet."""
 
-    name: str
+    names: list[str]
     batch: Batch
     data: bytes
 
@@ -97,15 +100,18 @@ def unseal(name: str, sealed: bytes) -> Batch:
         raise Corrupt(name, f"is no batch: {error}") from error
 
 
-def _name(batch: Batch, key: str | None) -> str:
-    if key is not None:
-        return f"{PREFIX}keys/{key}.json"
-    return f"{PREFIX}{batch.gateway}-{batch.number}.json"
+def _name(identity: str) -> str:
+    return f"{PREFIX}{identity}.json"
+
+
+def _name_of_key(key: str) -> str:
+    return f"{PREFIX}keys/{key}.json"
 
 
 def _by_number(name: str) -> tuple[str, int, str]:
     """Sort a gateway's batches as it sent them: a late one is told from new by its number."""
-    gateway, _, number = name.removesuffix(".json").rpartition("-")
+    gateway, _, rest = name.removesuffix(".json").partition("-")
+    number = rest.partition("-")[0]
     return gateway, int(number) if number.isdigit() else 0, name
 
 
@@ -165,7 +171,7 @@ class IntakeWriter:
         if plain:
             submissions = [batch.submissions[i] for i in plain]
             mine = Batch(batch.gateway, batch.number, submissions)
-            refused = await self._attempt(self._write(_name(mine, None), mine))
+            refused = await self._attempt(self._write(mine, None))
             for i in plain:
                 accepted = Accepted(batch.submissions[i].job_id)
                 results[i] = accepted if isinstance(refused, Accepted) else refused
@@ -178,11 +184,10 @@ class IntakeWriter:
             return refusal_of(error)
 
     async def _accept_keyed(self, batch: Batch, i: int, spec: JobSpec) -> Accepted:
-        submission = batch.submissions[i]
-        mine = Batch(batch.gateway, batch.number, [submission])
-        return await self._write(_name(mine, spec.key), mine, fingerprint=spec.fingerprint)
+        return await self._write(Batch(batch.gateway, batch.number, [batch.submissions[i]]), spec)
 
-    async def _write(self, name: str, batch: Batch, fingerprint: str | None = None) -> Accepted:
+    async def _write(self, batch: Batch, keyed: JobSpec | None) -> Accepted:
+        """Make the batch durable; `keyed` is its only job's spec, if that has a key."""
         data = _seal(batch)
         count = len(batch.submissions)
         if self._jobs + count > JOBS_MAX or self._bytes + len(data) > BYTES_MAX:
@@ -190,23 +195,35 @@ class IntakeWriter:
         # Counted before it is written: others are being written meanwhile.
         self._jobs += count
         self._bytes += len(data)
+        identity = _identity(batch, keyed=keyed is not None)
+        names = [_name(identity)]
         kept = False
         try:
-            if not await self._put(name, data):
-                found = await self._offload(self._found, name)
-                if found is None:  # it was taken over in this very moment
-                    raise Unavailable("the queue manager is coming back", 0.5)
-                if found != batch:
-                    return _replay(found, fingerprint)
-            self._written[_identity(batch, keyed=fingerprint is not None)] = _Written(
-                name, batch, data
-            )
+            if keyed is not None and keyed.key is not None:
+                names.append(_name_of_key(keyed.key))
+                held = await self._holder(names[1])
+                if held is not None and held != batch:
+                    return _replay(held, keyed.fingerprint)
+            for name in names:
+                if not await self._put(name, data) and name != names[0]:
+                    held = await self._holder(name)
+                    if held is None:  # it was taken over in this very moment
+                        raise Unavailable("the queue manager is coming back", 0.5)
+                    if held != batch:
+                        # Ours was acknowledged to nobody; were it taken over, it would be an alias.
+                        await self._offload(self._objects.delete, names[:1])
+                        return _replay(held, keyed.fingerprint if keyed is not None else None)
+            self._written[identity] = _Written(names, batch, data)
             kept = True
         finally:
             if not kept:
                 self._jobs -= count
                 self._bytes -= len(data)
         return Accepted(batch.submissions[0].job_id)
+
+    async def _holder(self, name: str) -> Batch | None:
+        found: Batch | None = await self._offload(self._found, name)
+        return found
 
     async def _put(self, name: str, data: bytes) -> bool:
         if self._stuck is not None and not self._stuck.done():
@@ -228,7 +245,11 @@ class IntakeWriter:
 
     def outstanding(self) -> list[Fold]:
         """Return what the manager has not taken over."""
-        return [Fold(written.name, identity) for identity, written in self._written.items()]
+        return [
+            Fold(name, identity)
+            for identity, written in self._written.items()
+            for name in written.names
+        ]
 
     def settle(self, folds: list[Fold]) -> None:
         """Forget objects: the manager has them."""
@@ -241,7 +262,7 @@ class IntakeWriter:
         """Write objects again that the manager neither found nor ever folded."""
         for identity in identities:
             if (written := self._written.get(identity)) is not None:
-                await self._offload(self._objects.put_if_absent, written.name, written.data)
+                await self._offload(self._objects.put_if_absent, written.names[0], written.data)
 
     def find(self, job_id: str, now: float) -> JobView | None:
         """Return a job that this gateway wrote and the manager has not taken over."""

@@ -70,7 +70,7 @@ PROVE_S = 10.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
 #: How often intake is listed by itself.
-FOLD_EVERY_S = 60.0
+FOLD_EVERY_S, FOLD_AGAIN_S = 60.0, 1.0
 #: How often it is looked whether the journal should be folded, and how long after a compaction, or
 #: one that failed, the next may begin.
 COMPACT_LOOK_S = 1.0
@@ -124,6 +124,8 @@ class Manager:
     ) -> None:
         self._commit = commit
         self._intake = intake
+        #: Whether all that lay in intake when this manager began has been taken over.
+        self._is_folded = False
         self._space = space
         self._compactor = compactor
         self._settings = settings
@@ -534,14 +536,16 @@ class Manager:
     async def _fold_forever(self) -> None:
         # Gateways ask to be folded. This is for those that died before they could.
         while True:
-            await self._clock.sleep(FOLD_EVERY_S)
+            await self._clock.sleep(FOLD_EVERY_S if self._is_folded else FOLD_AGAIN_S)
             await self._fold_intake()
 
     async def _fold_intake(self) -> None:
         try:
             await self._intake.fold()
         except (DraymanError, OSError) as error:
-            log.warning("intake_not_folded", error=str(error), next_try_s=FOLD_EVERY_S)
+            log.warning("intake_not_folded", error=str(error))
+        else:
+            self._is_folded = True
         self._dispatch()
 
     # --- compaction ---------------------------------------------------------------------------
@@ -645,7 +649,7 @@ class Manager:
             if error.what == "job":  # history may have it, as far as it was compacted
                 first = self._state.aliases.get(query.job_id, query.job_id)
                 compacted = max(self._state.compacted, self._commit.base)
-                return b"~" + encode(Evicted(first, compacted))
+                return b"~" + encode(Evicted(first, compacted, not self._is_folded))
             return b"-" + encode(refusal_of(error))
         except DraymanError as error:
             await self._commit.barrier()

@@ -3,8 +3,8 @@
 Two objects say it: `journal-identity.json` beside the journal, written first, and
 `store/identity.json` in the store, written second. Rule 1: once the store names a journal, only
 that journal will do; an empty one in its place is refused, whatever the reason. Rule 2: a start
-that died between the two writes is completed by the next. Rule 3: both are written before the
-first segment, so a segment without them is a mistake in the settings.
+that died between the two writes, or before one was synced, is completed by the next. Rule 3: both
+are durable before the first segment, so a segment without them is a mistake in the settings.
 """
 
 import uuid
@@ -15,7 +15,7 @@ import msgspec
 from cluster.store.contract import Objects
 from jobs.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-__all__ = ["Identity", "open_identity", "read_identities", "require_identity"]
+__all__ = ["Identity", "known_identity", "open_identity", "read_identities", "require_identity"]
 
 _STORE_PATH = "store/identity.json"
 _JOURNAL_PATH = "journal-identity.json"
@@ -40,8 +40,8 @@ def open_identity(
 
     InvalidInput: the two do not belong together, or one of them is not what it was.
     """
-    known = _read(store, _STORE_PATH)
-    beside = _read(journal, _JOURNAL_PATH)
+    beside = _keep(journal, _JOURNAL_PATH)
+    known = _keep(store, _STORE_PATH)
     if known is not None:
         return _same(store, journal, known, beside)
     if next(journal.list(_JOURNAL_PREFIX), None) is not None:
@@ -55,6 +55,17 @@ def open_identity(
         beside = _create(journal, _JOURNAL_PATH, made)
     # Another manager may have paired the store with another journal in the meantime.
     return _same(store, journal, _create(store, _STORE_PATH, beside), beside)
+
+
+def known_identity(store: Objects, journal: Objects) -> Identity:
+    """Return the identity of a pair that is in use. Changes nothing.
+
+    Unavailable: the store has none. InvalidInput: the two do not belong together.
+    """
+    require_identity(store)
+    known, beside = read_identities(store, journal)
+    assert known is not None
+    return _same(store, journal, known, beside)
 
 
 def require_identity(store: Objects) -> None:
@@ -93,6 +104,12 @@ def _read(objects: Objects, path: str) -> Identity | None:
         return msgspec.json.decode(data, type=Identity)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"{objects.url}/{path}", f"is no identity: {error}") from error
+
+
+def _keep(objects: Objects, path: str) -> Identity | None:
+    """Return the identity, durable: who wrote it may have died before that."""
+    found = _read(objects, path)
+    return None if found is None else _create(objects, path, found)
 
 
 def _create(objects: Objects, path: str, identity: Identity) -> Identity:

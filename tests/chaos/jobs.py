@@ -24,19 +24,37 @@ def note(folder: str, book: str, *words: object) -> None:
         os.close(fd)
 
 
+def is_doubled(folder: str, job_id: str) -> bool:
+    """Whether an earlier attempt of the job has not ended and lives."""
+    began, ended = set(), set()
+    with open(f"{folder}/attempts") as lines:
+        for word, job, attempt, pid in map(str.split, lines):
+            if job == job_id:
+                (began if word == "start" else ended).add((attempt, int(pid)))
+    return any(pid != os.getpid() and os.path.exists(f"/proc/{pid}") for _, pid in began - ended)
+
+
 @job("chaos.work", max_attempts=10)
 def work(ctx: Context, params: Book) -> str:
     """Take effect once in each step, and begin after the last finished step if begun again."""
-    note(params.folder, "starts", ctx.job_id, ctx.attempt, os.getpid(), time.time())
-    done: int = ctx.resumed_from or 0
-    for step in range(done, params.steps):
-        time.sleep(params.step_s)
+    folder, me = params.folder, (ctx.job_id, ctx.attempt, os.getpid())
+    note(folder, "starts", *me, time.time())
+    note(folder, "attempts", "start", *me)
+    if is_doubled(folder, ctx.job_id):
+        note(folder, "doubled", *me)
+    try:
+        done: int = ctx.resumed_from or 0
+        for step in range(done, params.steps):
+            time.sleep(params.step_s)
 
-        def effect(key: str, step: int = step) -> bool:
-            note(params.folder, "effects", ctx.job_id, step)
-            return True
+            def effect(key: str, step: int = step) -> bool:
+                note(folder, "effects", "happened", ctx.job_id, step)
+                return True
 
-        # Whoever died between an effect and its record leaves it in doubt: repeated, and counted.
-        ctx.once(f"step-{step}", effect, in_doubt="repeat")
-        ctx.checkpoint(step + 1)
+            # Who dies between an effect and its record leaves it in doubt: repeated, and counted.
+            ctx.once(f"step-{step}", effect, in_doubt="repeat")
+            note(folder, "effects", "recorded", ctx.job_id, step)
+            ctx.checkpoint(step + 1)
+    finally:
+        note(folder, "attempts", "end", *me)
     return ctx.job_id

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.errors import DraymanError
-from service.client import Client
+from service.client import ApiError, Client, Unreachable
 from tests.support.live import LiveDrayman
 
 __all__ = ["LONG_STEPS", "Acknowledged", "Ended", "Load", "Start"]
@@ -47,8 +46,12 @@ class Ended:
     acknowledged: int
     refused: int
     lost: list[str]
-    #: Effects under `ctx.once` that happened twice.
+    #: Effects under `ctx.once` that happened again though they were on record.
     doubled: int
+    #: Those that happened again because who had them died before they were on record.
+    in_doubt: int
+    #: Attempts that began while another one of the same job was alive.
+    overlapping: int
     #: Jobs that began more than once.
     again: list[str]
     starts: list[Start] = field(repr=False)
@@ -84,7 +87,7 @@ class Load:
                 asked_at = time.time()
                 try:
                     job = client.submit("chaos.work", params)
-                except DraymanError:
+                except (ApiError, Unreachable):
                     self.refused.append(asked_at)
                 else:
                     self.acknowledged.append(Acknowledged(job["id"], asked_at, time.time()))
@@ -96,19 +99,21 @@ class Load:
             for one in self.acknowledged:
                 try:
                     job = client.wait(one.id, END_S)
-                except DraymanError:
+                except (ApiError, Unreachable):
                     lost.append(one.id)
                 else:
                     if job["status"] != "completed":
                         lost.append(one.id)
         starts = self.starts()
-        effects = Counter(self._lines("effects"))
+        doubled, in_doubt = self._repeated()
         began = Counter(start.job_id for start in starts)
         return Ended(
             len(self.acknowledged),
             len(self.refused),
             lost,
-            sum(count - 1 for count in effects.values()),
+            doubled,
+            in_doubt,
+            len(self._lines("doubled")),
             [job_id for job_id, count in began.items() if count > 1],
             starts,
         )
@@ -122,7 +127,24 @@ class Load:
 
     def steps(self) -> Counter[str]:
         """Return how many effects each job has had."""
-        return Counter(line.split()[0] for line in self._lines("effects"))
+        happened = (line.split() for line in self._lines("effects"))
+        return Counter(job_id for word, job_id, _ in happened if word == "happened")
+
+    def _repeated(self) -> tuple[int, int]:
+        """Return how many effects happened again that were on record, and that were not."""
+        happened, recorded = set(), set()
+        doubled = in_doubt = 0
+        for word, *effect in (line.split() for line in self._lines("effects")):
+            one = tuple(effect)
+            if word == "recorded":
+                recorded.add(one)
+            elif one in recorded:
+                doubled += 1
+            elif one in happened:
+                in_doubt += 1
+            else:
+                happened.add(one)
+        return doubled, in_doubt
 
     def _lines(self, book: str) -> list[str]:
         path = self._folder / book

@@ -1,5 +1,6 @@
 """What is killed, stopped or filled up, one row each, under a steady load."""
 
+import contextlib
 import os
 import signal
 import time
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from tests.chaos.ground import Ground, MakeGround, a_bucket, a_folder, a_small_disk, two_nodes
 from tests.chaos.load import LONG_STEPS, Load, Start
 from tests.support.live import LiveDrayman, kill, until
 
-__all__ = ["OPTIONS", "ROWS", "Outcome", "play"]
+__all__ = ["ROWS", "Outcome", "Row", "play"]
 
 BEFORE_S, AFTER_S = 4.0, 6.0
 
@@ -26,6 +28,8 @@ class Outcome:
     refused: int
     lost: int
     doubled: int
+    in_doubt: int
+    overlapping: int
     #: Jobs that began again, and those of them whose attempt ran on nothing that was killed.
     again: int
     again_unharmed: int
@@ -46,16 +50,30 @@ class Fault:
     resumes: Callable[[Start], bool]
 
 
-Row = Callable[[LiveDrayman, Load], Fault]
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A fault, and what it is done to."""
+
+    fault: Callable[[Ground, Load], Fault]
+    ground: MakeGround = a_folder
+    #: For `drayman up`, beyond the usual.
+    options: tuple[str, ...] = ()
 
 
-def play(name: str, drayman: LiveDrayman, folder: Path) -> Outcome:
-    """Run one row on a Drayman that is up, and leave it up."""
+def play(name: str, folder: Path) -> Outcome:
+    """Run one row from `drayman up` to its end."""
+    row = ROWS[name]
+    with row.ground(folder, ["--no-dashboard", *row.options]) as ground:
+        ground.drayman.up()
+        return _play(name, row, ground, folder / "work")
+
+
+def _play(name: str, row: Row, ground: Ground, folder: Path) -> Outcome:
     folder.mkdir()
-    load = Load(drayman, folder)
+    load = Load(ground.drayman, folder)
     with load.running():
         time.sleep(BEFORE_S)
-        fault = ROWS[name](drayman, load)
+        fault = row.fault(ground, load)
         time.sleep(AFTER_S)
     ended = load.end()
     resumed = [start.at for start in ended.starts if start.at > fault.at and fault.resumes(start)]
@@ -67,6 +85,8 @@ def play(name: str, drayman: LiveDrayman, folder: Path) -> Outcome:
         ended.refused,
         len(ended.lost),
         ended.doubled,
+        ended.in_doubt,
+        ended.overlapping,
         len(ended.again),
         len(unharmed),
         min(resumed, default=float("inf")) - fault.at,
@@ -102,19 +122,19 @@ def _after(load: Load, at: float) -> Callable[[Start], bool]:
     return resumes
 
 
-def kill_handler(drayman: LiveDrayman, load: Load) -> Fault:
+def kill_handler(ground: Ground, load: Load) -> Fault:
     """The process a handler runs in."""
-    victim = _running(load, drayman)
+    victim = _running(load, ground.drayman)
     at = time.time()
     kill(victim.pid)
     return Fault(at, {victim.pid}, lambda s: s.job_id == victim.job_id and s.attempt > 1)
 
 
-def kill_worker(drayman: LiveDrayman, load: Load) -> Fault:
+def kill_worker(ground: Ground, load: Load) -> Fault:
     """`ray::Worker`, with the child that it supervises."""
-    victim = _running(load, drayman)
+    victim = _running(load, ground.drayman)
     # A keeper is nobody's child, so worker and handler are found by the manager's word.
-    with drayman.client() as client:
+    with ground.drayman.client() as client:
         worker = client.attempts(victim.job_id)[-1]["worker"]
         pid = next(w["pid"] for w in client.workers() if w["name"] == worker)
     at = time.time()
@@ -122,50 +142,44 @@ def kill_worker(drayman: LiveDrayman, load: Load) -> Fault:
     return Fault(at, {victim.pid}, lambda s: s.job_id == victim.job_id and s.attempt > 1)
 
 
-def kill_manager(drayman: LiveDrayman, load: Load) -> Fault:
+def kill_manager(ground: Ground, load: Load) -> Fault:
     """`ray::QueueManager`: nothing that runs may run again."""
     at = time.time()
-    kill(drayman.pid("ray::QueueManager"))
+    kill(ground.drayman.pid("ray::QueueManager"))
     return Fault(at, set(), _after(load, at))
 
 
-def kill_replica(drayman: LiveDrayman, load: Load) -> Fault:
-    """The HTTP replica."""
+def kill_replica(ground: Ground, load: Load) -> Fault:
+    """A replica of the API."""
     at = time.time()
-    kill(drayman.pid("ray::ServeReplica"))
+    kill(ground.drayman.pid("ray::ServeReplica"))
     return Fault(at, set(), _after(load, at))
 
 
-def kill_one_replica(drayman: LiveDrayman, load: Load) -> Fault:
-    """One of two HTTP replicas."""
-    at = time.time()
-    kill(drayman.pid("ray::ServeReplica"))
-    return Fault(at, set(), _after(load, at))
-
-
-def kill_everything(drayman: LiveDrayman, load: Load) -> Fault:
+def kill_everything(ground: Ground, load: Load) -> Fault:
     """Every process, then `drayman up` again."""
-    pids = _handlers(drayman)
-    drayman.kill_everything()
+    pids = _handlers(ground.drayman)
+    ground.drayman.kill_everything()
     at = time.time()
-    drayman.up()
+    ground.drayman.up()
     return Fault(at, pids, lambda start: True)
 
 
-def kill_head(drayman: LiveDrayman, load: Load) -> Fault:
+def kill_head(ground: Ground, load: Load) -> Fault:
     """Ray's head: `drayman up` ends by itself and says so, and is started again."""
-    pids = _handlers(drayman)
-    raylet = next(p for p in drayman.processes() if psutil.Process(p).name() == "gcs_server")
-    kill(raylet)
-    drayman.wait()
+    pids = _handlers(ground.drayman)
+    live = ground.drayman.processes()
+    gcs = next(pid for pid in live if psutil.Process(pid).name() == "gcs_server")
+    kill(gcs)
+    ground.drayman.wait()
     at = time.time()
-    drayman.up()
+    ground.drayman.up()
     return Fault(at, pids, lambda start: True)
 
 
-def stop_manager(drayman: LiveDrayman, load: Load) -> Fault:
+def stop_manager(ground: Ground, load: Load) -> Fault:
     """The manager hangs for five seconds."""
-    manager = drayman.pid("ray::QueueManager")
+    manager = ground.drayman.pid("ray::QueueManager")
     os.kill(manager, signal.SIGSTOP)
     time.sleep(5.0)
     at = time.time()
@@ -173,16 +187,72 @@ def stop_manager(drayman: LiveDrayman, load: Load) -> Fault:
     return Fault(at, set(), _after(load, at))
 
 
-#: What a row's Drayman is started with beyond the usual.
-OPTIONS = {"one of two HTTP replicas killed": ["--replicas", "2"]}
+def kill_node(ground: Ground, load: Load) -> Fault:
+    """The raylet of the second node, and with it all that ran there."""
+    assert ground.nodes is not None
+    lost, drayman = ground.nodes.lost_node, ground.drayman
+    at = time.time()
+    kill(ground.nodes.raylet)
+    at_work = {start.job_id for start in load.starts() if start.at < at}
 
-ROWS: dict[str, Row] = {
-    "handler killed": kill_handler,
-    "worker killed": kill_worker,
-    "manager killed": kill_manager,
-    "manager stopped for 5 s": stop_manager,
-    "HTTP replica killed": kill_replica,
-    "one of two HTTP replicas killed": kill_one_replica,
-    "Ray's head killed, up again": kill_head,
-    "everything killed, up again": kill_everything,
+    def met() -> set[str]:
+        """Return the jobs whose attempt the manager gave up with the node."""
+        with drayman.client() as client:
+            return {
+                job_id
+                for job_id in at_work
+                for attempt in client.attempts(job_id)
+                if attempt["node"] == lost and attempt["outcome"] == "lost"
+            }
+
+    hit = until(met)
+    pids = {start.pid for start in load.starts() if start.job_id in hit and start.at < at}
+    return Fault(at, pids, lambda start: start.job_id in hit and start.at > at)
+
+
+def stall_store(ground: Ground, load: Load) -> Fault:
+    """The store's server hangs for five seconds."""
+    assert ground.weed is not None
+    with ground.weed.stopped():
+        time.sleep(5.0)
+    at = time.time()
+    return Fault(at, set(), _after(load, at))
+
+
+def lose_store(ground: Ground, load: Load) -> Fault:
+    """The store's server is killed, and is back on its data after 30 seconds."""
+    assert ground.weed is not None
+    ground.weed.kill()
+    time.sleep(30.0)
+    ground.weed.start()
+    at = time.time()
+    return Fault(at, set(), _after(load, at))
+
+
+def fill_disk(ground: Ground, load: Load) -> Fault:
+    """Not a byte fits on the store's disk for five seconds."""
+    assert ground.disk is not None
+    rest = ground.disk / "rest"
+    with rest.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    time.sleep(5.0)
+    rest.unlink()
+    at = time.time()
+    return Fault(at, set(), _after(load, at))
+
+
+ROWS = {
+    "handler killed": Row(kill_handler),
+    "worker killed": Row(kill_worker),
+    "manager killed": Row(kill_manager),
+    "manager stopped for 5 s": Row(stop_manager),
+    "one of two HTTP replicas killed": Row(kill_replica, options=("--replicas", "2")),
+    "the only HTTP replica killed": Row(kill_replica),
+    "raylet of a second node killed": Row(kill_node, two_nodes),
+    "Ray's head killed, up again": Row(kill_head),
+    "everything killed, up again": Row(kill_everything),
+    "store (S3) stopped for 5 s": Row(stall_store, a_bucket),
+    "store (S3) gone for 30 s": Row(lose_store, a_bucket),
+    "disk full for 5 s": Row(fill_disk, a_small_disk),
 }

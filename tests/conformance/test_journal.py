@@ -282,6 +282,18 @@ def test_start_that_died_between_the_two_identities_is_completed(objects: Object
     assert open_identity(store, objects) == made
 
 
+def test_an_identity_whose_writer_died_before_it_was_durable_is_made_so_by_the_next_start() -> None:
+    elsewhere, objects = MemoryObjects(), MemoryObjects()
+    open_identity(elsewhere, elsewhere)
+    for info in elsewhere.list(""):
+        objects.put(info.path, elsewhere.get(info.path), durable=False)
+
+    made = open_identity(objects, objects)
+    objects.crash()
+
+    assert open_identity(objects, objects) == made
+
+
 def test_managers_that_start_together_agree_on_one_identity(objects: Objects) -> None:
     barrier = Barrier(4)
 

@@ -1,6 +1,6 @@
 """Submissions go on being accepted while the manager is away, and each of them runs once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,7 @@ from cluster.protocol import Accepted
 from cluster.queue.spec import JobSpec
 from cluster.queue.state import TaskState
 from cluster.store.memory import MemoryObjects
+from cluster.store.objects import ObjectInfo
 from jobs.errors import KeyReused, Unavailable
 from tests.support.cluster import FakeClock, Life, life
 
@@ -236,3 +237,64 @@ async def test_a_copy_of_an_object_that_was_folded_runs_nothing(
     async with life(objects, "w1") as two:
         assert await ran(two) == []
         assert in_intake(objects) == []
+
+
+async def test_a_manager_that_is_late_to_delete_what_it_took_over_deletes_no_other_job(
+    objects: MemoryObjects, port: Port
+) -> None:
+    async with a_gateway(objects, port) as gateway:
+        first = (await gateway.submit(JobSpec("greet", **KEYED))).job_id
+        late = in_intake(objects)
+    async with life(objects, "w1") as one:
+        assert await ran(one) == [first]
+    async with a_gateway(objects, port) as gateway:
+        second = (await gateway.submit(JobSpec("greet", **KEYED))).job_id
+
+    objects.delete(late)
+
+    async with life(objects, "w1") as two:
+        assert (await two.gateway.job(second, None)).alias_of == first
+
+
+async def test_who_comes_second_with_a_key_leaves_nothing_behind(
+    objects: MemoryObjects, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_gateway(objects, port) as gateway, a_gateway(objects, Port()) as other:
+        first = await gateway.submit(JobSpec("greet", **KEYED))
+        there = in_intake(objects)
+        # Both looked before either had written.
+        found, looks = other._intake._found, [None]
+        monkeypatch.setattr(other._intake, "_found", lambda n: looks.pop() if looks else found(n))
+        again = await other.submit(JobSpec("greet", **KEYED))
+
+        assert (again.job_id, again.replayed) == (first.job_id, True)
+        assert in_intake(objects) == there
+
+
+class Hidden(MemoryObjects):
+    """A store that once cannot list what is in intake."""
+
+    fails = True
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
+        if prefix == "intake/" and self.fails:
+            self.fails = False
+            raise Unavailable("the store does not answer")
+        return super().list(prefix, start_after)
+
+
+async def test_an_old_job_in_intake_is_found_before_the_manager_took_it_over(port: Port) -> None:
+    objects = Hidden("memory://")
+    async with a_gateway(objects, port) as gateway:
+        job_id = (await gateway.submit(JobSpec("greet"))).job_id
+    late = FakeClock()
+    late.offset_s = 7200.0
+    objects.fails = True
+
+    async with life(objects, "w1", clock=late) as one, a_gateway(objects, port) as gateway:
+        port.manager = one.manager
+        gateway._wall = late.wall
+
+        assert (await gateway.job(job_id, None)).status == "pending"
+        await one.manager._fold_intake()
+        assert await ran(one) == [job_id]

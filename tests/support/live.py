@@ -173,14 +173,18 @@ class LiveDrayman:
         assert self._driver is not None
         return self._driver.wait(WAIT_S)
 
-    def close(self) -> None:
-        """Stop it as users do; whatever is left then is killed, and fails the test."""
+    def close(self, end_ray: Callable[[], None] = lambda: None) -> None:
+        """Stop it as users do; whatever is left then is killed, and fails the test.
+
+        `end_ray` ends a Ray that was only joined.
+        """
         if self._driver is None:
             return
         if self._driver.poll() is None:
             self._driver.send_signal(signal.SIGTERM)
         try:
             self._driver.wait(WAIT_S)
+            end_ray()
             left = self.processes()
         finally:
             self.kill_everything()

@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import uuid
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import obstore
@@ -79,6 +81,16 @@ class Weed:
         for name in _NAMES:
             path = Path(f"/tmp/seaweedfs-{name}-grpc-{self._ports[name + '.grpc']}.sock")
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let it answer nothing within the block: connections stay open, and hang."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _command(self) -> list[str]:
         folder, ports = self._folder, self._ports
