@@ -199,20 +199,17 @@ class IntakeWriter:
         names = [_name(identity)]
         kept = False
         try:
+            await self._put(names[0], data)  # if it is there, it is from a try before
             if keyed is not None and keyed.key is not None:
                 names.append(_name_of_key(keyed.key))
-                held = await self._holder(names[1])
-                if held is not None and held != batch:
-                    return _replay(held, keyed.fingerprint)
-            for name in names:
-                if not await self._put(name, data) and name != names[0]:
-                    held = await self._holder(name)
+                if not await self._put(names[1], data):
+                    held: Batch | None = await self._offload(self._found, names[1])
                     if held is None:  # it was taken over in this very moment
                         raise Unavailable("the queue manager is coming back", 0.5)
                     if held != batch:
                         # Ours was acknowledged to nobody; were it taken over, it would be an alias.
                         await self._offload(self._objects.delete, names[:1])
-                        return _replay(held, keyed.fingerprint if keyed is not None else None)
+                        return _replay(held, keyed.fingerprint)
             self._written[identity] = _Written(names, batch, data)
             kept = True
         finally:
@@ -220,10 +217,6 @@ class IntakeWriter:
                 self._jobs -= count
                 self._bytes -= len(data)
         return Accepted(batch.submissions[0].job_id)
-
-    async def _holder(self, name: str) -> Batch | None:
-        found: Batch | None = await self._offload(self._found, name)
-        return found
 
     async def _put(self, name: str, data: bytes) -> bool:
         if self._stuck is not None and not self._stuck.done():
