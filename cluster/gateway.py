@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from cluster.commit import Offload
 from cluster.history.reader import History
 from cluster.history.rows import Record
-from cluster.intake import IntakeScan, IntakeWriter, is_recent
+from cluster.intake import IntakeScan, IntakeWriter
 from cluster.protocol import (
     Accepted,
     Batch,
@@ -292,7 +292,7 @@ class Gateway:
 
     async def _ask_of_job(self, query: Query, view: type[V]) -> V | Record:
         """Return the manager's answer, or the job's record if the manager does not have it."""
-        for last in (False, True):
+        for _ in range(2):
             try:
                 reply = await self._call(query)
             except Unavailable:
@@ -308,8 +308,7 @@ class Gateway:
             record = await self._record(query, evicted)
             if record is not None:
                 return record
-            if last or not (evicted.unfolded or is_recent(query.job_id, self._wall())):
-                break  # else it may have been folded between the two looks
+            # It may have been folded between the two looks.
         raise NotFound("job", query.job_id)
 
     async def _record(self, query: Query, evicted: Evicted) -> Record | None:
@@ -318,7 +317,7 @@ class Gateway:
         record: Record | None = await self._offload(self._history.find, job_id, evicted.compacted)
         if record is None:
             found = self._intake.find(job_id, now)
-            if found is None and (evicted.unfolded or is_recent(job_id, now)):
+            if found is None:  # however old: a clock that was set says nothing of it
                 found = await self._scan.find(job_id, now)
             record = Record(found, 0, 0) if found is not None else None
         if record is None or query.tenant not in (None, record.view.tenant):

@@ -44,7 +44,7 @@ from cluster.store.contract import Objects
 from cluster.views import JobView
 from jobs.errors import Corrupt, DraymanError, KeyReused, NotFound, Unavailable
 
-__all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "is_recent", "minted_at", "unseal"]
+__all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "minted_at", "unseal"]
 
 log = structlog.get_logger(__name__)
 
@@ -54,8 +54,6 @@ JOBS_MAX = 10_000
 BYTES_MAX = 64 << 20
 #: Marks of a gateway that was silent for so long may be gone, so its jobs are looked up one by one.
 MARKS_KEPT_S = 24 * 3600.0
-#: Only an id minted so lately may still lie in intake unseen.
-RECENT_S = 600.0
 #: A write unanswered for so long is in doubt; no other is begun until it is settled.
 WRITE_S = 5.0
 #: Objects that are read at once.
@@ -77,11 +75,6 @@ def minted_at(job_id: str) -> float:
         return int(job_id.replace("-", "")[:12], 16) / 1000
     except ValueError:
         return 0.0
-
-
-def is_recent(job_id: str, now: float) -> bool:
-    """Whether the job may lie in intake, unseen by the manager."""
-    return abs(now - minted_at(job_id)) < RECENT_S
 
 
 def _seal(batch: Batch) -> bytes:

@@ -649,7 +649,7 @@ class Manager:
             if error.what == "job":  # history may have it, as far as it was compacted
                 first = self._state.aliases.get(query.job_id, query.job_id)
                 compacted = max(self._state.compacted, self._commit.base)
-                return b"~" + encode(Evicted(first, compacted, not self._is_folded))
+                return b"~" + encode(Evicted(first, compacted))
             return b"-" + encode(refusal_of(error))
         except DraymanError as error:
             await self._commit.barrier()

@@ -108,8 +108,6 @@ class Evicted(msgspec.Struct, frozen=True):
 
     job_id: str
     compacted: int
-    #: Whether it may lie in intake, however old: not all of that was taken over yet.
-    unfolded: bool = False
 
 
 class JobQuery(msgspec.Struct, frozen=True, omit_defaults=True):
