@@ -190,22 +190,22 @@ def stop_manager(ground: Ground, load: Load) -> Fault:
 def kill_node(ground: Ground, load: Load) -> Fault:
     """The raylet of the second node, and with it all that ran there."""
     assert ground.nodes is not None
-    lost, drayman = ground.nodes.lost_node, ground.drayman
-    at = time.time()
-    kill(ground.nodes.raylet)
-    at_work = {start.job_id for start in load.starts() if start.at < at}
+    _running(load, ground.drayman)
+    with ground.drayman.client() as client:
+        there = {w["name"] for w in client.workers() if w["node"] == ground.nodes.lost_node}
+        at = time.time()
+        kill(ground.nodes.raylet)
 
-    def met() -> set[str]:
-        """Return the jobs whose attempt the manager gave up with the node."""
-        with drayman.client() as client:
+        def met() -> set[str]:
+            """Return the jobs that the manager knows to have ended with the node."""
             return {
-                job_id
-                for job_id in at_work
-                for attempt in client.attempts(job_id)
-                if attempt["node"] == lost and attempt["outcome"] == "lost"
+                start.job_id
+                for start in load.starts()
+                for attempt in client.attempts(start.job_id)[start.attempt - 1 :][:1]
+                if attempt["worker"] in there and attempt["outcome"] in ("crashed", "interrupted")
             }
 
-    hit = until(met)
+        hit = until(met)
     pids = {start.pid for start in load.starts() if start.job_id in hit and start.at < at}
     return Fault(at, pids, lambda start: start.job_id in hit and start.at > at)
 
