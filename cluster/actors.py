@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -365,6 +366,21 @@ class RayWorkers:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
+        #: Where each worker was sent. Those of a manager before this one are not among them.
+        self._sent: dict[str, str] = {}
+
+    def _placement(self, name: str, pool: PoolSettings) -> dict[str, Any]:
+        """Return options that spread a pool over the nodes, one worker in turn.
+
+        Ray's own strategy `SPREAD` heeds only what is held, and these hold nothing (Ray 2.60 put
+        all five on one node of two). What needs a GPU goes where Ray finds one.
+        """
+        if pool.num_gpus or self._settings.needs_one_node:
+            return _placement(self._settings, "DEFAULT")
+        live = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        held = Counter(self._sent[w] for w in self._sent if _pool_of(w) == pool.name)
+        self._sent[name] = node = min(live, key=lambda each: held[each])
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
     async def spawn(self, pool: PoolSettings) -> str:
         """Start a worker; return its name once it runs. Raises Unavailable if Ray cannot yet."""
@@ -378,12 +394,13 @@ class RayWorkers:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=100,
-            **_placement(self._settings, "SPREAD"),
+            **self._placement(name, pool),
         )
         handle = actor.remote(name, msgspec.json.encode(pool), msgspec.json.encode(self._settings))
         try:
             await asyncio.wait_for(_ready(handle), WORKER_START_S)
         except (RayError, TimeoutError) as error:
+            self._sent.pop(name, None)
             ray.kill(handle)
             raise Unavailable(f"worker {name} did not start: {error}", 1.0) from error
         return name
@@ -394,11 +411,17 @@ class RayWorkers:
         for actor in ray.util.list_named_actors(all_namespaces=True):
             name = actor["name"]
             if actor["namespace"] == NAMESPACE and name.startswith(WORKER_PREFIX):
-                found[name] = name.removeprefix(WORKER_PREFIX).rpartition("-")[0]
+                found[name] = _pool_of(name)
         return found
 
     async def watch(self, worker: str) -> str:
         """Return why the worker died, once it did."""
+        try:
+            return await self._watch(worker)
+        finally:
+            self._sent.pop(worker, None)
+
+    async def _watch(self, worker: str) -> str:
         while True:
             try:
                 handle = ray.get_actor(worker, namespace=NAMESPACE)
@@ -417,6 +440,10 @@ class RayWorkers:
         """End the worker by force."""
         with contextlib.suppress(ValueError, RayError):  # already gone
             ray.kill(ray.get_actor(worker, namespace=NAMESPACE))
+
+
+def _pool_of(worker: str) -> str:
+    return worker.removeprefix(WORKER_PREFIX).rpartition("-")[0]
 
 
 async def _ready(handle: Any) -> int:

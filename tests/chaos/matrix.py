@@ -190,9 +190,10 @@ def stop_manager(ground: Ground, load: Load) -> Fault:
 def kill_node(ground: Ground, load: Load) -> Fault:
     """The raylet of the second node, and with it all that ran there."""
     assert ground.nodes is not None
-    _running(load, ground.drayman)
+    drayman = ground.drayman
     with ground.drayman.client() as client:
         there = {w["name"] for w in client.workers() if w["node"] == ground.nodes.lost_node}
+        until(lambda: client.attempts(_running(load, drayman).job_id)[-1]["worker"] in there)
         at = time.time()
         kill(ground.nodes.raylet)
 
@@ -249,7 +250,7 @@ ROWS = {
     "manager stopped for 5 s": Row(stop_manager),
     "one of two HTTP replicas killed": Row(kill_replica, options=("--replicas", "2")),
     "the only HTTP replica killed": Row(kill_replica),
-    "raylet of a second node killed": Row(kill_node, two_nodes),
+    "raylet of a second node killed": Row(kill_node, two_nodes, ("--pool", "cpu:size=4")),
     "Ray's head killed, up again": Row(kill_head),
     "everything killed, up again": Row(kill_everything),
     "store (S3) stopped for 5 s": Row(stall_store, a_bucket),
