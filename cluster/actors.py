@@ -38,7 +38,7 @@ from cluster.compaction import CompactionPlan, compact
 from cluster.gateway import Gateway, ManagerAway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
-from cluster.protocol import NODE_LOST
+from cluster.protocol import NODE_LOST, WORKER_DIED
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
 from cluster.store.journal import Fenced
 from cluster.store.objects import Objects, open_store
@@ -429,9 +429,9 @@ class RayWorkers:
             except OutOfMemoryError:  # Ray's memory monitor chose it
                 return "oom"
             except ActorDiedError as error:
-                return NODE_LOST if NODE_DIED in str(error) else "worker died"
+                return NODE_LOST if NODE_DIED in str(error) else WORKER_DIED
             except ValueError:  # Ray knows no such name (any more)
-                return "worker died"
+                return WORKER_DIED
             except ActorUnavailableError:
                 # Out of reach is not dead: look again, silence is judged by the heartbeat.
                 await asyncio.sleep(1.0)

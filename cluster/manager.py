@@ -19,8 +19,10 @@ from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
 from cluster.history.reader import History
 from cluster.intake import IntakeFolder
 from cluster.protocol import (
+    LEASE_LOST,
     NODE_LOST,
     NOTHING,
+    WORKER_DIED,
     Accepted,
     Assignment,
     Batch,
@@ -134,7 +136,7 @@ class Manager:
         self._draw = draw
         self._sessions: dict[str, Session] = {}
         #: Workers declared dead: whatever they still say is answered with `drop`.
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, str] = {}
         self._rates = Rates(clock)
         self._reader = Reader(commit, self._sessions, self._rates, settings)
         self._waiting: dict[str, list[asyncio.Event]] = {}
@@ -172,6 +174,7 @@ class Manager:
             self._adopt(name).pool = pool_name
         for name in [name for name in self._state.held if name not in live]:
             # Who knows what ended them: a node, the machine, a deploy. No task is charged for it.
+            self._gone[name] = WORKER_DIED
             self._commit.run(c.Reclaim(name, list(self._state.held[name])))
         for pool in self._settings.pools:
             for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
@@ -397,6 +400,7 @@ class Manager:
         assert isinstance(event, TaskLeased)
         task = self._state.leases[event.token]
         checkpoint = msgspec.Raw(task.checkpoint) if task.checkpoint else NOTHING
+        before = task.past[-1].worker if task.past else ""
         return Assignment(
             event.token,
             event.job_id,
@@ -405,6 +409,8 @@ class Manager:
             msgspec.Raw(task.job.raw),
             checkpoint,
             task.suspect,
+            # Of a hung worker, its keepers end what it ran before its lease is over.
+            before if self._gone.get(before, LEASE_LOST) != LEASE_LOST else "",
         )
 
     def _dispatch(self) -> None:
@@ -431,7 +437,7 @@ class Manager:
         if session is None:
             return
         cause = session.lost or cause
-        self._gone[worker] = None
+        self._gone[worker] = cause
         while len(self._gone) > 1000:
             del self._gone[next(iter(self._gone))]
         session.release()
@@ -484,7 +490,7 @@ class Manager:
         for session in self._sessions.values():
             silent_s = 0.0 if session.owed or session.lost else now - session.seen_at
             if silent_s > self._heartbeat_timeout_s(session):
-                session.lost = "lease lost"
+                session.lost = LEASE_LOST
                 self._go(self._give_up(session))
         self._take_back(now)
 

@@ -23,8 +23,10 @@ from jobs.errors import (
 )
 
 __all__ = [
+    "LEASE_LOST",
     "NODE_LOST",
     "NOTHING",
+    "WORKER_DIED",
     "Accepted",
     "Assignment",
     "Batch",
@@ -55,6 +57,7 @@ __all__ = [
 NOTHING = msgspec.Raw(b"null")
 #: Cause of an end that comes with the node's, and charges nobody.
 NODE_LOST = "node lost"
+WORKER_DIED, LEASE_LOST = "worker died", "lease lost"
 
 
 # --- gateway -> manager -----------------------------------------------------------------------
@@ -232,6 +235,8 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True):
     checkpoint: msgspec.Raw = NOTHING
     #: Run it in a process with nothing else in it: it is suspected of killing one.
     alone: bool = False
+    #: The worker that ran it before and was killed: nothing of that one may live any more.
+    after: str = ""
 
 
 class OrderlyStop(msgspec.Struct, frozen=True, array_like=True):

@@ -37,6 +37,7 @@ from cluster.worker.logs import Logs, read_quietly
 from cluster.worker.pace import Pace
 from cluster.worker.pipe import Answer, Call, Ended, Moved
 from cluster.worker.redact import redact
+from cluster.worker.remains import wait_until_gone
 from cluster.worker.secrets import read_secret
 from cluster.worker.slot import HUNG, Death, Slot, SlotConfig, kept_outcomes
 from jobs.errors import DraymanError, LeaseLost
@@ -180,11 +181,20 @@ class Executor:
             self.held[token] = Held(assignment)
             if self.draining:
                 self._conclude(self.held[token], Outcome(token, "returned"))
-            elif assignment.alone and self._is_async:
-                self._suspects.append(token)
+            elif assignment.after:
+                self._spawn(self._assign_after(self.held[token]))
             else:
-                self._backlog.append(token)
+                self._line(assignment).append(token)
         self._feed()
+
+    async def _assign_after(self, held: Held) -> None:
+        await wait_until_gone(held.assignment.after)
+        if self.held.get(held.token) is held and held.token not in self.ended:
+            self._line(held.assignment).append(held.token)
+            self._feed()
+
+    def _line(self, assignment: Assignment) -> deque[int]:
+        return self._suspects if assignment.alone and self._is_async else self._backlog
 
     def confirm(self, tokens: Iterable[int]) -> None:
         """Forget tokens: their outcomes are durable."""

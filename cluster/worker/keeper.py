@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.worker.remains import hold
+
 __all__ = ["descendants", "main"]
 
 _PR_SET_PDEATHSIG = 1
@@ -48,12 +50,14 @@ def main(control_fd: int, scratch: str, patience_s: float) -> NoReturn:
     os.setsid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     control = socket.socket(fileno=control_fd)
+    held = hold(Path(scratch).parent)
     keeper = _Keeper(control, scratch, patience_s)
     _preload()
     try:
         keeper.serve()
     finally:
         keeper.end()
+        os.close(held)
     os._exit(0)
 
 

@@ -16,12 +16,10 @@ import asyncio
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -29,6 +27,7 @@ import structlog
 from cluster.protocol import Orders, Report, decode_orders, encode
 from cluster.worker.executor import Executor
 from cluster.worker.logs import Logs, LogStore
+from cluster.worker.remains import make_scratch
 from cluster.worker.slot import Patience, SlotConfig
 
 __all__ = ["ManagerPort", "Worker", "WorkerTimes"]
@@ -109,7 +108,7 @@ class Worker:
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
-        self._scratch = Path(tempfile.mkdtemp(prefix="drayman-worker-"))
+        self._scratch = make_scratch(name)
         self._executor = Executor(
             SlotConfig(
                 mode,

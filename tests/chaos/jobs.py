@@ -31,7 +31,16 @@ def is_doubled(folder: str, job_id: str) -> bool:
         for word, job, attempt, pid in map(str.split, lines):
             if job == job_id:
                 (began if word == "start" else ended).add((attempt, int(pid)))
-    return any(pid != os.getpid() and os.path.exists(f"/proc/{pid}") for _, pid in began - ended)
+    return any(pid != os.getpid() and is_running(pid) for _, pid in began - ended)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process can still do anything; a zombie cannot."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 @job("chaos.work", max_attempts=10)

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -174,13 +175,19 @@ class World:
             time_ns=lambda: int(self.wall() * 1e9),
         )
         uuid = SimpleNamespace(uuid4=lambda: UUID(int=self.rng.getrandbits(128), version=4))
-        scratch = SimpleNamespace(mkdtemp=lambda **_: "/nonexistent/simulation")
+        nowhere = Path("/nonexistent/simulation")
         with contextlib.ExitStack() as stack:
             for module in ("worker", "executor", "logs", "attempt"):
                 stack.enter_context(mock.patch(f"cluster.worker.{module}.time", time))
             stack.enter_context(mock.patch("cluster.worker.worker.random", self.rng))
-            stack.enter_context(mock.patch("cluster.worker.worker.tempfile", scratch))
+            stack.enter_context(
+                mock.patch("cluster.worker.worker.make_scratch", return_value=nowhere)
+            )
             stack.enter_context(mock.patch("cluster.worker.executor.Slot", slot))
+            # Its children die with a worker, at once.
+            stack.enter_context(
+                mock.patch("cluster.worker.executor.wait_until_gone", mock.AsyncMock())
+            )
             stack.enter_context(mock.patch("cluster.store.identity.uuid", uuid))
             stack.enter_context(mock.patch("cluster.store.objects.uuid", uuid))
             # Ten seconds between two compactions are longer than most schedules.
