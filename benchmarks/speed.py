@@ -16,7 +16,7 @@ import httpx
 from benchmarks.load import fire
 from benchmarks.server import Server
 
-__all__ = ["QUESTIONS"]
+__all__ = ["LINE", "QUESTIONS", "post"]
 
 PAYLOAD = "x" * 80
 LINE = json.dumps({"type": "bench.noop", "params": {"payload": PAYLOAD}}).encode()
@@ -25,9 +25,9 @@ LINE = json.dumps({"type": "bench.noop", "params": {"payload": PAYLOAD}}).encode
 def single(server: Server, connections: int = 64, seconds: float = 8.0) -> dict[str, float]:
     """Measure single POSTs while no worker takes anything."""
     with server.client() as client, _paused(client):
-        asyncio.run(fire(server.address, _post(server), connections=connections, seconds=2.0))
+        asyncio.run(fire(server.address, post(server), connections=connections, seconds=2.0))
         load = asyncio.run(
-            fire(server.address, _post(server), connections=connections, seconds=seconds)
+            fire(server.address, post(server), connections=connections, seconds=seconds)
         )
     assert set(load.statuses) == {202}, load.statuses
     assert not load.lost, load.lost
@@ -99,7 +99,7 @@ QUESTIONS = {
 }
 
 
-def _post(server: Server) -> bytes:
+def post(server: Server) -> bytes:
     host, port = server.address
     return (
         f"POST /v1/jobs HTTP/1.1\r\nHost: {host}:{port}\r\n"
