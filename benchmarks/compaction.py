@@ -18,9 +18,8 @@ FINISHED, CONNECTIONS, SECONDS = 200_000, 4, 40.0
 
 def main() -> None:
     """Print one row for each Drayman."""
-    print(
-        "| compaction | acks/s | p50 ms | p99 ms | worst ms | snapshots |\n|---|---|---|---|---|---|"
-    )
+    print("| compaction | acks/s | p50 ms | p99 ms | worst ms | snapshots |")
+    print("|---|---|---|---|---|---|")
     seldom = _measure("never", "100000")
     always = _measure("all the time", "1")
     added = always.percentile_ms(0.99) - seldom.percentile_ms(0.99)
