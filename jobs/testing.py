@@ -5,8 +5,9 @@
     assert finished.files["report.pdf"].startswith(b"%PDF")
 
 Rule 1: the handler meets the same checks as on a worker: params are validated, the result must be
-JSON, a name of an output must be a plain file name. Rule 2: nothing outlives the call; the scratch
-directory is gone when `run` returns, and what the handler kept is in `Finished`.
+JSON, a name of an output must be a plain file name, and what later attempts are to find
+(checkpoints, effects) has bounds and holds no secret. Rule 2: nothing outlives the call; the
+scratch directory is gone when `run` returns, and what the handler kept is in `Finished`.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from pydantic import BaseModel
 from jobs.context import Context
 from jobs.definition import JobDefinition
 from jobs.errors import InvalidInput, LeaseLost, NotFound
+from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json
 from jobs.result import encode_result
 
 __all__ = ["Finished", "run"]
@@ -112,7 +114,7 @@ def run(
                 returned = definition.handler(ctx, model)
                 if inspect.iscoroutine(returned):
                     returned = asyncio.run(returned)
-            finished.returned = json.loads(encode_result(returned))
+            finished.returned = json.loads(strict_json(encode_result(returned)))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -167,10 +169,12 @@ class _Scripted:
         return self._stop_reason if due else None
 
     def checkpoint(self, value: Any) -> None:
+        data = checkpoint_json(value, self.read)
         self._record()
-        self._finished.checkpoints.append(json.loads(encode_result(value)))
+        self._finished.checkpoints.append(json.loads(data))
 
     def once_claim(self, key: str) -> tuple[Literal["new", "done", "in_doubt"], Any]:
+        key = once_key(key, self.read)
         self._record()
         if key in self._finished.once:
             return "done", self._finished.once[key]
@@ -180,8 +184,9 @@ class _Scripted:
         return "new", None
 
     def once_done(self, key: str, value: Any) -> None:
+        data = effect_json(value, self.read)
         self._record()
-        self._finished.once[key] = json.loads(encode_result(value))
+        self._finished.once[key] = json.loads(data)
         self._finished.in_doubt.discard(key)
 
     def secret(self, name: str) -> str:
@@ -196,7 +201,7 @@ class _Scripted:
     def open_output(self, name: str) -> BinaryIO:
         if not name or name in {".", ".."} or "/" in name or "\\" in name:
             raise InvalidInput("name", f"{name!r} is not a plain file name; leave folders out")
-        return _Output(name, self._finished.files)
+        return _Output(output_name(name, self.read), self._finished.files)
 
     def fetch(self, uri: str, into: Path) -> Path:
         if uri not in self._files:

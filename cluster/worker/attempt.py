@@ -29,33 +29,26 @@ from cluster.queue.spec import JobSpec
 from cluster.settings import DATA_DIRS_ENV
 from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.pipe import Answer, Moved
-from cluster.worker.redact import holds, holds_in_json, redact, redact_json
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
+from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json, telling
 from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
-from jobs.result import encode_result
+from jobs.redact import redact, redact_json
 
 __all__ = ["Attempt", "AttemptContext", "Host", "Store", "encode_outcome"]
 
 ERROR_CHARS_MAX = 4096
 RESULT_BYTES_INLINE_MAX = 64 * 1024
-CHECKPOINT_BYTES_MAX = 64 * 1024
-ONCE_BYTES_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 1024
 #: A message is redacted before it is cut; so much more of it is looked at.
 _MESSAGE_CHARS_MAX = 64 * 1024
-#: A shorter secret is masked wherever it stands, but only in the attempt that asked for it is it
-#: a reason to refuse: a word as short as a user's name stands in much that is not secret.
-_TELLING_CHARS_MIN = 8
 #: How often progress leaves the child, at most.
 PROGRESS_EVERY_S = 0.1
 #: How long until a store that did not answer is asked again for a finished result, at most.
 STORE_RETRY_MAX_S = 5.0
 
 _NULL_OUTPUT = msgspec.Raw(b"{}")
-_check = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.Encoder().encode
-_HOLDS_SECRET = "holds a secret, and would be kept where others can read it; leave the secret out"
 
 
 class Store(Protocol):
@@ -179,34 +172,18 @@ class Attempt:
 
     def checkpoint(self, value: Any) -> None:
         """Have the worker make it durable."""
-        data = strict_json(encode_result(value))
-        if len(data) > CHECKPOINT_BYTES_MAX:
-            raise InvalidInput(
-                "checkpoint",
-                f"is {len(data)} bytes of JSON, {CHECKPOINT_BYTES_MAX} at most; "
-                "keep the data in an output file and save its name",
-            )
-        self._refuse_secret_in_json("checkpoint", data)
+        data = checkpoint_json(value, self._telling())
         self._host.call(self._token, "checkpoint", "", msgspec.Raw(data))
 
     def once_claim(self, key: str) -> tuple[Literal["new", "done", "in_doubt"], Any]:
         """Have the worker claim it."""
-        if not isinstance(key, str):
-            raise InvalidInput("once", f"the key is a {type(key).__name__}; give a text")
-        self._refuse_secret("once", "the key", key)
+        key = once_key(key, self._telling())
         answer = self._host.call(self._token, "once_claim", key, NOTHING)
         return answer.found, msgspec.json.decode(answer.value)
 
     def once_done(self, key: str, value: Any) -> None:
         """Have the worker record it."""
-        data = strict_json(encode_result(value))
-        if len(data) > ONCE_BYTES_MAX:
-            raise InvalidInput(
-                "once",
-                f"the value is {len(data)} bytes of JSON, {ONCE_BYTES_MAX} at most; "
-                "keep the data in an output file and return its name",
-            )
-        self._refuse_secret_in_json("once", data)
+        data = effect_json(value, self._telling())
         self._host.call(self._token, "once_done", key, msgspec.Raw(data))
 
     def secret(self, name: str) -> str:
@@ -220,16 +197,8 @@ class Attempt:
             self._secrets.append(value)
         return value
 
-    def _refuse_secret(self, call: str, what: str, text: str) -> None:
-        if self._secrets and holds(text, self._telling()):
-            raise InvalidInput(call, f"{what} {_HOLDS_SECRET}")
-
-    def _refuse_secret_in_json(self, call: str, data: bytes) -> None:
-        if self._secrets and holds_in_json(data, self._telling()):
-            raise InvalidInput(call, f"the value {_HOLDS_SECRET}")
-
     def _telling(self) -> list[str]:
-        return [s for s in self._secrets if len(s) >= _TELLING_CHARS_MIN or s in self._asked]
+        return telling(self._secrets, self._asked)
 
     def log(self, message: str) -> None:
         """Append a line."""
@@ -237,7 +206,7 @@ class Attempt:
 
     def open_output(self, name: str) -> BinaryIO:
         """Open an output under this attempt's own path."""
-        self._refuse_secret("files", "the name of an output", str(name))
+        name = output_name(name, self._telling())
         a = self.assignment
         files = self._host.store().files
         path = files.result_path(a.job_id, a.task_id, a.attempt, name)
@@ -444,21 +413,6 @@ def _text(error: BaseException) -> str:
 def scrub(text: str) -> str:
     """Return the text with what UTF-8 cannot say (lone surrogates) spelled out."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def strict_json(data: bytes) -> bytes:
-    """Return the document on one line. Raises TypeError if others could not read it."""
-    try:
-        data.decode()
-        if b"\n" in data:
-            return msgspec.json.format(data, indent=-1)
-        _check(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise TypeError(
-            f"the result is not valid JSON ({error}); NaN and Infinity have no place in it: "
-            "return null or a text instead"
-        ) from None
-    return data
 
 
 def encode_outcome(outcome: Outcome) -> bytes:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.worker.redact import redact_bytes
+from jobs.redact import redact_bytes
 
 __all__ = ["LOG_BYTES_MAX", "cut", "last_lines", "read_log"]
 

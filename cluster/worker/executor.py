@@ -36,11 +36,11 @@ from cluster.worker.held import BLOCKED, Held, as_ordered
 from cluster.worker.logs import Logs, read_quietly
 from cluster.worker.pace import Pace
 from cluster.worker.pipe import Answer, Call, Ended, Moved
-from cluster.worker.redact import redact
 from cluster.worker.remains import wait_until_gone
 from cluster.worker.secrets import read_secret
 from cluster.worker.slot import HUNG, Death, Slot, SlotConfig, kept_outcomes
 from jobs.errors import DraymanError, LeaseLost
+from jobs.redact import redact
 
 __all__ = ["Executor"]
 

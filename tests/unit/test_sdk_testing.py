@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs import Context, Discard, StopRequested, job
 from jobs.errors import InvalidInput, LeaseLost, NotFound
@@ -13,6 +13,15 @@ from jobs.testing import run
 
 class Params(BaseModel):
     n: int = 3
+
+
+class Leaving(Params):
+    way: str
+
+
+class Constants(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    share: float
 
 
 @job("sdk.copy")
@@ -43,6 +52,21 @@ def discarding(ctx: Context, params: Params) -> None:
 @job("sdk.lock")
 def unserialisable(ctx: Context, params: Params) -> object:
     return object()
+
+
+@job("sdk.leave")
+def leave(ctx: Context, params: Leaving) -> object:
+    """Leave something for others to find, in the way asked for."""
+    text = ctx.secret("api.key") if params.n == 0 else "x" * params.n
+    if params.way == "checkpoint":
+        ctx.checkpoint({"seen": text})
+    elif params.way == "key":
+        ctx.once(text, lambda key: 1)
+    elif params.way == "effect":
+        ctx.once("pay", lambda key: text)
+    elif params.way == "file":
+        ctx.files.write(f"{text}.txt", b"")
+    return Constants(share=float("nan"))
 
 
 @pytest.fixture
@@ -119,3 +143,26 @@ def test_result_must_be_data() -> None:
 def test_params_are_validated() -> None:
     with pytest.raises(ValidationError):
         run(copy, {"n": "many"})
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "key", "effect", "file"])
+def test_a_secret_left_where_others_read_it_is_refused_as_on_a_worker(way: str) -> None:
+    finished = run(leave, {"way": way, "n": 0}, secrets={"api.key": "s3cret"})
+
+    assert isinstance(finished.error, InvalidInput)
+    assert "holds a secret" in str(finished.error)
+    assert not [*finished.checkpoints, *finished.once, *finished.files]
+
+
+@pytest.mark.parametrize(("way", "kept"), [("checkpoint", "checkpoints"), ("effect", "once")])
+def test_what_is_too_large_to_keep_is_refused_as_on_a_worker(way: str, kept: str) -> None:
+    finished = run(leave, {"way": way, "n": 64 * 1024}, secrets={"api.key": "s3cret"})
+
+    assert "65536 at most" in str(finished.error)
+    assert not getattr(finished, kept)
+
+
+def test_a_result_that_others_cannot_read_fails_the_test_as_it_fails_the_job() -> None:
+    finished = run(leave, {"way": "none", "n": 1})
+
+    assert "NaN and Infinity" in str(finished.error)

@@ -20,7 +20,7 @@ from cluster.worker.pipe import (
     salvage,
     salvage_ended,
 )
-from cluster.worker.redact import holds_in_json, redact_json
+from jobs.redact import holds_in_json, redact_json
 from tests.worker.conftest import Bench, result_of
 
 JOBS = "tests.worker.odd_jobs"
