@@ -16,10 +16,10 @@ import structlog
 
 from cluster.fold import fold
 from cluster.queue import commands as c
-from cluster.queue.engine import decide, evolve
-from cluster.queue.events import Event, to_row
+from cluster.queue.engine import decide, evolve_all
+from cluster.queue.events import Event, to_columns
 from cluster.queue.model import Rules, State
-from cluster.store.journal import Fenced, Journal
+from cluster.store.journal import Fenced, Journal, Prepared
 from cluster.store.segment import Rows, SegmentHeader
 from cluster.store.snapshot import Snapshots
 from jobs.errors import DraymanError, Unavailable
@@ -129,9 +129,8 @@ class CommitLog:
         self._apply([event], self.now())
 
     def _apply(self, events: list[Event], now: float) -> None:
-        state, batch = self.state, self._open
-        for event in events:
-            evolve(state, event, now)
+        batch = self._open
+        evolve_all(self.state, events, now)
         if not batch.events:
             self._wake.set()
         batch.events += events
@@ -208,22 +207,9 @@ class CommitLog:
             batch.done.set()
 
     async def _commit(self, batch: _Batch, *, epoch: int) -> None:
-        kinds, job_ids, task_ids, attempts, tokens, data = map(
-            list, zip(*map(to_row, batch.events), strict=True)
-        )
-        count = len(kinds)
+        count = len(batch.events)
         # What gathered since belongs to the next batch, but is already in the state's count.
         first = self.state.seq - len(self._open.events) - count + 1
-        rows = Rows(
-            list(range(first, first + count)),
-            batch.ats,
-            kinds,
-            job_ids,
-            task_ids,
-            attempts,
-            tokens,
-            data,
-        )
         header = SegmentHeader(
             number=self.number + 1,
             epoch=epoch,
@@ -237,7 +223,7 @@ class CommitLog:
         while True:
             try:
                 if prepared is None:
-                    prepared = await self._offload(self._journal.prepare, header, rows)
+                    prepared = await self._offload(self._prepare, header, batch)
                 await self._offload(self._journal.commit, prepared)
             except (Unavailable, OSError) as error:
                 if self._in_doubt_since is None:
@@ -250,3 +236,7 @@ class CommitLog:
             self.number = header.number
             self.bytes_written += len(prepared.data)
             return
+
+    def _prepare(self, header: SegmentHeader, batch: _Batch) -> Prepared:
+        numbers = list(range(header.first_seq, header.first_seq + header.rows))
+        return self._journal.prepare(header, Rows(numbers, batch.ats, *to_columns(batch.events)))

@@ -11,7 +11,8 @@ and those in intake as pending; only what the manager alone knows is Unavailable
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -99,12 +100,15 @@ class ManagerPort(Protocol):
 
 
 class _Waiting:
-    """One submission on its way, and whoever waits for it."""
+    """Submissions that travel together, and whoever waits for them."""
 
-    __slots__ = ("answer", "submission")
+    __slots__ = ("answer", "bytes", "submissions")
 
-    def __init__(self, submission: Submission, answer: "asyncio.Future[Accepted | Refused]"):
-        self.submission, self.answer = submission, answer
+    def __init__(self, submissions: list[Submission], size_bytes: int) -> None:
+        self.submissions, self.bytes = submissions, size_bytes
+        self.answer: asyncio.Future[list[Accepted | Refused]] = (
+            asyncio.get_running_loop().create_future()
+        )
 
 
 class Gateway:
@@ -135,6 +139,8 @@ class Gateway:
         self._monotonic, self._sleep = monotonic, sleep
         self._number = 0
         self._pending: deque[_Waiting] = deque()
+        #: Submissions in it.
+        self._waiting = 0
         self._senders: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -151,29 +157,48 @@ class Gateway:
         Raises KeyReused, Overloaded, InvalidInput, or Unavailable; after Unavailable the job may
         or may not have been accepted: repeat it with an idempotency key.
         """
-        result = await self._enqueue(spec)
+        self.check_room(1)
+        raw = encode_spec(spec)
+        submission = Submission(self._new_id(), msgspec.Raw(raw))
+        [result] = await self._line_up([submission], len(raw)).answer
         if isinstance(result, Refused):
             raise result.exception()
         return result
 
-    async def submit_many(self, specs: list[JobSpec]) -> list[Accepted | Refused]:
-        """Submit jobs; return one result each, in order. Each is durable, or refused, by itself."""
-        if len(self._pending) + len(specs) > PENDING_MAX:
-            raise self._overloaded()
-        waiting = [self._enqueue(spec) for spec in specs]
-        if waiting:
-            await asyncio.wait(waiting)
-        return [_result(answer) for answer in waiting]
+    async def submit_many(self, specs: Sequence[JobSpec]) -> list[Accepted | Refused]:
+        """Submit jobs; return one result each, in order. Each is durable, or refused, by itself.
 
-    def _enqueue(self, spec: JobSpec) -> "asyncio.Future[Accepted | Refused]":
-        if len(self._pending) >= PENDING_MAX:
-            raise self._overloaded()
-        answer: asyncio.Future[Accepted | Refused] = asyncio.get_running_loop().create_future()
-        submission = Submission(self._new_id(), msgspec.Raw(encode_spec(spec)))
-        self._pending.append(_Waiting(submission, answer))
+        Raises Overloaded, and has submitted none, if too many wait already.
+        """
+        self.check_room(len(specs))
+        waiting: list[_Waiting] = []
+        submissions: list[Submission] = []
+        size = 0
+        for spec in specs:
+            raw = encode_spec(spec)
+            submissions.append(Submission(self._new_id(), msgspec.Raw(raw)))
+            size += len(raw)
+            if len(submissions) == BATCH_MAX or size >= BATCH_BYTES_MAX:
+                waiting.append(self._line_up(submissions, size))
+                submissions, size = [], 0
+        if submissions:
+            waiting.append(self._line_up(submissions, size))
+        if waiting:
+            await asyncio.wait([one.answer for one in waiting])
+        return [result for one in waiting for result in _results(one)]
+
+    def check_room(self, count: int) -> None:
+        """Raise Overloaded if so many more submissions would be too many to wait at once."""
+        if self._waiting + count > PENDING_MAX:
+            raise Overloaded("system", "too many submissions are waiting to be accepted", 1.0)
+
+    def _line_up(self, submissions: list[Submission], size_bytes: int) -> _Waiting:
+        waiting = _Waiting(submissions, size_bytes)
+        self._pending.append(waiting)
+        self._waiting += len(submissions)
         if len(self._senders) < IN_FLIGHT:
             self._start_sender()
-        return answer
+        return waiting
 
     def _start_sender(self) -> None:
         sender = asyncio.get_running_loop().create_task(self._send())
@@ -187,19 +212,16 @@ class Gateway:
         if self._pending:  # they came after its last look, before it was known to have ended
             self._start_sender()
 
-    @staticmethod
-    def _overloaded() -> Overloaded:
-        return Overloaded("system", "too many submissions are waiting to be accepted", 1.0)
-
     async def _send(self) -> None:
         while self._pending:
             batch = self._gather()
             failure: DraymanError = Unavailable("the request may or may not have been taken", 2.0)
             try:
-                results = await self._deliver(batch)
-                for waiting, result in zip(batch, results, strict=True):
+                results = iter(await self._deliver(batch))
+                for waiting in batch:
+                    mine = list(islice(results, len(waiting.submissions)))
                     if not waiting.answer.done():  # its client may have left
-                        waiting.answer.set_result(result)
+                        waiting.answer.set_result(mine)
             except (Unavailable, Overloaded) as error:
                 failure = error
             finally:  # whatever happened, nobody is left waiting
@@ -208,17 +230,23 @@ class Gateway:
                         waiting.answer.set_exception(failure)
 
     def _gather(self) -> list[_Waiting]:
+        """Take what fits into one batch; who travels together is never parted."""
         batch: list[_Waiting] = []
-        size = 0
-        while self._pending and len(batch) < BATCH_MAX and size < BATCH_BYTES_MAX:
-            waiting = self._pending.popleft()
-            size += len(memoryview(waiting.submission.spec))
-            batch.append(waiting)
+        count = size = 0
+        while self._pending:
+            waiting = self._pending[0]
+            count += len(waiting.submissions)
+            size += waiting.bytes
+            if batch and (count > BATCH_MAX or size > BATCH_BYTES_MAX):
+                break
+            batch.append(self._pending.popleft())
+            self._waiting -= len(waiting.submissions)
         return batch
 
     async def _deliver(self, batch: list[_Waiting]) -> list[Accepted | Refused]:
         self._number += 1
-        numbered = Batch(self._incarnation, self._number, [w.submission for w in batch])
+        submissions = [submission for waiting in batch for submission in waiting.submissions]
+        numbered = Batch(self._incarnation, self._number, submissions)
         if not self._away:
             try:
                 # Not `wait_for`: it swallows a cancellation that comes with the answer.
@@ -228,7 +256,7 @@ class Gateway:
                 log.warning("manager_away", error=str(error), next="submissions go to intake")
                 self._went_away()
             else:
-                return decode_batch_reply(reply).results
+                return decode_batch_reply(reply).results(submissions)
         return await self._intake.accept(numbered)
 
     # --- while the manager is away ------------------------------------------------------------
@@ -455,11 +483,11 @@ class Gateway:
         return await self._ask(Query("ping"), float)
 
 
-def _result(answer: "asyncio.Future[Accepted | Refused]") -> Accepted | Refused:
-    """Return one line's answer; what failed its batch is no reason to keep the others silent."""
-    error = answer.exception()
+def _results(waiting: _Waiting) -> list[Accepted | Refused]:
+    """Return the answers; what failed one batch is no reason to keep the others silent."""
+    error = waiting.answer.exception()
     if error is None:
-        return answer.result()
+        return waiting.answer.result()
     if isinstance(error, DraymanError):
-        return refusal_of(error)
+        return [refusal_of(error)] * len(waiting.submissions)
     raise error

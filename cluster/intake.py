@@ -39,7 +39,7 @@ from cluster.protocol import (
 )
 from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted
-from cluster.queue.spec import JobSpec, decode_spec
+from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec
 from cluster.store.contract import Objects
 from cluster.views import JobView
 from jobs.errors import Corrupt, DraymanError, KeyReused, NotFound, Unavailable
@@ -385,9 +385,10 @@ class IntakeFolder:
             asked.update(doubtful)
         # No await from here on: it is folded in one commit, by what was known just now.
         now = self._commit.now()
-        for submission, spec in zip(batch.submissions, specs, strict=True):
+        for submission in batch.submissions:
             if submission.job_id not in over:
-                self._submit(submission.job_id, spec, bytes(submission.spec), now)
+                raw = bytes(submission.spec)
+                self._submit(submission.job_id, decode_head(raw), raw, now)
         self._commit.record(BatchAccepted(batch.gateway, batch.number, intake=identity))
         return True
 
@@ -413,7 +414,7 @@ class IntakeFolder:
     def _in_history(self, job_ids: Iterable[str], as_of: int) -> list[str]:
         return [job_id for job_id in job_ids if self._history.find(job_id, as_of) is not None]
 
-    def _submit(self, job_id: str, spec: JobSpec, raw: bytes, now: float) -> None:
+    def _submit(self, job_id: str, spec: SpecHead, raw: bytes, now: float) -> None:
         try:
             events = self._commit.run(c.Submit(job_id, spec, raw, admitted=True), now)
             if not events and spec.key is not None:

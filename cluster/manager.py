@@ -44,7 +44,7 @@ from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
 from cluster.queue.model import State, Task
 from cluster.queue.snapshot import SNAPSHOT_VERSION
-from cluster.queue.spec import decode_spec
+from cluster.queue.spec import decode_head
 from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings, PoolSettings
@@ -223,56 +223,56 @@ class Manager:
             self._commit.check_writable()
             self._space.check()
         except DraymanError as error:
-            return encode(BatchReply([refusal_of(error)] * len(batch.submissions)))
-        results = self._accept(batch)
+            return encode(
+                BatchReply(dict.fromkeys(range(len(batch.submissions)), refusal_of(error)))
+            )
+        others = self._accept(batch)
         self._dispatch()
         await self._commit.barrier()
-        return encode(BatchReply(results))
+        return encode(BatchReply(others))
 
-    def _accept(self, batch: Batch) -> list[Accepted | Refused]:
+    def _accept(self, batch: Batch) -> dict[int, Accepted | Refused]:
+        """Decide a batch; return what was not simply accepted, by its place."""
         marks = self._state.gateways.get(batch.gateway)
-        if marks is not None and (refused := marks.window.get(batch.number)) is not None:
-            return self._answer_again(batch, refused or b"{}")
+        if marks is not None and (before := marks.window.get(batch.number)) is not None:
+            return self._answer_again(batch, before or b"{}")
         if marks is not None and marks.too_old(batch.number):
             raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
         now = self._commit.now()
-        results: list[Accepted | Refused] = []
-        refused_at: dict[str, Refused] = {}
+        run = self._commit.run
+        others: dict[int, Accepted | Refused] = {}
+        refused: dict[int, Refused] = {}
         for i, submission in enumerate(batch.submissions):
-            raw = bytes(submission.spec)
+            job_id, raw = submission.job_id, bytes(submission.spec)
             try:
-                spec = decode_spec(raw)
-                events = self._commit.run(c.Submit(submission.job_id, spec, raw), now)
+                spec = decode_head(raw)
+                if not run(c.Submit(job_id, spec, raw), now) and spec.key is not None:
+                    others[i] = self._replayed(job_id, spec.key)
             except msgspec.MsgspecError as error:
-                refused_at[str(i)] = refusal_of(InvalidInput("job", f"can't be read: {error}"))
-                results.append(refused_at[str(i)])
-                continue
+                refused[i] = refusal_of(InvalidInput("job", f"can't be read: {error}"))
             except DraymanError as error:
-                refused_at[str(i)] = refusal_of(error)
-                results.append(refused_at[str(i)])
-                continue
-            if events:
-                results.append(Accepted(submission.job_id))
-            else:
-                results.append(self._replayed(submission.job_id, spec.key))
+                refused[i] = refusal_of(error)
         self._commit.record(
-            BatchAccepted(batch.gateway, batch.number, msgspec.Raw(encode(refused_at)))
+            BatchAccepted(batch.gateway, batch.number, msgspec.Raw(encode(refused)))
         )
-        return results
+        return others | refused
 
     def _replayed(self, job_id: str, key: str | None) -> Accepted:
         found = self._state.keys.find(key, self._commit.now()) if key is not None else None
         first = found[0] if found is not None else job_id
         return Accepted(first, replayed=first != job_id)
 
-    def _answer_again(self, batch: Batch, refused: bytes) -> list[Accepted | Refused]:
+    def _answer_again(self, batch: Batch, refused: bytes) -> dict[int, Accepted | Refused]:
         """Answer a repeated batch as the first time: ids were minted once."""
-        refusals = msgspec.json.decode(refused, type=dict[str, Refused])
-        return [
-            refusals.get(str(i))
-            or self._replayed(submission.job_id, decode_spec(submission.spec).key)
-            for i, submission in enumerate(batch.submissions)
-        ]
+        others: dict[int, Accepted | Refused] = {}
+        others |= msgspec.json.decode(refused, type=dict[int, Refused])
+        for i, submission in enumerate(batch.submissions):
+            if i in others:
+                continue
+            accepted = self._replayed(submission.job_id, decode_head(submission.spec).key)
+            if accepted.replayed:
+                others[i] = accepted
+        return others
 
     # --- exchanging with workers --------------------------------------------------------------
 

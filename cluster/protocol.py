@@ -6,6 +6,7 @@ carry (worker, number), outcomes carry the lease token. Rule 3: bytes of user JS
 through unparsed.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -63,7 +64,7 @@ WORKER_DIED, LEASE_LOST = "worker died", "lease lost"
 # --- gateway -> manager -----------------------------------------------------------------------
 
 
-class Submission(msgspec.Struct, frozen=True, array_like=True):
+class Submission(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One job to accept: its gateway-minted id and its encoded JobSpec."""
 
     job_id: str
@@ -86,7 +87,7 @@ class Fold(msgspec.Struct, frozen=True, array_like=True):
     identity: str
 
 
-class Accepted(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True):
+class Accepted(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaults=True, gc=False):
     """The job is durable. `job_id` is the first job's id when the request was a replay."""
 
     job_id: str
@@ -106,10 +107,20 @@ class Refused(msgspec.Struct, frozen=True, tag="no", tag_field="t", omit_default
         return error
 
 
-class BatchReply(msgspec.Struct, frozen=True):
-    """One result a submission, in order. Sent only after all of them are durable."""
+class BatchReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a batch. Sent only after all of it is durable."""
 
-    results: list[Accepted | Refused]
+    #: Results by position, but for what was accepted under its own id, which is nearly everything.
+    others: dict[int, Accepted | Refused] = {}
+
+    def results(self, submissions: Sequence[Submission]) -> list[Accepted | Refused]:
+        """Return one result a submission, in order."""
+        if not self.others:
+            return [Accepted(submission.job_id) for submission in submissions]
+        return [
+            self.others.get(i) or Accepted(submission.job_id)
+            for i, submission in enumerate(submissions)
+        ]
 
 
 _ERRORS: dict[str, Any] = {
@@ -158,7 +169,7 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 OutcomeKind = Literal["ok", "failed", "discarded", "snoozed", "stopped", "returned", "crashed"]
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one leased attempt ended.
 
     ok         finished; `output` is an encoded Output
@@ -223,7 +234,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     draining: bool = False
 
 
-class Assignment(msgspec.Struct, frozen=True, array_like=True):
+class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The right to run one attempt: a lease with its token."""
 
     token: int

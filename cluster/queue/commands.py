@@ -3,7 +3,7 @@
 import msgspec
 
 from cluster.protocol import Outcome, Record
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import SpecHead
 
 __all__ = [
     "Alias",
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 
-class Submit(msgspec.Struct, frozen=True):
+class Submit(msgspec.Struct, frozen=True, gc=False):
     """Accept a job. Refused: KeyReused, Overloaded, InvalidInput."""
 
     job_id: str
-    spec: JobSpec
+    spec: SpecHead
     raw: bytes
     #: It was acknowledged already: limits of depth and keys do not apply.
     admitted: bool = False
@@ -60,7 +60,7 @@ class Lease(msgspec.Struct, frozen=True):
     limit: int
 
 
-class Finish(msgspec.Struct, frozen=True):
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """A worker says how an attempt ended. An outcome whose token is stale changes nothing."""
 
     worker: str

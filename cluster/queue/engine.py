@@ -9,7 +9,7 @@ Rule 3: what a worker says counts only with the current token; anything else cha
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice, takewhile
 from sys import intern
 from typing import Any
@@ -31,11 +31,11 @@ from cluster.queue.model import (
     State,
     Task,
 )
-from cluster.queue.spec import JobSpec, decode_spec
+from cluster.queue.spec import SpecHead, decode_head
 from cluster.queue.state import TERMINAL, Move, TaskState, moved
 from jobs.errors import Conflict, InvalidInput, KeyReused, LeaseLost, NotFound, Overloaded
 
-__all__ = ["FIRST_TASK", "decide", "evolve", "job_status"]
+__all__ = ["FIRST_TASK", "decide", "evolve", "evolve_all", "job_status"]
 
 #: The task of a job that has only one.
 FIRST_TASK = "0"
@@ -45,6 +45,9 @@ TICK_MAX = 2_000
 WAIT_MAX_S = 366 * 86_400.0
 
 S = TaskState
+# Looked up several times a job, where an attribute of the enum costs as much as the rest.
+_READY, _LEASED, _WAITING, _BACKING_OFF = S.READY, S.LEASED, S.WAITING, S.BACKING_OFF
+_SUCCEEDED, _DEAD = S.SUCCEEDED, S.DEAD
 
 
 def decide(state: State, rules: Rules, command: c.Command, now: float) -> list[e.Event]:
@@ -54,9 +57,15 @@ def decide(state: State, rules: Rules, command: c.Command, now: float) -> list[e
 
 def evolve(state: State, event: e.Event, at: float) -> None:
     """Apply one event that happened at `at`. Raises IllegalTransition on a broken journal."""
-    _EVOLVE[type(event)](state, event, at)
-    state.seq += 1
-    state.at = at
+    evolve_all(state, (event,), at)
+
+
+def evolve_all(state: State, events: Iterable[e.Event], at: float) -> None:
+    """Apply events that happened at one moment, in order. Raises as `evolve` does."""
+    for event in events:
+        _EVOLVE[type(event)](state, event, at)
+        state.seq += 1
+        state.at = at
 
 
 def job_status(job: Job) -> str:
@@ -117,7 +126,7 @@ def _refuse(state: State, rules: Rules, command: c.Refuse, now: float) -> list[e
 
 def _depth(line: Line) -> int:
     counts = line.counts
-    return counts[S.READY] + counts[S.LEASED] + counts[S.WAITING] + counts[S.BACKING_OFF]
+    return counts[_READY] + counts[_LEASED] + counts[_WAITING] + counts[_BACKING_OFF]
 
 
 def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.Event]:
@@ -433,11 +442,11 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
 def _move(state: State, task: Task, move: Move) -> Line:
     """Move the task and keep its queue's counts; return the queue."""
     old = task.state
-    new = moved(old, move)
-    task.state = new
+    task.state = new = moved(old, move)
     line = state.lines[task.job.queue]
-    line.counts[old] -= 1
-    line.counts[new] += 1
+    counts = line.counts
+    counts[old] -= 1
+    counts[new] += 1
     return line
 
 
@@ -450,8 +459,9 @@ def _make_ready(state: State, task: Task, move: Move, at: float) -> None:
 def _end_lease(state: State, event: Any) -> Task:
     """Take the token away and keep what the attempt left behind."""
     task = state.leases.pop(event.token)
-    del state.held[task.worker][event.token]
-    if not state.held[task.worker]:
+    held = state.held[task.worker]
+    del held[event.token]
+    if not held:
         del state.held[task.worker]
     if task.stop:
         stopping = state.stopping[task.worker]
@@ -485,20 +495,23 @@ def _keep_attempt(task: Task, outcome: str, error: str = "", cause: str = "") ->
 
 
 def _find(state: State, event: Any) -> Task:
+    task_id = event.task_id
     for task in state.jobs[event.job_id].tasks:
-        if task.id == event.task_id:
+        if task.id == task_id:
             return task
     raise NotFound("task", f"{event.job_id}/{event.task_id}")
 
 
 def _finished(state: State, job: Job, at: float) -> None:
+    dead = False
     for task in job.tasks:
         if task.state not in TERMINAL:
             return
+        dead = dead or task.state is _DEAD
     job.finished_at = at
     job.finished_seq = state.seq + 1  # the event that is being applied
     job.revision += 1
-    if all(task.state is not S.DEAD for task in job.tasks):
+    if not dead:
         state.finished.append(job)  # a dead letter stays: it may be redriven
 
 
@@ -524,11 +537,11 @@ def _on_batch_accepted(state: State, event: e.BatchAccepted, at: float) -> None:
         marks.add(event.number, bytes(event.refused))
 
 
-def _new_job(state: State, job_id: str, spec: JobSpec, raw: bytes, at: float) -> Job:
-    state.submitted += 1
+def _new_job(state: State, job_id: str, spec: SpecHead, raw: bytes, at: float) -> Job:
+    state.submitted = number = state.submitted + 1
     # Interned: a million jobs have a handful of types, tenants and queues.
-    names = (intern(spec.type), intern(spec.tenant), intern(spec.queue))
-    job = Job(job_id, raw, *names, spec.priority, at, state.submitted, [])
+    kind, tenant, queue = intern(spec.type), intern(spec.tenant), intern(spec.queue)
+    job = Job(job_id, raw, kind, tenant, queue, spec.priority, at, number, [])
     state.jobs[job_id] = job
     state.order.add(job)
     return job
@@ -542,7 +555,7 @@ def _on_aliased(state: State, event: e.JobAliased, at: float) -> None:
 
 def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
     raw = bytes(event.spec)
-    job = _new_job(state, event.job_id, decode_spec(raw), raw, at)
+    job = _new_job(state, event.job_id, decode_head(raw), raw, at)
     past = PastAttempt(0, "refused", "", 0.0, 0.0, at, event.error, event.cause)
     task = Task(job, FIRST_TASK, S.DEAD, past=[past], ended_at=at)
     job.tasks.append(task)
@@ -559,7 +572,7 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
         task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
         state.timers.add(spec.run_at, task)
     else:
-        task = Task(job, FIRST_TASK, S.READY, ready_at=at)
+        task = Task(job, FIRST_TASK, _READY, ready_at=at)
         line.push(task)
     line.counts[task.state] += 1
     job.tasks.append(task)
@@ -729,6 +742,7 @@ def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
         counts = state.lines[job.queue].counts
         for task in job.tasks:
             counts[task.state] -= 1
+        job.tasks.clear()  # they name their job: without this only the garbage collector frees it
 
 
 def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:

@@ -7,12 +7,14 @@ version of the rules still reads every older event (`SCHEMA_VERSION` stands in e
 A row of the journal is (kind, job_id, task_id, attempt, token) and the rest as JSON in `data`.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import groupby
 from typing import Any, ClassVar
 
 import msgspec
 
-from cluster.queue.spec import JobSpec, decode_spec
+from cluster.queue.spec import SpecHead, decode_head
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -20,6 +22,7 @@ __all__ = [
     "AttemptFailed",
     "BatchAccepted",
     "CheckpointSaved",
+    "Columns",
     "Compacted",
     "CompactionPlanned",
     "Event",
@@ -44,6 +47,7 @@ __all__ = [
     "TaskSnoozed",
     "TaskSucceeded",
     "from_row",
+    "to_columns",
     "to_row",
 ]
 
@@ -52,9 +56,13 @@ NOTHING = msgspec.Raw(b"null")
 
 #: kind, job_id, task_id, attempt, token, data
 Row = tuple[str, str, str | None, int | None, int | None, bytes]
+#: The same, a list for each.
+Columns = tuple[
+    list[str], list[str], list[str | None], list[int | None], list[int | None], list[bytes]
+]
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """Something that happened."""
 
     kind: ClassVar[str]
@@ -91,7 +99,7 @@ class JobSubmitted(Event, frozen=True):
 
     kind = "job_submitted"
     job_id: str
-    spec: JobSpec
+    spec: SpecHead
     raw: bytes
 
 
@@ -295,32 +303,36 @@ class _Codec:
     def __init__(self, cls: type[Event]) -> None:
         self.cls = cls
         fields = msgspec.structs.fields(cls)
-        self.columns = [c for c in _COLUMNS if any(f.name == c for f in fields)]
         rest = [f for f in fields if f.name not in _COLUMNS]
         self.names = [f.name for f in rest]
         self.data = msgspec.defstruct(
             f"{cls.__name__}Data",
             [(f.name, f.type) if f.required else (f.name, f.type, f.default) for f in rest],
             omit_defaults=True,
+            gc=False,
         )
         self.decode = msgspec.json.Decoder(self.data).decode
+        #: Where each field is found, in the class's own order: a place in the row, or a name.
+        self.places = [
+            (1 + _COLUMNS.index(f.name), "") if f.name in _COLUMNS else (0, f.name) for f in fields
+        ]
+
+    def data_of(self, event: Any) -> bytes:
+        return _encode(self.data(*[getattr(event, name) for name in self.names]))
 
     def to_row(self, event: Any) -> Row:
-        data = _encode(self.data(*[getattr(event, name) for name in self.names]))
         return (
             event.kind,
             getattr(event, "job_id", ""),
             getattr(event, "task_id", None),
             getattr(event, "attempt", None),
             getattr(event, "token", None),
-            data,
+            self.data_of(event),
         )
 
     def from_row(self, row: Row) -> Event:
         data = self.decode(row[5])
-        values = {name: getattr(data, name) for name in self.names}
-        values.update((c, row[1 + _COLUMNS.index(c)]) for c in self.columns)
-        return self.cls(**values)
+        return self.cls(*[row[at] if at else getattr(data, name) for at, name in self.places])
 
 
 def _classes(cls: type[Event]) -> list[type[Event]]:
@@ -332,43 +344,71 @@ def _classes(cls: type[Event]) -> list[type[Event]]:
 
 _CODECS = {cls: _Codec(cls) for cls in _classes(Event) if cls is not JobSubmitted}
 _BY_KIND = {cls.kind: codec for cls, codec in _CODECS.items()}
+_Succeeded: Any = _CODECS[TaskSucceeded].data
 
-# The three rows that every job writes are spelled out: a generic codec costs several times more.
+# The three rows that every job writes are spelled out, and made by the column: a commit has
+# thousands of them, and a generic codec costs several times more.
 _quote = msgspec.json.encode
 
 
-def _submitted_row(event: JobSubmitted) -> Row:
-    return ("job_submitted", event.job_id, None, None, None, event.raw)
+@lru_cache(64)
+def _leased_data(worker: str) -> bytes:
+    return b'{"worker":%b}' % _quote(worker)
 
 
-def _leased_row(event: TaskLeased) -> Row:
-    data = b'{"worker":%b}' % _quote(event.worker)
-    return ("task_leased", event.job_id, event.task_id, event.attempt, event.token, data)
+@lru_cache(64)
+def _worker_of(data: bytes) -> str:
+    leased: Any = _CODECS[TaskLeased].decode(data)
+    return str(leased.worker)
 
 
-def _succeeded_row(event: TaskSucceeded) -> Row:
-    if event.log:
-        return _CODECS[TaskSucceeded].to_row(event)
-    moments = f'{{"started_at":{event.started_at!r},"ended_at":{event.ended_at!r},"output":'
-    data = b"%b%b}" % (moments.encode(), bytes(event.output))
-    return ("task_succeeded", event.job_id, event.task_id, event.attempt, event.token, data)
-
-
-_HOT: dict[type[Event], Callable[[Any], Row]] = {
-    JobSubmitted: _submitted_row,
-    TaskLeased: _leased_row,
-    TaskSucceeded: _succeeded_row,
-}
+def _succeeded_data(event: TaskSucceeded) -> bytes:
+    return _encode(_Succeeded(event.started_at, event.ended_at, event.log, event.output))
 
 
 def to_row(event: Event) -> Row:
     """Return `event` as a row of the journal."""
-    hot = _HOT.get(type(event))
-    return hot(event) if hot is not None else _CODECS[type(event)].to_row(event)
+    return next(zip(*to_columns([event]), strict=True))
+
+
+def to_columns(events: Iterable[Event]) -> Columns:
+    """Return the rows of `events` as columns: kind, job_id, task_id, attempt, token, data."""
+    columns: Any = ([], [], [], [], [], [])
+    kinds, job_ids, task_ids, attempts, tokens, data = columns
+    for cls, group in groupby(events, type):
+        run: Any = list(group)
+        count = len(run)
+        if cls is JobSubmitted:
+            kinds += ["job_submitted"] * count
+            job_ids += [event.job_id for event in run]
+            nothing = [None] * count
+            task_ids += nothing
+            attempts += nothing
+            tokens += nothing
+            data += [event.raw for event in run]
+        elif cls is TaskLeased or cls is TaskSucceeded:
+            kinds += [cls.kind] * count
+            job_ids += [event.job_id for event in run]
+            task_ids += [event.task_id for event in run]
+            attempts += [event.attempt for event in run]
+            tokens += [event.token for event in run]
+            if cls is TaskLeased:
+                data += [_leased_data(event.worker) for event in run]
+            else:
+                data += [_succeeded_data(event) for event in run]
+        else:
+            for row in map(_CODECS[cls].to_row, run):
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+    found: Columns = columns
+    return found
 
 
 def from_row(row: Row) -> Event:
     """Return the event a row stands for. Raises KeyError for a kind this version does not know."""
-    if row[0] == "job_submitted":
-        return JobSubmitted(job_id=row[1], spec=decode_spec(row[5]), raw=row[5])
-    return _BY_KIND[row[0]].from_row(row)
+    kind, job_id, task_id, attempt, token, data = row
+    if kind == "task_leased":
+        return TaskLeased(job_id, task_id, attempt, token, _worker_of(data))  # type: ignore[arg-type]
+    if kind == "job_submitted":
+        return JobSubmitted(job_id, decode_head(data), data)
+    return _BY_KIND[kind].from_row(row)

@@ -82,7 +82,7 @@ class Effect(msgspec.Struct, frozen=True):
     value: bytes | None = None
 
 
-class Task(msgspec.Struct, eq=False):
+class Task(msgspec.Struct, eq=False, gc=False):
     """The unit of dispatch, leasing and retry."""
 
     job: "Job"
@@ -121,8 +121,8 @@ class Task(msgspec.Struct, eq=False):
     once: dict[str, Effect] | None = None
 
 
-class Job(msgspec.Struct, eq=False):
-    """One submitted request."""
+class Job(msgspec.Struct, eq=False, gc=False):
+    """One submitted request. It and its tasks name each other; `tasks` is emptied when it goes."""
 
     id: str
     #: The submitted spec as its bytes, which is what workers and the journal get.
@@ -171,9 +171,11 @@ class Line:
 
     def push(self, task: Task) -> None:
         """Put a task that became READY at the end of its priority."""
-        self.tickets += 1
-        task.ticket = self.tickets
-        self.restore(task)
+        self.tickets = task.ticket = self.tickets + 1
+        if task.suspect:
+            self.suspects[task] = None
+        else:
+            self._bucket(task).append(task)
 
     def restore(self, task: Task) -> None:
         """Put a READY task that has its ticket, the highest of its priority, in its place."""
@@ -395,7 +397,11 @@ class Order:
 
     def add(self, job: Job) -> None:
         """Put a job at its number, which is above every other."""
-        self._blocks.setdefault(job.number // ORDER_BLOCK, {})[job.number] = job
+        number = job.number
+        block = self._blocks.get(number // ORDER_BLOCK)
+        if block is None:
+            block = self._blocks[number // ORDER_BLOCK] = {}
+        block[number] = job
 
     def remove(self, job: Job) -> None:
         """Forget a job."""

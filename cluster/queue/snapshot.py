@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from cluster.queue.model import Effect, GatewayMarks, Job, PastAttempt, State, Task
-from cluster.queue.spec import JobSpec, decode_spec
+from cluster.queue.spec import decode_head
 from cluster.queue.state import TaskState
 
 __all__ = ["SNAPSHOT_VERSION", "Row", "dump", "load"]
@@ -211,7 +211,7 @@ _decode_job = msgspec.msgpack.Decoder(_Job).decode
 
 def _job(job_id: str, data: bytes) -> Job:
     row = _decode_job(data)
-    spec: JobSpec = decode_spec(row.raw)
+    spec = decode_head(row.raw)
     job = Job(
         job_id,
         row.raw,

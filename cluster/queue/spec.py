@@ -8,9 +8,23 @@ import msgspec
 
 from jobs.retry import RetryPolicy
 
-__all__ = ["NO_PARAMS", "JobSpec", "decode_spec", "encode_spec"]
+__all__ = ["NO_PARAMS", "JobSpec", "SpecHead", "decode_head", "decode_spec", "encode_spec"]
 
 NO_PARAMS = msgspec.Raw(b"{}")
+
+
+class SpecHead(msgspec.Struct, frozen=True, gc=False):
+    """What every decision looks at, out of a JobSpec's bytes: the rest is passed over unread."""
+
+    type: str
+    tenant: str = "default"
+    queue: str = "default"
+    priority: int = 0
+    run_at: float | None = None
+    expires_at: float | None = None
+    key: str | None = None
+    key_expires_at: float = 0.0
+    fingerprint: str = ""
 
 
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,5 +56,6 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     traceparent: str | None = None
 
 
+decode_head = msgspec.json.Decoder(SpecHead).decode
 decode_spec = msgspec.json.Decoder(JobSpec).decode
 encode_spec = msgspec.json.Encoder().encode

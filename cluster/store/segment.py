@@ -134,9 +134,11 @@ def _refuse_newer(version: int, path: str) -> None:
 
 
 def _arrays(rows: Rows) -> list[pa.Array]:
+    # The events of one command happened at one moment.
+    micros = {at: round(at * 1_000_000) for at in set(rows.at)}
     columns: list[Sequence[object]] = [
         rows.seq,
-        [round(at * 1_000_000) for at in rows.at],
+        [micros[at] for at in rows.at],
         rows.kind,
         rows.job_id,
         rows.task_id,

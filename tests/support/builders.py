@@ -12,7 +12,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve
 from cluster.queue.model import Job, Line, QueueLimits, Rules, State, Task, Timer
-from cluster.queue.spec import JobSpec, encode_spec
+from cluster.queue.spec import JobSpec, decode_head, encode_spec
 from cluster.queue.state import TaskState
 
 __all__ = ["NOON", "Rulebook", "a_job", "a_spec", "canonical", "some_rules"]
@@ -28,8 +28,8 @@ def a_spec(**changes: Any) -> JobSpec:
 
 def a_job(job_id: str, **changes: Any) -> c.Submit:
     """Return the command that submits it."""
-    spec = a_spec(**changes)
-    return c.Submit(job_id, spec, encode_spec(spec))
+    raw = encode_spec(a_spec(**changes))
+    return c.Submit(job_id, decode_head(raw), raw)
 
 
 def some_rules(

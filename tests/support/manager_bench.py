@@ -157,7 +157,7 @@ class ManagerBench:
             for place, spec in enumerate(specs or (a_spec(),))
         ]
         reply = await self.manager.submit(encode(Batch(gateway, number, submissions)))
-        return decode_batch_reply(reply).results
+        return decode_batch_reply(reply).results(submissions)
 
     def report(self, worker: str, *, outcomes: list[Outcome] | None = None, **more: Any) -> Report:
         """Return the worker's next report."""

@@ -320,7 +320,7 @@ async def test_async_handler_runs_in_a_process_worker_too(bench: Bench, result: 
 
 async def test_finished_result_waits_for_a_store_that_is_away(bench: Bench, output: Any) -> None:
     results, aside = bench.store / "results", bench.store / "aside"
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     results.rename(aside)
     results.symlink_to(results)  # Every write below it fails, as on a disk that is away.
     token = bench.manager.submit("test.big", {"n": 100_000})

@@ -149,7 +149,7 @@ class Auditor:
                 event.job_id, event.task_id, event.attempt, event.worker
             )
         elif isinstance(event, e.JobSubmitted):
-            request = event.spec.labels["request"]
+            request = decode_spec(event.raw).labels["request"]
             if request in self._requests:
                 self._wrong(f"request {request} became two jobs")
             self._requests[request] = event.job_id

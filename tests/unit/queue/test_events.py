@@ -7,7 +7,7 @@ import pytest
 
 from cluster.queue import events as e
 from cluster.queue.engine import _EVOLVE
-from cluster.queue.spec import encode_spec
+from cluster.queue.spec import decode_head, encode_spec
 from cluster.queue.state import IllegalTransition
 from tests.support.builders import Rulebook, a_spec, canonical
 
@@ -21,7 +21,7 @@ EVERY: list[e.Event] = [
     e.ManagerStarted(7, "cluster", "0.1.0"),
     e.ManagerStopped(),
     e.BatchAccepted("gateway", 3, msgspec.Raw(b'{"0":{"t":"no","error":"Conflict","args":["x"]}}')),
-    e.JobSubmitted("job-1", SPEC, encode_spec(SPEC)),
+    e.JobSubmitted("job-1", decode_head(encode_spec(SPEC)), encode_spec(SPEC)),
     e.TaskReady("job-1", "0"),
     e.TaskLeased(*LEASE, 'a "quoted" wörker\n'),
     e.TaskSucceeded(*LEASE, **END, output=RAW),
