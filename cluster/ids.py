@@ -18,26 +18,32 @@ def uuid7_maker() -> Callable[[], str]:
     """
     last_ms = 0
     count = 0
-    draw = _random_64().__next__
+    prefix = ""
+    draw = _random_digits().__next__
 
     def mint() -> str:
-        nonlocal last_ms, count
+        nonlocal last_ms, count, prefix
         now_ms = time.time_ns() // 1_000_000
-        if now_ms > last_ms:
-            last_ms, count = now_ms, 0
-        else:
-            count += 1
-            if count > 0xFFF:
-                last_ms, count = last_ms + 1, 0
-        low = draw() & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-        h = f"{last_ms:012x}7{count:03x}{low:016x}"
-        return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+        count += 1
+        if now_ms > last_ms or count > COUNT_MAX:
+            last_ms, count = max(now_ms, last_ms + 1), 0
+            digits = f"{last_ms:012x}"
+            prefix = f"{digits[:8]}-{digits[8:]}-7"
+        tail = draw()
+        return f"{prefix}{count:03x}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
 
     return mint
 
 
-def _random_64() -> Iterator[int]:
+#: The highest count of 12 bits.
+COUNT_MAX = 0xFFF
+#: Of the first of the random digits the upper two bits are fixed: 10.
+_VARIANT = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
+
+
+def _random_digits() -> Iterator[str]:
+    """Yield 16 hexadecimal digits at a time."""
     while True:
-        block = os.urandom(BLOCK)
-        for at in range(0, BLOCK, 8):
-            yield int.from_bytes(block[at : at + 8])
+        block = os.urandom(BLOCK).hex()
+        for at in range(0, 2 * BLOCK, 16):
+            yield block[at : at + 16]

@@ -8,6 +8,7 @@ workers' next reports do not bring back. Rule 3: it knows no Ray: workers are re
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -362,14 +363,15 @@ class Manager:
         """Settle attempts; return whether some of them may be someone else's at once."""
         if not outcomes:
             return False
-        now, leases, run = self._commit.now(), self._state.leases, self._commit.run
-        ended: list[Task] = []
-        for outcome in outcomes:
-            task = leases.get(outcome.token)
-            draw = self._draw() if outcome.kind == "failed" else 0.0
-            if run(c.Finish(session.worker, outcome, draw), now) and task is not None:
-                ended.append(task)
-        self._ended(session, ended)
+        draws = [self._draw() if outcome.kind == "failed" else 0.0 for outcome in outcomes]
+        leases, worker = self._state.leases, session.worker
+        ending = [
+            task
+            for outcome in outcomes
+            if (task := leases.get(outcome.token)) is not None and task.worker == worker
+        ]
+        self._commit.run(c.Finish(worker, outcomes, draws))
+        self._ended(session, ending)
         return any(outcome.kind in HANDED_BACK for outcome in outcomes)
 
     def _ended(self, session: Session, tasks: list[Task]) -> None:
@@ -379,39 +381,43 @@ class Manager:
             del session.progress[token]
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
-        finished: dict[str, int] = {}
-        for task in tasks:
-            job = task.job
-            if job.finished_at:
-                finished[job.queue] = finished.get(job.queue, 0) + 1
+        finished = [job for task in tasks if (job := task.job).finished_at]
+        for queue, count in Counter([job.queue for job in finished]).items():
+            self._rates.finished(queue, count)
+        if self._waiting:
+            for job in finished:
                 for waiter in self._waiting.pop(job.id, ()):
                     waiter.set()
-        for queue, count in finished.items():
-            self._rates.finished(queue, count)
 
     def _lease(self, session: Session, limit: int) -> None:
         if limit <= 0 or session.draining or self._draining:
             return
         events = self._commit.run(c.Lease(session.worker, session.queues, limit))
         if events:
-            session.assign([self._assignment(event) for event in events])
+            leases = self._state.leases
+            session.assign(
+                [self._assignment(leases[e.token]) for e in events if isinstance(e, TaskLeased)]
+            )
 
-    def _assignment(self, event: Any) -> Assignment:
-        assert isinstance(event, TaskLeased)
-        task = self._state.leases[event.token]
-        checkpoint = msgspec.Raw(task.checkpoint) if task.checkpoint else NOTHING
-        before = task.past[-1].worker if task.past else ""
+    def _assignment(self, task: Task) -> Assignment:
+        job = task.job
         return Assignment(
-            event.token,
-            event.job_id,
-            event.task_id,
-            event.attempt,
-            msgspec.Raw(task.job.raw),
-            checkpoint,
+            task.token,
+            job.id,
+            task.id,
+            task.attempt,
+            msgspec.Raw(job.raw),
+            msgspec.Raw(task.checkpoint) if task.checkpoint else NOTHING,
             task.suspect,
-            # Of a hung worker, its keepers end what it ran before its lease is over.
-            before if self._gone.get(before, LEASE_LOST) != LEASE_LOST else "",
+            self._cleared_of(task.past[-1].worker) if task.past else "",
         )
+
+    def _cleared_of(self, worker: str) -> str:
+        """Return the worker that ran a task before if nothing of that one may live any more.
+
+        Of a hung one, its keepers end what it ran before its lease is over.
+        """
+        return worker if self._gone.get(worker, LEASE_LOST) != LEASE_LOST else ""
 
     def _dispatch(self) -> None:
         """Give ready tasks to parked workers: idle ones first, then those that welcome more."""

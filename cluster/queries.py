@@ -16,6 +16,7 @@ from cluster.commit import CommitLog
 from cluster.protocol import Fold, Output
 from cluster.queue.engine import job_status
 from cluster.queue.model import Job, Line, PastAttempt, Task
+from cluster.queue.spec import JobSpec
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.rates import Rates
 from cluster.sessions import Session
@@ -252,12 +253,13 @@ class Reader:
 def job_view(
     job: Job,
     *,
+    spec: JobSpec | None = None,
     progress: ProgressView | None = None,
     queue_position: int | None = None,
     eta_s: float | None = None,
 ) -> JobView:
     """Return the job as others see it; what is not in the state is told by the caller."""
-    spec, task = job.spec, job.tasks[0]
+    spec, task = spec or job.spec, job.tasks[0]
     output = _output(task)
     started = [t.started_at for t in job.tasks if t.started_at]
     waiting = task.state in (S.WAITING, S.BACKING_OFF)

@@ -76,20 +76,18 @@ class Session:
         leased = state.held.get(self.worker)
         if not leased:
             return []
-        known = set(self.held)
-        known.update(a.token for batch in self.unconfirmed.values() for a in batch)
-        known.update(a.token for a in self.next)
-        return [token for token in leased if token not in known]
+        missing = leased.keys() - self.held
+        for batch in (*self.unconfirmed.values(), self.next):
+            if not missing:
+                break
+            missing.difference_update([assignment.token for assignment in batch])
+        return [token for token in leased if token in missing] if missing else []
 
     def has_too_many(self, state: State) -> list[int]:
         """Return tokens the worker holds that are not its own any more."""
-        leases = state.leases
-        worker = self.worker
-        return [
-            token
-            for token in self.held
-            if (task := leases.get(token)) is None or task.worker != worker
-        ]
+        leased = state.held.get(self.worker, {})
+        foreign = set(self.held).difference(leased)
+        return [token for token in self.held if token in foreign] if foreign else []
 
     def assign(self, assignments: list[Assignment]) -> None:
         """Put assignments into the next orders and count them against the capacity."""

@@ -5,6 +5,7 @@ None means "any tenant" and is for admins; with a tenant, another's job is NotFo
 `submit` returned is durable.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from cluster.protocol import Accepted, Refused
@@ -29,8 +30,11 @@ class Gateway(Protocol):
     async def submit(self, spec: JobSpec) -> Accepted:
         """Make one job durable."""
 
-    async def submit_many(self, specs: list[JobSpec]) -> list[Accepted | Refused]:
-        """Make many jobs durable; one result each, in order."""
+    async def submit_many(self, specs: Sequence[JobSpec]) -> list[Accepted | Refused]:
+        """Make many jobs durable; one result each, in order. Overloaded: none was taken."""
+
+    def check_room(self, count: int) -> None:
+        """Raise Overloaded if so many more could not wait at once."""
 
     async def job(self, job_id: str, tenant: str | None) -> JobView:
         """Return the job as it is now."""

@@ -368,6 +368,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
+encode_lines = _encoder.encode_lines
 
 
 def reply(

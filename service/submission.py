@@ -167,28 +167,30 @@ class Submissions:
         identity, fingerprint, window_s = self._identity(
             request, definition, caller.tenant, key, params, checked
         )
+        # By position: with as many names the call would cost as much as the checks above.
         return JobSpec(
-            type=request.type,
-            params=msgspec.Raw(params),
-            tenant=caller.tenant,
-            queue=_queue(request.queue) or definition.queue,
-            priority=request.priority,
-            run_at=run_at,
-            expires_at=expires_at,
-            timeout_s=request.timeout_s or definition.timeout_s,
-            grace_s=definition.grace_s,
-            max_attempts=request.max_attempts or definition.max_attempts,
-            retry=definition.retry,
-            labels=request.labels,
-            key=identity,
-            key_expires_at=now + window_s if identity else 0.0,
-            fingerprint=fingerprint,
-            traceparent=None if trace is None else traceparent(trace.decode("latin-1")),
+            definition.name,
+            request.params,
+            None,
+            caller.tenant,
+            _queue(request.queue) or definition.queue,
+            request.priority,
+            run_at,
+            expires_at,
+            request.timeout_s or definition.timeout_s,
+            definition.grace_s,
+            request.max_attempts or definition.max_attempts,
+            definition.retry,
+            request.labels,
+            identity,
+            now + window_s if identity else 0.0,
+            fingerprint,
+            None if trace is None else traceparent(trace.decode("latin-1")),
         )
 
     def is_large(self, spec: JobSpec) -> bool:
         """Return whether the params are too large to travel inside the job."""
-        return len(bytes(spec.params)) > self._settings.params_inline_bytes_max
+        return len(memoryview(spec.params)) > self._settings.params_inline_bytes_max
 
     async def park(self, spec: JobSpec) -> JobSpec:
         """Return the spec with large params moved into the store, durably. Raises Unavailable."""
@@ -220,6 +222,8 @@ class Submissions:
         checked: BaseModel,
     ) -> tuple[str | None, str, float]:
         """Return the key, the fingerprint and the window; the first of three sources decides."""
+        if key is NO_KEY and definition.unique_for_s is None:
+            return None, "", 0.0
         if key.given is None and definition.unique_for_s is not None:
             by = set(definition.unique_by) or None
             what = _canonical(checked.model_dump(mode="json", include=by))
@@ -239,11 +243,11 @@ class Submissions:
 
 def _decode(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
+        return decode(body)
     except UnicodeDecodeError as error:
         raise Malformed(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        return decode(body)
     except msgspec.ValidationError as error:
         raise _named(error, body, model) from None
     except msgspec.DecodeError as error:
@@ -278,7 +282,8 @@ def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Stru
 
 def _check_params(definition: JobDefinition, params: bytes) -> BaseModel:
     try:
-        return definition.params_model.model_validate_json(params)
+        checked: BaseModel = definition.params_model.__pydantic_validator__.validate_json(params)
+        return checked
     except ValidationError as error:
         raise InvalidRequest(
             [
@@ -296,6 +301,8 @@ def _queue(name: str | None) -> str | None:
 
 def _moments(request: JobRequest, now: float) -> tuple[float | None, float | None]:
     """Return `run_at` and `expires_at` as epoch seconds."""
+    if request.run_at is None and request.delay_s is None and request.expires_at is None:
+        return None, None
     run_at: float | None = None
     if request.delay_s is not None:
         if request.run_at is not None:

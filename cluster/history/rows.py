@@ -5,8 +5,7 @@ so that no answer depends on how a column was chosen. Rule 2: columns are only e
 Rule 3: a job that finished again (it was redriven) has a row with a higher `revision` each time.
 """
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,12 +20,14 @@ __all__ = [
     "JOBS",
     "Record",
     "attempt_rows",
-    "attempts_table",
     "decode_record",
     "finished_after",
     "job_row",
-    "jobs_table",
+    "tables",
 ]
+
+#: Jobs made into rows at once: what bounds the memory above the tables themselves.
+TOGETHER = 10_000
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _FILE = pa.struct(
@@ -110,20 +111,38 @@ def finished_after(state: State, seq: int) -> list[Job]:
     return [found[job_id] for job_id in sorted(found)]
 
 
-def jobs_table(jobs: Iterable[Job]) -> pa.Table:
-    """Return rows of `JOBS`."""
-    return pa.Table.from_pylist([job_row(job) for job in jobs], JOBS)
+def tables(jobs: Sequence[Job]) -> tuple[pa.Table, pa.Table]:
+    """Return rows of `JOBS` and of `ATTEMPTS`."""
+    job_parts, attempt_parts = [], []
+    for first in range(0, len(jobs), TOGETHER):
+        job_rows, attempt_rows = [], []
+        for job in jobs[first : first + TOGETHER]:
+            attempts = attempt_views(job)
+            job_rows.append(_job_row(job, attempts))
+            attempt_rows += [_attempt_row(job, attempt) for attempt in attempts]
+        job_parts.append(_batch(job_rows, JOBS))
+        attempt_parts.append(_batch(attempt_rows, ATTEMPTS))
+    return pa.Table.from_batches(job_parts, JOBS), pa.Table.from_batches(attempt_parts, ATTEMPTS)
 
 
-def attempts_table(jobs: Iterable[Job]) -> pa.Table:
-    """Return rows of `ATTEMPTS`."""
-    return pa.Table.from_pylist([row for job in jobs for row in attempt_rows(job)], ATTEMPTS)
+def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([row[f.name] for row in rows], f.type) for f in schema]
+    return pa.record_batch(columns, schema)
 
 
 def job_row(job: Job) -> dict[str, Any]:
-    """Return a job, finished or not, as one row of `JOBS`."""
-    spec, view = job.spec, job_view(job)
-    record = Record(view, job.number, job.revision, task_views(job), attempt_views(job))
+    """Return a job, finished or not, as one row of `JOBS`; moments are microseconds."""
+    return _job_row(job, attempt_views(job))
+
+
+def attempt_rows(job: Job) -> list[dict[str, Any]]:
+    """Return a job's attempts as rows of `ATTEMPTS`, oldest first; moments are microseconds."""
+    return [_attempt_row(job, attempt) for attempt in attempt_views(job)]
+
+
+def _job_row(job: Job, attempts: list[AttemptView]) -> dict[str, Any]:
+    spec = job.spec
+    view = job_view(job, spec=spec)
     started_at, finished_at = view.started_at, view.finished_at
     error = view.error
     result = bytes(view.result)
@@ -148,43 +167,40 @@ def job_row(job: Job) -> dict[str, Any]:
         "reason": view.reason,
         "error": error.message if error else None,
         "error_cause": error.cause if error else None,
-        "params": bytes(spec.params).decode() if spec.params_ref is None else None,
-        "result": None if result == b"null" else result.decode(),
+        "params": bytes(spec.params) if spec.params_ref is None else None,
+        "result": None if result == b"null" else result,
         "files": [
             {"name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256}
             for f in view.files
         ],
-        "record": _encode(record),
+        "record": _encode(Record(view, job.number, job.revision, task_views(job), attempts)),
     }
 
 
-def attempt_rows(job: Job) -> list[dict[str, Any]]:
-    """Return a job's attempts as rows of `ATTEMPTS`, oldest first."""
-    return [
-        {
-            "job_id": job.id,
-            "task_id": attempt.task_id,
-            "number": attempt.number,
-            "revision": job.revision,
-            "type": job.type,
-            "queue": job.queue,
-            "tenant": job.tenant,
-            "outcome": attempt.outcome,
-            "cause": attempt.cause or None,
-            "error": attempt.error or None,
-            "worker": attempt.worker,
-            "leased_at": _moment(attempt.leased_at),
-            "started_at": _moment(attempt.started_at),
-            "ended_at": _moment(attempt.ended_at),
-            "run_s": _between(attempt.started_at, attempt.ended_at),
-            "log": attempt.log or None,
-        }
-        for attempt in attempt_views(job)
-    ]
+def _attempt_row(job: Job, attempt: AttemptView) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "task_id": attempt.task_id,
+        "number": attempt.number,
+        "revision": job.revision,
+        "type": job.type,
+        "queue": job.queue,
+        "tenant": job.tenant,
+        "outcome": attempt.outcome,
+        "cause": attempt.cause or None,
+        "error": attempt.error or None,
+        "worker": attempt.worker,
+        "leased_at": _moment(attempt.leased_at),
+        "started_at": _moment(attempt.started_at),
+        "ended_at": _moment(attempt.ended_at),
+        "run_s": _between(attempt.started_at, attempt.ended_at),
+        "log": attempt.log or None,
+    }
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if not seconds else datetime.fromtimestamp(seconds, UTC)
+def _moment(seconds: float | None) -> int | None:
+    """Return microseconds: Arrow takes a number ten times faster than a datetime."""
+    return round(seconds * 1_000_000) if seconds else None
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -17,7 +17,7 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.history.rows import attempts_table, jobs_table
+from cluster.history.rows import tables
 from cluster.queue.model import Job
 from cluster.store.contract import Objects
 
@@ -51,7 +51,7 @@ def write(objects: Objects, first: int, last: int, jobs: list[Job]) -> None:
     by_day = sorted(jobs, key=_day)  # stable: still by id within a day
     for day, group in groupby(by_day, key=_day):
         mine = list(group)
-        for table, rows in (("jobs", jobs_table(mine)), ("attempts", attempts_table(mine))):
+        for table, rows in zip(TABLES, tables(mine), strict=True):
             objects.put_if_absent(_path(table, day, first, last), _encode(rows))
 
 

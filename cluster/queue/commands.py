@@ -61,12 +61,12 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """A worker says how an attempt ended. An outcome whose token is stale changes nothing."""
+    """A worker says how attempts ended. An outcome whose token is stale changes nothing."""
 
     worker: str
-    outcome: Outcome
-    #: Uniform in [0, 1), drawn by the caller, for the backoff's jitter.
-    draw: float = 0.0
+    outcomes: list[Outcome]
+    #: One an outcome, uniform in [0, 1), drawn by the caller, for the backoff's jitter.
+    draws: list[float]
 
 
 class LoseWorker(msgspec.Struct, frozen=True):

@@ -139,24 +139,27 @@ def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.E
 
 
 def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e.Event]:
-    outcome = command.outcome
-    task = state.leases.get(outcome.token)
-    if task is None or task.worker != command.worker:
-        return []  # late or doubled: the lease is someone else's, or nobody's
-    if outcome.kind == "ok" and task.stop != "cancel":
-        return [
-            e.TaskSucceeded(
+    worker, leases = command.worker, state.leases
+    found: dict[int, e.Event] = {}
+    for outcome, draw in zip(command.outcomes, command.draws, strict=True):
+        token = outcome.token
+        task = leases.get(token)
+        if task is None or task.worker != worker or token in found:
+            continue  # late or doubled: the lease is someone else's, or nobody's
+        if outcome.kind == "ok" and task.stop != "cancel":
+            found[token] = e.TaskSucceeded(
                 task.job.id,
                 task.id,
                 task.attempt,
-                task.token,
+                token,
                 outcome.started_at,
                 outcome.ended_at,
                 outcome.log,
                 outcome.output,
             )
-        ]
-    return [_FINISH[outcome.kind](rules, task, outcome, command.draw, now)]
+        else:
+            found[token] = _FINISH[outcome.kind](rules, task, outcome, draw, now)
+    return list(found.values())
 
 
 def _lease_of(task: Task, outcome: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.protocol import Accepted, Refused
+from cluster.protocol import Accepted, Refused, refusal_of
 from cluster.queue.spec import JobSpec
 from jobs.errors import DraymanError, NotFound, Unavailable
 from service.api import Api
@@ -23,7 +23,15 @@ from service.bodies import read_body
 from service.headers import wait_s
 from service.openapi import answers, body, header
 from service.problems import Malformed, RequestError, TooLarge, problem_of
-from service.schemas import FINISHED, BatchResult, Job, accepted_job, encode, job_of
+from service.schemas import (
+    FINISHED,
+    BatchResult,
+    Job,
+    accepted_job,
+    encode,
+    encode_lines,
+    job_of,
+)
 from service.submission import BatchLine, JobRequest, RequestKey
 
 __all__ = ["SubmitEndpoint", "router"]
@@ -32,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 #: Room for everything of a job but its params.
 OVERHEAD_BYTES = 64 * 1024
-#: How many lines of a batch are checked before other requests get a turn (about 5 ms).
+#: How many lines of a batch are checked and handed over before others get a turn (some ms).
 LINES_AT_ONCE = 500
 
 _KEYS = [
@@ -166,7 +174,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
         key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
         results = await _batch(api, caller, key, _lines(data, api.settings.batch_lines_max))
         return Response(
-            b"".join(encode(result) + b"\n" for result in results),
+            encode_lines(results),
             202,
             media_type="application/x-ndjson",
         )
@@ -212,61 +220,80 @@ def _lines(data: bytes, lines_max: int) -> list[bytes]:
 async def _batch(
     api: Api, caller: Caller, key: RequestKey, lines: list[bytes]
 ) -> list[BatchResult]:
-    """Submit what is right of the lines; return a result for each, in order."""
-    made = await _specs(api, caller, key, lines, time.time())
+    """Submit what is right of the lines; return a result for each, in order.
+
+    While some are on their way to the manager the next ones are checked. Raises Overloaded, and
+    has submitted none, if there is no room for all.
+    """
+    api.gateway.check_room(len(lines))
+    now = time.time()
+    parts: list[asyncio.Task[list[BatchResult]]] = []
+    for first in range(0, len(lines), LINES_AT_ONCE):
+        made = _specs(api, caller, key, lines[first : first + LINES_AT_ONCE], first, now)
+        # A task each: what was begun goes on when the client leaves.
+        parts.append(asyncio.create_task(_submit(api, made, first)))
+        await asyncio.sleep(0)
+    return [result for part in parts for result in await part]
+
+
+def _specs(
+    api: Api, caller: Caller, key: RequestKey, lines: list[bytes], first: int, now: float
+) -> list[JobSpec | Exception]:
+    """Return, for each line, its spec or why there is none; `first` lines were before these."""
+    decode_line, make = api.submissions.decode_line, api.submissions.spec
+    made: list[JobSpec | Exception] = []
+    for number, line in enumerate(lines, first + 1):
+        try:
+            request = decode_line(line)
+            made.append(make(request, caller, key.line(number, request.idempotency_key), now))
+        except (DraymanError, RequestError) as error:
+            made.append(error)
+        except Exception as error:
+            # A defect of ours, which is no reason to refuse the other lines.
+            log.exception("line_not_understood", line=number)
+            made.append(error)
+    return made
+
+
+async def _submit(api: Api, made: list[JobSpec | Exception], first: int) -> list[BatchResult]:
+    """Submit the specs among the lines that follow the `first`; return a result a line."""
+    await _park(api, made)
     specs = [spec for spec in made if isinstance(spec, JobSpec)]
-    answered = iter(await api.gateway.submit_many(specs) if specs else [])
-    results = []
-    accepted: Counter[str] = Counter()
-    for number, spec in enumerate(made, start=1):
-        if isinstance(spec, Exception):
-            results.append(BatchResult(number, problem=problem_of(spec)))
+    try:
+        answers = await api.gateway.submit_many(specs)
+    except DraymanError as error:
+        answers = [refusal_of(error)] * len(specs)
+    answered = iter(answers)
+    results: list[BatchResult] = []
+    accepted: list[str] = []
+    for number, spec in enumerate(made, first + 1):
+        answer = spec if isinstance(spec, Exception) else next(answered)
+        if isinstance(answer, Accepted):
+            results.append(BatchResult(number, answer.job_id, answer.replayed))
+            if not answer.replayed and isinstance(spec, JobSpec):
+                accepted.append(spec.type)
             continue
-        answer = next(answered)
-        if isinstance(answer, Refused):
-            results.append(BatchResult(number, problem=problem_of(answer.exception())))
-            continue
-        results.append(BatchResult(number, answer.job_id, answer.replayed))
-        if not answer.replayed:
-            accepted[spec.type] += 1
-    for job_type, count in accepted.items():
+        reason = answer.exception() if isinstance(answer, Refused) else answer
+        results.append(BatchResult(number, problem=problem_of(reason)))
+    for job_type, count in Counter(accepted).items():
         api.metrics.accepted(job_type, count)
     return results
 
 
-async def _specs(
-    api: Api, caller: Caller, key: RequestKey, lines: list[bytes], now: float
-) -> list[JobSpec | Exception]:
-    """Return, for each line, its spec or why there is none."""
+async def _park(api: Api, made: list[JobSpec | Exception]) -> None:
+    """Move large params into the store, many at once; what can't be moved becomes its error."""
     submissions = api.submissions
-    made: list[JobSpec | Exception] = []
-    large: list[int] = []
-    for place, line in enumerate(lines):
-        if place % LINES_AT_ONCE == LINES_AT_ONCE - 1:
-            await asyncio.sleep(0)
-        try:
-            request = submissions.decode_line(line)
-            line_key = key.line(place + 1, request.idempotency_key)
-            spec = submissions.spec(request, caller, line_key, now)
-        except (DraymanError, RequestError) as error:
-            made.append(error)
-            continue
-        except Exception as error:
-            # A defect of ours, which is no reason to refuse the other lines.
-            log.exception("line_not_understood", line=place + 1)
-            made.append(error)
-            continue
-        made.append(spec)
-        if submissions.is_large(spec):
-            large.append(place)
 
-    async def park(place: int) -> None:
-        spec = made[place]
-        assert isinstance(spec, JobSpec)
+    async def park(place: int, spec: JobSpec) -> None:
         try:
             made[place] = await submissions.park(spec)
         except DraymanError as error:
             made[place] = error
 
-    await asyncio.gather(*map(park, large))
-    return made
+    large = [
+        park(place, spec)
+        for place, spec in enumerate(made)
+        if isinstance(spec, JobSpec) and submissions.is_large(spec)
+    ]
+    if large:
+        await asyncio.gather(*large)

@@ -185,9 +185,8 @@ class Queue(RuleBasedStateMachine):
         self.end(tokens[pick % len(tokens)], outcome)
 
     def end(self, token: int, outcome: Outcome) -> None:
-        command = c.Finish(
-            self.state.leases[token].worker, msgspec.structs.replace(outcome, token=token), 0.5
-        )
+        outcome = msgspec.structs.replace(outcome, token=token)
+        command = c.Finish(self.state.leases[token].worker, [outcome, outcome], [0.5, 0.5])
 
         assert len(self.do(command)) == 1
         assert self.do(command) == []
@@ -197,7 +196,7 @@ class Queue(RuleBasedStateMachine):
         token = self.tokens[pick % len(self.tokens)]
         task = self.state.leases.get(token)
         if task is None or task.worker != worker:
-            assert self.do(c.Finish(worker, Outcome(token, "ok"))) == []
+            assert self.do(c.Finish(worker, [Outcome(token, "ok")], [0.0])) == []
 
     @precondition(lambda self: self.state.held)
     @rule(worker=workers)

@@ -42,14 +42,15 @@ def accept_a_stale_token() -> Iterator[Plan]:
         return events
 
     def believe(state: Any, rules: Any, command: Any, now: float) -> Any:
-        outcome = command.outcome
-        job = state.jobs.get(jobs.get(outcome.token, ""))
-        if outcome.token not in state.leases and job is not None:
-            (task,) = job.tasks
-            if task.state is TaskState.LEASED:
-                outcome = msgspec.structs.replace(outcome, token=task.token)
-                command = c.Finish(task.worker, outcome, command.draw)
-        return finish(state, rules, command, now)
+        events = finish(state, rules, command, now)
+        for outcome, draw in zip(command.outcomes, command.draws, strict=True):
+            job = state.jobs.get(jobs.get(outcome.token, ""))
+            if outcome.token not in state.leases and job is not None:
+                (task,) = job.tasks
+                if task.state is TaskState.LEASED:
+                    outcome = msgspec.structs.replace(outcome, token=task.token)
+                    events += finish(state, rules, c.Finish(task.worker, [outcome], [draw]), now)
+        return events
 
     with mock.patch.dict(engine._DECIDE, {c.Lease: remember, c.Finish: believe}):
         yield Plan()

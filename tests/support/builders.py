@@ -98,7 +98,7 @@ class Rulebook:
         self, token: int, kind: OutcomeKind, *, worker: str = "w1", draw: float = 0.5, **more: Any
     ) -> list[e.Event]:
         """Report an outcome."""
-        return self.do(c.Finish(worker, Outcome(token, kind, **more), draw))
+        return self.do(c.Finish(worker, [Outcome(token, kind, **more)], [draw]))
 
     def lose(self, worker: str, cause: str = "signal 9") -> list[e.Event]:
         """Let a worker die."""
