@@ -8,7 +8,6 @@ the same number, so that the receiver can tell.
 import asyncio
 import contextlib
 import ctypes
-import gc
 import os
 import random
 import signal
@@ -40,6 +39,7 @@ from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import NODE_LOST, WORKER_DIED
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
+from cluster.slim import keep_garbage, rarely_collect, without_pandas
 from cluster.store.journal import Fenced
 from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
@@ -99,6 +99,7 @@ class QueueManager:
 
     async def __init__(self, settings: bytes) -> None:  # type: ignore[misc]  # Ray awaits it
         configure_logging()
+        without_pandas()
         self._settings = msgspec.json.decode(settings, type=ClusterSettings)
         # One thread: segments are written in order, and nothing else blocks it.
         io = ThreadPoolExecutor(1, "journal")
@@ -137,10 +138,7 @@ class QueueManager:
 
         try:
             self._plain = await (_patiently(begin) if again else begin())
-            # What was replayed lives long: never look at it again for garbage, and look at the
-            # rest rarely, as a full look stops the commit loop for as long as the heap is large.
-            gc.freeze()
-            gc.set_threshold(50_000, 50, 200)
+            rarely_collect()
         except DraymanError as error:
             # Dying would only have Ray start it again, for ever. Whoever asks is told why.
             log.critical("manager_not_started", reason=str(error))
@@ -241,6 +239,7 @@ class Worker:
         self, name: str, pool: bytes, settings: bytes
     ) -> None:
         configure_logging()
+        without_pandas()
         pool_settings = msgspec.json.decode(pool, type=PoolSettings)
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
         cluster.extend_path()
@@ -259,6 +258,7 @@ class Worker:
             memory_limit_bytes=(pool_settings.memory_limit_mb or 0) * MIB,
         )
         on_sigterm(lambda: self._worker.leave(TERM_GRACE_S))
+        rarely_collect()
         loop = asyncio.get_running_loop()
         self._run = loop.create_task(self._run_then_exit())
         self._node = loop.create_task(self._leave_with_node())
@@ -303,6 +303,8 @@ class Worker:
 def _compact(settings: bytes, plan: bytes) -> bytes:
     """Fold the journal, in a process of its own that steps back for everything else."""
     os.nice(COMPACTOR_NICENESS)
+    keep_garbage()
+    without_pandas()
     configure_logging()
     cluster = msgspec.json.decode(settings, type=ClusterSettings)
     store = open_store(cluster.store)

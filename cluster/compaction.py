@@ -48,6 +48,8 @@ class CompactionDone(msgspec.Struct, frozen=True, kw_only=True):
     #: Jobs that are in history now, and rows of the snapshot.
     finished: int
     rows: int
+    #: Size of the snapshot.
+    snapshot_bytes: int = 0
 
 
 class CompactorPort(Protocol):
@@ -78,8 +80,14 @@ def compact(
         finished = finished_after(state, folded.base_seq)
         write_history(store, plan.first, plan.last, finished)
         rows = list(dump(state, through=state.seq))
-        snapshots.write(plan.last, state.seq, rows)
-        done = CompactionDone(last=plan.last, seq=state.seq, finished=len(finished), rows=len(rows))
+        size = snapshots.write(plan.last, state.seq, rows)
+        done = CompactionDone(
+            last=plan.last,
+            seq=state.seq,
+            finished=len(finished),
+            rows=len(rows),
+            snapshot_bytes=size,
+        )
     maintain(store, now, plan.retention_days)
     return done
 

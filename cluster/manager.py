@@ -79,9 +79,12 @@ FOLD_EVERY_S, FOLD_AGAIN_S = 60.0, 1.0
 COMPACT_LOOK_S = 1.0
 COMPACT_PAUSE_S = 10.0
 COMPACT_RETRY_S = 10.0
-#: Whatever comes first: so much written, or so many jobs that only wait to leave memory.
+#: Whatever comes first: so much written, or so many jobs that only wait to leave memory; or half as
+#: much as the snapshot has, where that is more.
 COMPACT_BYTES = 64 << 20
 COMPACT_FINISHED = 100_000
+#: A segment more may wait for each so many rows of the snapshot.
+COMPACT_ROWS_A_SEGMENT = 100
 #: Jobs that leave memory in one tick: few enough that no reply waits for it.
 EVICT_MAX = 2_000
 #: Part of the grace of a drain that the workers get: the rest is for their word to be committed.
@@ -146,6 +149,8 @@ class Manager:
         self._draining = False
         self._drain_by = 0.0
         self._compacted_bytes = 0
+        #: What the last compaction of this life left.
+        self._snapshot = CompactionDone(last=0, seq=0, finished=0, rows=0)
 
     @property
     def _state(self) -> State:
@@ -585,10 +590,13 @@ class Manager:
         age_s = self._clock.monotonic() - compacted_at
         if age_s < COMPACT_PAUSE_S or segments < 2:
             return False
+        # Each compaction reads and writes the whole snapshot: a large one has to be worth it.
+        snapshot = self._snapshot
         return (
-            segments >= settings.compact_segments
-            or self._commit.bytes_written - self._compacted_bytes >= COMPACT_BYTES
-            or len(state.finished) >= COMPACT_FINISHED
+            segments >= settings.compact_segments + snapshot.rows // COMPACT_ROWS_A_SEGMENT
+            or self._commit.bytes_written - self._compacted_bytes
+            >= max(COMPACT_BYTES, snapshot.snapshot_bytes // 2)
+            or len(state.finished) >= max(COMPACT_FINISHED, snapshot.rows // 2)
             or (age_s >= settings.compact_after_s and bool(state.finished))
         )
 
@@ -607,6 +615,7 @@ class Manager:
         began = self._clock.monotonic()
         reply = await self._compactor.compact(encode(plan))
         done = msgspec.json.decode(reply, type=CompactionDone)
+        self._snapshot = done
         self._commit.run(c.EndCompaction(done.last, done.seq))
         await self._commit.barrier()
         log.info(

@@ -43,6 +43,9 @@ SCAN_MAX = 10_000
 EMPTY = Output()
 
 S = TaskState
+_NOTHING = (b"", b"{}")
+_DONE = ProgressView(1.0, "")
+_WAITING = frozenset({S.WAITING, S.BACKING_OFF})
 decode_output = msgspec.json.Decoder(Output).decode
 
 
@@ -262,7 +265,7 @@ def job_view(
     spec, task = spec or job.spec, job.tasks[0]
     output = _output(task)
     started = [t.started_at for t in job.tasks if t.started_at]
-    waiting = task.state in (S.WAITING, S.BACKING_OFF)
+    waiting = task.state in _WAITING
     return JobView(
         id=job.id,
         type=spec.type,
@@ -271,9 +274,9 @@ def job_view(
         tenant=spec.tenant,
         priority=spec.priority,
         submitted_at=job.submitted_at,
-        attempts=sum(t.attempt for t in job.tasks),
+        attempts=sum([t.attempt for t in job.tasks]),
         max_attempts=spec.max_attempts,
-        recoveries=sum(t.recoveries for t in job.tasks),
+        recoveries=sum([t.recoveries for t in job.tasks]),
         labels=spec.labels,
         started_at=min(started) if started else _leased_at(task),
         finished_at=job.finished_at or None,
@@ -282,7 +285,7 @@ def job_view(
         next_attempt_at=task.due_at if waiting else None,
         reason=job.reason or None,
         stopping=task.stop or None,
-        progress=ProgressView(1.0, "") if task.state is S.SUCCEEDED else progress,
+        progress=_DONE if task.state is S.SUCCEEDED else progress,
         queue_position=queue_position,
         eta_s=eta_s,
         error=_error(task),
@@ -337,7 +340,8 @@ def _leased_at(task: Task) -> float | None:
 
 
 def _output(task: Task) -> Output:
-    return decode_output(task.output) if task.output else EMPTY
+    # Most jobs return nothing.
+    return EMPTY if task.output in _NOTHING else decode_output(task.output)
 
 
 def _last(task: Task) -> PastAttempt:

@@ -159,6 +159,8 @@ class Authenticator:
         self._clock = clock
         self._records: dict[str, TokenRecord] = {}
         self._callers: dict[str, Caller] = {}
+        #: The same by header, for those seen since the last reading: a hash a request costs much.
+        self._known: dict[bytes | None, Caller] = {}
         self._read_at = -1e9
         self._tried_at = -1e9
         self._failure: Unavailable | None = None
@@ -166,12 +168,16 @@ class Authenticator:
 
     async def identify(self, authorization: bytes | None) -> Caller:
         """Return who holds the token. Raises Unauthorized; Unavailable if it can't be known."""
-        digest = _digest(_bearer(authorization))
         age_s = self._clock() - self._read_at
+        if age_s < AGED_S and (known := self._known.get(authorization)) is not None:
+            return known
+        digest = _digest(_bearer(authorization))
         caller = self._callers.get(digest)
         if caller is not None and age_s < STALE_S:
             if age_s > AGED_S:
                 self._start_refresh()
+            else:
+                self._known[authorization] = caller
             return caller
         await self._refresh()
         caller = self._callers.get(digest)
@@ -203,6 +209,7 @@ class Authenticator:
             self._failure = error
             return
         self._failure, self._read_at = None, started_at
+        self._known = {}
         self._callers = {
             digest: Caller(record.tenant, frozenset(record.scopes))
             for digest, record in self._records.items()

@@ -144,6 +144,8 @@ def application(run: Run) -> Any:
         name="Api",
         num_replicas=run.settings.replicas,
         max_ongoing_requests=ONGOING_MAX,
+        # Our own metrics count every request; Serve's line for each costs as much as an answer.
+        logging_config={"enable_access_log": False},
         ray_actor_options=options,
         graceful_shutdown_timeout_s=5,
     )(serve.ingress(_builder(settings, run.nonce))(Api)).bind()
@@ -159,17 +161,20 @@ class Api:
 def _builder(settings: ClusterSettings, nonce: str) -> Any:
     def build() -> Any:
         from cluster import actors
+        from cluster.slim import rarely_collect
         from service.app import create_app
 
         configure_logging()
         settings.extend_path()
         store = open_store(settings.store)
-        return create_app(
+        app = create_app(
             actors.connect_gateway(actors.manager_handle(), store),
             Registry.load(settings.job_modules),
             store,
             ApiSettings(run=nonce),
         )
+        rarely_collect()
+        return app
 
     return build
 

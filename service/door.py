@@ -1,4 +1,4 @@
-"""The door every request passes: it counts, it routes the busiest call, it never shows a trace.
+"""The door every request passes: it counts, and it never shows a trace.
 
 A plain ASGI middleware, because Starlette's BaseHTTPMiddleware costs more than accepting a job.
 Rule 1: whatever is raised below becomes a problem, unless the answer has begun; then the
@@ -8,7 +8,6 @@ logged with its trace, here and only here.
 
 import time
 import traceback
-from collections.abc import Mapping
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,13 +30,11 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 class Door:
     """Wraps the application."""
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, direct: Mapping[tuple[str, str], ASGIApp]
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, route: str | None = None) -> None:
         self._app = app
         self._metrics = metrics
-        #: Method and path of calls that skip the routing: it would cost more than they do.
-        self._direct = direct
+        #: The path's pattern, if only one is behind this door.
+        self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass on the server's own messages."""
@@ -53,9 +50,8 @@ class Door:
             await send(message)
 
         started_at = time.perf_counter()
-        direct = self._direct.get((scope["method"], scope["path"]))
         try:
-            await (direct or self._app)(scope, receive, watched)
+            await self._app(scope, receive, watched)
         except ClientGone:
             status = CLIENT_GONE
         except Exception as error:
@@ -65,7 +61,7 @@ class Door:
                 raise
             await problem_response(error)(scope, receive, watched)
         finally:
-            route = scope["path"] if direct else _template(scope)
+            route = self._route or _template(scope)
             seconds = time.perf_counter() - started_at
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.answered(method, route, status or CLIENT_GONE, seconds)

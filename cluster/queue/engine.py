@@ -70,6 +70,8 @@ def evolve_all(state: State, events: Iterable[e.Event], at: float) -> None:
 
 def job_status(job: Job) -> str:
     """Derive the status users see from the job's tasks."""
+    if len(job.tasks) == 1:
+        return _STATUS[job.tasks[0].state]
     states = {task.state for task in job.tasks}
     if S.LEASED in states:
         return "processing"
@@ -82,6 +84,18 @@ def job_status(job: Job) -> str:
     if states == {S.WAITING}:
         return "scheduled"
     return "processing" if S.SUCCEEDED in states else "pending"
+
+
+#: Of a job with one task.
+_STATUS = {
+    S.WAITING: "scheduled",
+    S.READY: "pending",
+    S.LEASED: "processing",
+    S.BACKING_OFF: "pending",
+    S.SUCCEEDED: "completed",
+    S.DEAD: "failed",
+    S.CANCELLED: "cancelled",
+}
 
 
 # --- decide -----------------------------------------------------------------------------------

@@ -71,8 +71,8 @@ class Snapshots:
             ((info.path, info.bytes) for info in self._objects.list(_PREFIX)), default=("", 0)
         )[1]
 
-    def write(self, last: int, seq: int, rows: Iterable[tuple[str, str, bytes]]) -> None:
-        """Write a snapshot, unless it is there."""
+    def write(self, last: int, seq: int, rows: Iterable[tuple[str, str, bytes]]) -> int:
+        """Write a snapshot, unless it is there; return its size."""
         header = SnapshotHeader(
             last=last, seq=seq, journal_id=self._journal_id, version=self._version
         )
@@ -86,6 +86,7 @@ class Snapshots:
             write_statistics=False,
         )
         self._objects.put_if_absent(self.path(last), bytes(data))
+        return len(data)
 
     def read(self, last: int) -> tuple[SnapshotHeader, Iterator[tuple[str, str, bytes]]]:
         """Return a snapshot's header and rows; Corrupt if it is not what was written."""

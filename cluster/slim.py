@@ -1,0 +1,52 @@
+"""Keeps a process of ours small: only what it needs is imported, and garbage is rarely looked for.
+
+For the manager, the workers and the compactor, which run no code but ours. Never for a child: what
+a handler imports is its own business.
+"""
+
+import gc
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+__all__ = ["keep_garbage", "rarely_collect", "without_pandas"]
+
+
+class _Absent(MetaPathFinder):
+    """Says of some modules that they are not installed."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Raise ModuleNotFoundError for what is to be absent; leave the rest to others."""
+        if name in self._names:
+            raise ModuleNotFoundError(f"this process does without {name}", name=name)
+
+
+def without_pandas() -> None:
+    """Let pyarrow think that there is no pandas, unless it is imported already.
+
+    It imports pandas, where it is installed, to make its first array of a list: 50 MB and a quarter
+    of a second, in the middle of the first commit.
+    """
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _Absent("pandas"))
+
+
+def rarely_collect() -> None:
+    """Never look at what lives now for garbage, and rarely at what comes.
+
+    A full look stops the loop for as long as the heap is large, and little of ours is ever garbage
+    that counting references does not free.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 200)
+
+
+def keep_garbage() -> None:
+    """Look for no garbage at all: for a process that ends before it would matter."""
+    gc.disable()
