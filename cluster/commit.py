@@ -63,6 +63,24 @@ class _Batch:
         self.done = asyncio.Event()
 
 
+class _Write:
+    """One segment on its way to the store; called again, it writes the same bytes again."""
+
+    def __init__(self, journal: Journal, header: SegmentHeader, batch: _Batch) -> None:
+        self._journal, self._header, self._batch = journal, header, batch
+        self._prepared: Prepared | None = None
+
+    def __call__(self) -> int:
+        """Make the segment durable and return its size. Blocks; raises what the journal raises."""
+        if self._prepared is None:
+            header, batch = self._header, self._batch
+            numbers = list(range(header.first_seq, header.first_seq + header.rows))
+            rows = Rows(numbers, batch.ats, *to_columns(batch.events))
+            self._prepared = self._journal.prepare(header, rows)
+        self._journal.commit(self._prepared)
+        return len(self._prepared.data)
+
+
 class CommitLog:
     """State, and the journal that it can be rebuilt from."""
 
@@ -205,6 +223,14 @@ class CommitLog:
                 raise
             self._writing = None
             batch.done.set()
+            if not self._open.events:
+                await self._get_ready()
+
+    async def _get_ready(self) -> None:
+        try:
+            await self._offload(self._journal.get_ready)
+        except (DraymanError, OSError) as error:
+            log.debug("journal_not_ready", error=str(error))  # the next write will tell
 
     async def _commit(self, batch: _Batch, *, epoch: int) -> None:
         count = len(batch.events)
@@ -218,13 +244,11 @@ class CommitLog:
             first_seq=first,
             rows=count,
         )
-        prepared = None
+        write = _Write(self._journal, header, batch)
         wait_s = RETRY_FIRST_S
         while True:
             try:
-                if prepared is None:
-                    prepared = await self._offload(self._prepare, header, batch)
-                await self._offload(self._journal.commit, prepared)
+                size = await self._offload(write)
             except (Unavailable, OSError) as error:
                 if self._in_doubt_since is None:
                     self._in_doubt_since = self._clock.monotonic()
@@ -234,9 +258,5 @@ class CommitLog:
                 continue
             self._in_doubt_since = None
             self.number = header.number
-            self.bytes_written += len(prepared.data)
+            self.bytes_written += size
             return
-
-    def _prepare(self, header: SegmentHeader, batch: _Batch) -> Prepared:
-        numbers = list(range(header.first_seq, header.first_seq + header.rows))
-        return self._journal.prepare(header, Rows(numbers, batch.ats, *to_columns(batch.events)))

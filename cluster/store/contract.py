@@ -75,6 +75,9 @@ class Objects(Protocol):
         False after an error may mean that the failed call did create it: read it to know.
         """
 
+    def get_ready(self, folder: str) -> None:
+        """Do now what makes the next `put_if_absent` into this folder quicker, if anything does."""
+
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object. With `durable=False` a power cut may undo it."""
 

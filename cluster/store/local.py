@@ -36,6 +36,8 @@ __all__ = ["LocalObjects"]
 
 #: A temporary file this old belongs to a process that died: no write pauses for a day.
 _LEFTOVER_AGE_S = 24 * 3600.0
+#: A file opened ahead of need is not used later than this: it might be taken for a leftover.
+_AHEAD_AGE_S = 3600.0
 
 #: Opening a store looks at so many entries for leftovers; a listing clears those further down.
 _OPENING_ENTRIES_MAX = 10_000
@@ -70,6 +72,8 @@ class LocalObjects:
         self._durable_folders: set[Path] = set()
         #: Objects whose link may be lost, because the fsync of their folder failed.
         self._doubtful: set[Path] = set()
+        #: By folder: a file opened for its next object, its descriptor, and when.
+        self._ahead: dict[Path, tuple[Path, int, float]] = {}
         self.url = self._root.as_uri()
         with self._reported("open", str(self._root)):
             if read_only:
@@ -91,6 +95,14 @@ class LocalObjects:
                 return self._link(temporary, final, data)
             finally:
                 _remove(temporary)
+
+    def get_ready(self, folder: str) -> None:
+        """Open a file for the next object there: finding an inode can take as long as an fsync."""
+        parent = self._root / check_prefix(folder)
+        if parent not in self._ahead:
+            with self._reported("create", folder):
+                opened = self._open_temporary(parent)
+                self._ahead[parent] = (*opened, time.monotonic())
 
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object; with `durable=False` nothing is fsynced."""
@@ -148,7 +160,7 @@ class LocalObjects:
         """Open a stream into a temporary file that becomes the object when closed."""
         final = self._file(path)
         with self._reported("write", path):
-            return _LocalWriter(self, path, final, *self._open_temporary(final))
+            return _LocalWriter(self, path, final, *self._open_temporary(final.parent))
 
     def local_path(self, path: str) -> Path | None:
         """Return where the object lies or would lie."""
@@ -163,7 +175,9 @@ class LocalObjects:
         return self._root / check_path(path)
 
     def _write_temporary(self, final: Path, data: bytes, *, durable: bool = True) -> Path:
-        temporary, descriptor = self._open_temporary(final)
+        temporary, descriptor = self._opened_ahead(final.parent) or self._open_temporary(
+            final.parent
+        )
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 _write_all(file, data)
@@ -174,20 +188,31 @@ class LocalObjects:
             raise
         return temporary
 
-    def _open_temporary(self, final: Path) -> tuple[Path, int]:
-        """Open a new file beside the object; its folder is durable when this returns."""
+    def _opened_ahead(self, folder: Path) -> tuple[Path, int] | None:
+        ahead = self._ahead.pop(folder, None)
+        if ahead is None:
+            return None
+        temporary, descriptor, opened_s = ahead
+        if time.monotonic() - opened_s < _AHEAD_AGE_S:
+            return temporary, descriptor
+        os.close(descriptor)
+        _remove(temporary)
+        return None
+
+    def _open_temporary(self, folder: Path) -> tuple[Path, int]:
+        """Open a new file in the folder, which is durable when this returns."""
         self._require_writable()
-        temporary = final.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
+        temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         while True:
-            self._make_durable(final.parent)
+            self._make_durable(folder)
             try:
                 return temporary, os.open(temporary, flags, 0o666)
             except FileNotFoundError:
                 # Someone pruned the folder just now, or removed it by hand: make it again.
                 if self._identity() != self._root_is:
                     raise Unavailable(f"{self.url} is gone; mount it again") from None
-                self._forget(final.parent)
+                self._forget(folder)
 
     def _link(self, temporary: Path, final: Path, data: bytes) -> bool:
         try:

@@ -59,6 +59,10 @@ class MemoryObjects:
             self._visible[path] = self._durable[path] = _Entry(bytes(data), self._now())
             return True
 
+    def get_ready(self, folder: str) -> None:
+        """Check the name; there is nothing to do ahead."""
+        check_prefix(folder)
+
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object; a crash undoes it unless `durable`."""
         check_path(path)

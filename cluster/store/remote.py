@@ -129,6 +129,10 @@ class RemoteObjects:
 
         return self._call("create", path, create)
 
+    def get_ready(self, folder: str) -> None:
+        """Check the name; there is nothing to do ahead."""
+        check_prefix(folder)
+
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object; a bucket makes everything durable."""
         check_path(path)

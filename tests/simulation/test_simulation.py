@@ -39,10 +39,10 @@ def test_every_promise_is_kept_in_every_schedule(first: int) -> None:
 
 
 def test_a_seed_gives_the_same_schedule_to_the_letter_in_any_process() -> None:
-    mine = simulate(7, keep_trace=True)
-    again = simulate(7, keep_trace=True)
+    mine = simulate(5, keep_trace=True)
+    again = simulate(5, keep_trace=True)
     theirs = subprocess.run(
-        [sys.executable, "-m", "tests.simulation", "--seed", "7"],
+        [sys.executable, "-m", "tests.simulation", "--seed", "5"],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "1"},
         capture_output=True,
