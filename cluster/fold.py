@@ -5,9 +5,9 @@ and may go on while a manager writes and a compactor deletes.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
-from cluster.queue.engine import evolve
+from cluster.queue.engine import evolve_all
 from cluster.queue.events import Event, Row, from_row
 from cluster.queue.model import State
 from cluster.queue.snapshot import SNAPSHOT_VERSION, load
@@ -75,13 +75,15 @@ def fold(
 
 def _apply(path: str, segment: Rows, state: State) -> None:
     """Evolve by a segment's events. Corrupt, naming the event, where one is foreign or amiss."""
-    row: list[Any] = []
+    rows: list[Row] = list(zip(*segment.event_columns, strict=True))
+    before = state.seq
     try:
-        for at, *row in zip(segment.at, *segment.event_columns, strict=True):
-            evolve(state, from_row(tuple(row)), at)
+        for at, group in groupby(range(len(rows)), segment.at.__getitem__):
+            evolve_all(state, [from_row(rows[i]) for i in group], at)
     except (*_FOREIGN, IllegalTransition) as error:
         number = state.seq + 1
-        read_event(path, number, tuple(row))
+        row = rows[number - 1 - before]
+        read_event(path, number, row)
         raise Corrupt(
             path, f"event {number} ({row[0]}) does not follow from those before it: {error!r}"
         ) from error

@@ -19,7 +19,7 @@ def uuid7_maker() -> Callable[[], str]:
     last_ms = 0
     count = 0
     prefix = ""
-    draw = _random_digits().__next__
+    draw = _random_tails().__next__
 
     def mint() -> str:
         nonlocal last_ms, count, prefix
@@ -29,21 +29,23 @@ def uuid7_maker() -> Callable[[], str]:
             last_ms, count = max(now_ms, last_ms + 1), 0
             digits = f"{last_ms:012x}"
             prefix = f"{digits[:8]}-{digits[8:]}-7"
-        tail = draw()
-        return f"{prefix}{count:03x}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
+        return f"{prefix}{_COUNTS[count]}{draw()}"
 
     return mint
 
 
 #: The highest count of 12 bits.
 COUNT_MAX = 0xFFF
+_COUNTS = [f"{count:03x}-" for count in range(COUNT_MAX + 1)]
 #: Of the first of the random digits the upper two bits are fixed: 10.
 _VARIANT = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
 
 
-def _random_digits() -> Iterator[str]:
-    """Yield 16 hexadecimal digits at a time."""
+def _random_tails() -> Iterator[str]:
+    """Yield the last 16 digits of ids."""
     while True:
         block = os.urandom(BLOCK).hex()
-        for at in range(0, 2 * BLOCK, 16):
-            yield block[at : at + 16]
+        yield from [
+            f"{_VARIANT[block[at]]}{block[at + 1 : at + 4]}-{block[at + 4 : at + 16]}"
+            for at in range(0, 2 * BLOCK, 16)
+        ]

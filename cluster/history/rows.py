@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Jobs made into rows at once: what bounds the memory above the tables themselves.
-TOGETHER = 10_000
+TOGETHER = 2_000
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _FILE = pa.struct(
@@ -125,77 +125,81 @@ def tables(jobs: Sequence[Job]) -> tuple[pa.Table, pa.Table]:
     return pa.Table.from_batches(job_parts, JOBS), pa.Table.from_batches(attempt_parts, ATTEMPTS)
 
 
-def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.array([row[f.name] for row in rows], f.type) for f in schema]
-    return pa.record_batch(columns, schema)
+def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema)
 
 
 def job_row(job: Job) -> dict[str, Any]:
     """Return a job, finished or not, as one row of `JOBS`; moments are microseconds."""
-    return _job_row(job, attempt_views(job))
+    return dict(zip(JOBS.names, _job_row(job, attempt_views(job)), strict=True))
 
 
 def attempt_rows(job: Job) -> list[dict[str, Any]]:
     """Return a job's attempts as rows of `ATTEMPTS`, oldest first; moments are microseconds."""
-    return [_attempt_row(job, attempt) for attempt in attempt_views(job)]
+    rows = [_attempt_row(job, attempt) for attempt in attempt_views(job)]
+    return [dict(zip(ATTEMPTS.names, row, strict=True)) for row in rows]
 
 
-def _job_row(job: Job, attempts: list[AttemptView]) -> dict[str, Any]:
+def _job_row(job: Job, attempts: list[AttemptView]) -> tuple[Any, ...]:
+    """Return the columns of `JOBS`, in their order."""
     spec = job.spec
     view = job_view(job, spec=spec)
-    started_at, finished_at = view.started_at, view.finished_at
+    submitted_at, started_at, finished_at = view.submitted_at, view.started_at, view.finished_at
     error = view.error
     result = bytes(view.result)
-    return {
-        "id": job.id,
-        "number": job.number,
-        "revision": job.revision,
-        "type": view.type,
-        "status": view.status,
-        "queue": view.queue,
-        "tenant": view.tenant,
-        "priority": view.priority,
-        "labels": list(view.labels.items()),
-        "submitted_at": _moment(view.submitted_at),
-        "started_at": _moment(started_at),
-        "finished_at": _moment(finished_at),
-        "queued_s": None if started_at is None else max(0.0, started_at - view.submitted_at),
-        "run_s": _between(started_at, finished_at),
-        "attempts": view.attempts,
-        "max_attempts": view.max_attempts,
-        "recoveries": view.recoveries,
-        "reason": view.reason,
-        "error": error.message if error else None,
-        "error_cause": error.cause if error else None,
-        "params": bytes(spec.params) if spec.params_ref is None else None,
-        "result": None if result == b"null" else result,
-        "files": [
+    return (
+        job.id,
+        job.number,
+        job.revision,
+        view.type,
+        view.status,
+        view.queue,
+        view.tenant,
+        view.priority,
+        list(view.labels.items()),
+        _moment(submitted_at),
+        _moment(started_at),
+        _moment(finished_at),
+        None if started_at is None else max(0.0, started_at - submitted_at),
+        _between(started_at, finished_at),
+        view.attempts,
+        view.max_attempts,
+        view.recoveries,
+        view.reason,
+        error.message if error else None,
+        error.cause if error else None,
+        bytes(spec.params) if spec.params_ref is None else None,
+        None if result == b"null" else result,
+        [
             {"name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256}
             for f in view.files
         ],
-        "record": _encode(Record(view, job.number, job.revision, task_views(job), attempts)),
-    }
+        _encode(Record(view, job.number, job.revision, task_views(job), attempts)),
+    )
 
 
-def _attempt_row(job: Job, attempt: AttemptView) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "task_id": attempt.task_id,
-        "number": attempt.number,
-        "revision": job.revision,
-        "type": job.type,
-        "queue": job.queue,
-        "tenant": job.tenant,
-        "outcome": attempt.outcome,
-        "cause": attempt.cause or None,
-        "error": attempt.error or None,
-        "worker": attempt.worker,
-        "leased_at": _moment(attempt.leased_at),
-        "started_at": _moment(attempt.started_at),
-        "ended_at": _moment(attempt.ended_at),
-        "run_s": _between(attempt.started_at, attempt.ended_at),
-        "log": attempt.log or None,
-    }
+def _attempt_row(job: Job, attempt: AttemptView) -> tuple[Any, ...]:
+    """Return the columns of `ATTEMPTS`, in their order."""
+    return (
+        job.id,
+        attempt.task_id,
+        attempt.number,
+        job.revision,
+        job.type,
+        job.queue,
+        job.tenant,
+        attempt.outcome,
+        attempt.cause or None,
+        attempt.error or None,
+        attempt.worker,
+        _moment(attempt.leased_at),
+        _moment(attempt.started_at),
+        _moment(attempt.ended_at),
+        _between(attempt.started_at, attempt.ended_at),
+        attempt.log or None,
+    )
 
 
 def _moment(seconds: float | None) -> int | None:

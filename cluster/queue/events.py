@@ -345,6 +345,7 @@ def _classes(cls: type[Event]) -> list[type[Event]]:
 _CODECS = {cls: _Codec(cls) for cls in _classes(Event) if cls is not JobSubmitted}
 _BY_KIND = {cls.kind: codec for cls, codec in _CODECS.items()}
 _Succeeded: Any = _CODECS[TaskSucceeded].data
+_decode_succeeded = _CODECS[TaskSucceeded].decode
 
 # The three rows that every job writes are spelled out, and made by the column: a commit has
 # thousands of them, and a generic codec costs several times more.
@@ -409,6 +410,10 @@ def from_row(row: Row) -> Event:
     kind, job_id, task_id, attempt, token, data = row
     if kind == "task_leased":
         return TaskLeased(job_id, task_id, attempt, token, _worker_of(data))  # type: ignore[arg-type]
+    if kind == "task_succeeded":
+        end: Any = _decode_succeeded(data)
+        ended = (end.started_at, end.ended_at, end.log, end.output)
+        return TaskSucceeded(job_id, task_id, attempt, token, *ended)  # type: ignore[arg-type]
     if kind == "job_submitted":
         return JobSubmitted(job_id, decode_head(data), data)
     return _BY_KIND[kind].from_row(row)
