@@ -39,7 +39,7 @@ from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import NODE_LOST, WORKER_DIED
 from cluster.settings import DATA_DIRS_ENV, NAMESPACE, ClusterSettings, PoolSettings
-from cluster.slim import keep_garbage, rarely_collect, without_pandas
+from cluster.slim import keep_garbage, rarely_collect, take_turns, without_pandas
 from cluster.store.journal import Fenced
 from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
@@ -139,6 +139,7 @@ class QueueManager:
         try:
             self._plain = await (_patiently(begin) if again else begin())
             rarely_collect()
+            take_turns()
         except DraymanError as error:
             # Dying would only have Ray start it again, for ever. Whoever asks is told why.
             log.critical("manager_not_started", reason=str(error))

@@ -62,7 +62,7 @@ __all__ = ["Gateway", "ManagerAway", "ManagerPort"]
 log = structlog.get_logger(__name__)
 
 IN_FLIGHT = 2
-BATCH_MAX = 500
+BATCH_MAX = 1_000
 BATCH_BYTES_MAX = 1 << 20
 PENDING_MAX = 20_000
 #: A batch unanswered for so long goes to intake, and the manager counts as away. It may still

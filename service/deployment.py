@@ -161,7 +161,7 @@ class Api:
 def _builder(settings: ClusterSettings, nonce: str) -> Any:
     def build() -> Any:
         from cluster import actors
-        from cluster.slim import rarely_collect
+        from cluster.slim import rarely_collect, take_turns
         from service.app import create_app
 
         configure_logging()
@@ -174,6 +174,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
             ApiSettings(run=nonce),
         )
         rarely_collect()
+        take_turns()
         return app
 
     return build
