@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test test-fast test-live-s3 simulate chaos demo check docs docs-check bench pins hooks clean
+.PHONY: help setup fmt lint type test test-fast test-live-s3 simulate chaos demo check docs docs-check bench bench-quick bench-peers pins hooks clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,8 +62,15 @@ docs-check: setup ## check links, run the examples in the docs, compare what is 
 
 check: lint type docs-check test ## all that CI runs
 
-bench: setup ## run the benchmarks and print their table
-	$(BIN)/python -m benchmarks
+# One minute of idling is enough to compare; five, the default of the command, are for quoting.
+bench: setup ## measure Drayman and print a table (minutes; raw results in benchmarks/results)
+	$(BIN)/python -m benchmarks --idle-minutes 1
+
+bench-quick: setup ## ask every question of the benchmarks in tiny sizes: do they all work?
+	$(BIN)/python -m benchmarks --quick --repeats 1
+
+bench-peers: setup ## measure Drayman and other systems side by side (an hour or so)
+	$(BIN)/python -m benchmarks --peers
 
 pins: setup ## write constraints.txt from what is installed in .venv
 	$(BIN)/python tools/pins.py

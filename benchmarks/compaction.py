@@ -7,9 +7,8 @@ same load: the first compacts as seldom as can be, the second all the time.
 import asyncio
 import time
 
-from benchmarks.load import Load, fire
+from benchmarks.load import LINE, Load, fire, post
 from benchmarks.server import Server, running
-from benchmarks.speed import LINE, post
 
 __all__ = ["main"]
 

@@ -1,11 +1,17 @@
 """The job types that benchmarks run: as close to nothing as a job can be."""
 
+import os
 import time
-from typing import Any
 
 from pydantic import BaseModel
 
+from benchmarks.marks import Marks
 from jobs import Context, job
+
+#: How often a long job looks whether it shall stop.
+LOOK_S = 0.05
+#: Mapped by an earlier job of this process.
+_mapped: dict[str, Marks] = {}
 
 
 class Nothing(BaseModel):
@@ -14,10 +20,20 @@ class Nothing(BaseModel):
     payload: str = ""
 
 
-class Nap(BaseModel):
-    """How long to sleep."""
+class Mark(BaseModel):
+    """Which mark to leave, and how long to sleep then."""
 
-    seconds: float = 0.01
+    file: str
+    n: int
+    seconds: float = 0.0
+    pad: str = ""
+
+
+class Long(BaseModel):
+    """Where to write that it began, and how long to run."""
+
+    file: str
+    seconds: float
 
 
 @job("bench.noop")
@@ -25,13 +41,22 @@ def noop(ctx: Context, params: Nothing) -> None:
     """Do nothing."""
 
 
-@job("bench.sleep")
-def sleep(ctx: Context, params: Nap) -> None:
-    """Sleep."""
-    time.sleep(params.seconds)
+@job("bench.mark")
+def mark(ctx: Context, params: Mark) -> None:
+    """Leave a mark, and maybe sleep."""
+    if params.file not in _mapped:
+        _mapped[params.file] = Marks(params.file)
+    _mapped[params.file].hit(params.n)
+    if params.seconds:
+        time.sleep(params.seconds)
 
 
-@job("bench.echo")
-async def echo(ctx: Context, params: Nothing) -> Any:
-    """Return the payload, on the `io` pool."""
-    return params.payload
+@job("bench.long", max_attempts=5)
+def long(ctx: Context, params: Long) -> None:
+    """Write down when it began and as which process, and run until told to stop."""
+    with open(params.file, "a") as book:
+        book.write(f"{time.time()} {os.getpid()}\n")
+    until = time.monotonic() + params.seconds
+    while time.monotonic() < until:
+        ctx.check()
+        time.sleep(LOOK_S)

@@ -5,10 +5,17 @@ busy with one request at a time and counts.
 """
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass, field
 
-__all__ = ["Load", "fire"]
+from benchmarks.figures import percentile
+from benchmarks.server import Server
+
+__all__ = ["LINE", "Load", "fire", "post"]
+
+#: A job that does nothing, as the API takes it.
+LINE = json.dumps({"type": "bench.noop", "params": {"payload": "x" * 80}}).encode()
 
 
 @dataclass
@@ -28,8 +35,7 @@ class Load:
 
     def percentile_ms(self, share: float) -> float:
         """Latency that `share` of the requests stayed below."""
-        ordered = sorted(self.latencies_ms)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return percentile(self.latencies_ms, share)
 
 
 class _Connection(asyncio.Protocol):
@@ -90,3 +96,13 @@ async def fire(
     await asyncio.gather(*(protocol.done for _, protocol in made))
     load.seconds = time.perf_counter() - started
     return load
+
+
+def post(server: Server, job: bytes = LINE) -> bytes:
+    """Return the request that submits the job."""
+    host, port = server.address
+    return (
+        f"POST /v1/jobs HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Authorization: Bearer {server.token}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(job)}\r\n\r\n"
+    ).encode() + job

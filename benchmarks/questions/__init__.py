@@ -1,0 +1,26 @@
+"""The questions, one a file; each has an `ask` that yields its figures as they come."""
+
+from benchmarks.asking import Question
+from benchmarks.questions import (
+    cost,
+    depth,
+    end_to_end,
+    latency,
+    real_work,
+    recovery,
+    scale_out,
+    submit,
+)
+
+__all__ = ["QUESTIONS"]
+
+QUESTIONS: dict[str, Question] = {
+    "submit": submit.ask,
+    "end_to_end": end_to_end.ask,
+    "latency": latency.ask,
+    "recovery": recovery.ask,
+    "depth": depth.ask,
+    "scale_out": scale_out.ask,
+    "real_work": real_work.ask,
+    "cost": cost.ask,
+}
