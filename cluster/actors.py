@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import manager as plain_manager
 from cluster.compaction import CompactionPlan, compact
-from cluster.gateway import Gateway, ManagerAway
+from cluster.gateway import Gateway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import NODE_LOST, WORKER_DIED
@@ -43,6 +43,7 @@ from cluster.slim import keep_garbage, rarely_collect, take_turns, without_panda
 from cluster.store.journal import Fenced
 from cluster.store.objects import Objects, open_store
 from cluster.telemetry import configure_logging
+from cluster.wire import Endpoint, ManagerAway, NoWire, Wire, WireServer
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
 from jobs.errors import DraymanError, InvalidInput, Unavailable
@@ -52,6 +53,10 @@ __all__ = ["MANAGER", "connect_gateway", "manager_handle", "start_manager", "sto
 log = structlog.get_logger(__name__)
 
 MANAGER = "manager"
+#: What gateways and workers call, in the order that stands for their names on a connection.
+CALLS = ("submit", "exchange", "record", "call")
+#: Set to 1 where Ray's own calls are encrypted.
+RAY_TLS = "RAY_USE_TLS"
 WORKER_PREFIX = "worker-"
 VERSION = "0.1.0"
 
@@ -136,10 +141,15 @@ class QueueManager:
             await manager.start(VERSION)
             return manager
 
+        self._endpoint: Endpoint | None = None
+
         try:
             self._plain = await (_patiently(begin) if again else begin())
             rarely_collect()
             take_turns()
+            if os.environ.get(RAY_TLS, "0") in ("", "0"):  # else only Ray's own calls are private
+                self._wire = WireServer({name: getattr(self._plain, name) for name in CALLS})
+                self._endpoint = await self._wire.start(ray.util.get_node_ip_address())
         except DraymanError as error:
             # Dying would only have Ray start it again, for ever. Whoever asks is told why.
             log.critical("manager_not_started", reason=str(error))
@@ -155,6 +165,11 @@ class QueueManager:
         """Return the manager's process id once it is started; raise what kept it from starting."""
         _ = self._manager
         return os.getpid()
+
+    async def endpoint(self) -> Endpoint | None:
+        """Return where else than through Ray the manager can be called; None: nowhere."""
+        _ = self._manager
+        return self._endpoint
 
     async def submit(self, payload: bytes) -> bytes:
         """Accept a batch."""
@@ -333,10 +348,11 @@ class RayCompactor:
 
 
 class RayManager:
-    """The manager as gateways and workers reach it."""
+    """The manager as gateways and workers reach it: by a connection, or through Ray without one."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._wire = Wire(self._find, CALLS)
 
     async def submit(self, payload: bytes) -> bytes:
         """Accept an encoded Batch."""
@@ -356,12 +372,22 @@ class RayManager:
 
     async def _call(self, method: str, payload: bytes) -> bytes:
         try:
-            reply: bytes = await getattr(self._handle, method).remote(payload)
+            return await self._wire.call(method, payload)
+        except NoWire:
+            reply: bytes = await self._through_ray(method, payload)
+            return reply
+
+    async def _find(self) -> Endpoint | None:
+        found: Endpoint | None = await self._through_ray("endpoint")
+        return found
+
+    async def _through_ray(self, method: str, *args: bytes) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*args)
         except (RayActorError, ActorUnavailableError, OutOfMemoryError) as error:
             raise ManagerAway(str(error).partition("\n")[0]) from error
         except RayTaskError as error:
             raise _said(error) from error
-        return reply
 
 
 class RayWorkers:

@@ -48,6 +48,7 @@ from cluster.views import (
     TaskView,
     WorkerView,
 )
+from cluster.wire import ManagerAway
 from jobs.errors import (
     Conflict,
     DraymanError,
@@ -83,10 +84,6 @@ TAKEN_IN_S = 5.0
 _READS = frozenset({"job", "tasks", "attempts", "wait"})
 
 V = TypeVar("V")
-
-
-class ManagerAway(Exception):
-    """The manager does not answer: it is restarting, or out of reach. The call may have run."""
 
 
 class ManagerPort(Protocol):

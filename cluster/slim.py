@@ -1,5 +1,4 @@
-"""Makes a process of ours small and quick: what it imports, when it looks for garbage, whose turn it
-is.
+"""Makes a process of ours small and quick: its imports, its garbage, the turns of its threads.
 
 For the manager, the workers and the compactor, which run no code but ours. Never for a child: what
 a handler imports is its own business.
