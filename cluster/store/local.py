@@ -36,8 +36,6 @@ __all__ = ["LocalObjects"]
 
 #: A temporary file this old belongs to a process that died: no write pauses for a day.
 _LEFTOVER_AGE_S = 24 * 3600.0
-#: A file opened ahead of need is not used later than this: it might be taken for a leftover.
-_AHEAD_AGE_S = 3600.0
 
 #: Opening a store looks at so many entries for leftovers; a listing clears those further down.
 _OPENING_ENTRIES_MAX = 10_000
@@ -47,6 +45,9 @@ _DURABLE_FOLDERS_MAX = 10_000
 
 _NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+#: Opens a file without a name, and what file systems say that have no such thing.
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
+_NO_NAMELESS = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 _NO_RIGHT = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
@@ -72,8 +73,8 @@ class LocalObjects:
         self._durable_folders: set[Path] = set()
         #: Objects whose link may be lost, because the fsync of their folder failed.
         self._doubtful: set[Path] = set()
-        #: By folder: a file opened for its next object, its descriptor, and when.
-        self._ahead: dict[Path, tuple[Path, int, float]] = {}
+        #: By folder: the descriptor of a file without a name, for its next object.
+        self._ahead: dict[Path, int] = {}
         self.url = self._root.as_uri()
         with self._reported("open", str(self._root)):
             if read_only:
@@ -86,10 +87,16 @@ class LocalObjects:
     def __repr__(self) -> str:
         return f"LocalObjects({str(self._root)!r})"
 
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_ahead", {}).values():
+            os.close(descriptor)
+
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Create the object; False, once it is durable, if the name is taken."""
         final = self._file(path)
         with self._reported("create", path):
+            if self._put_ahead(final, data):
+                return True
             temporary = self._write_temporary(final, data)
             try:
                 return self._link(temporary, final, data)
@@ -97,12 +104,21 @@ class LocalObjects:
                 _remove(temporary)
 
     def get_ready(self, folder: str) -> None:
-        """Open a file for the next object there: finding an inode can take as long as an fsync."""
+        """Open a file for the next object there: finding an inode can take as long as an fsync.
+
+        It has no name, so nothing is left of it if it is never used.
+        """
         parent = self._root / check_prefix(folder)
-        if parent not in self._ahead:
-            with self._reported("create", folder):
-                opened = self._open_temporary(parent)
-                self._ahead[parent] = (*opened, time.monotonic())
+        if parent in self._ahead or not hasattr(os, "O_TMPFILE"):
+            return
+        self._require_writable()
+        with self._reported("create", folder):
+            self._make_durable(parent)
+            try:
+                self._ahead[parent] = os.open(parent, _NAMELESS, 0o666)
+            except OSError as error:
+                if error.errno not in _NO_NAMELESS:
+                    raise
 
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Create or replace the object; with `durable=False` nothing is fsynced."""
@@ -175,9 +191,7 @@ class LocalObjects:
         return self._root / check_path(path)
 
     def _write_temporary(self, final: Path, data: bytes, *, durable: bool = True) -> Path:
-        temporary, descriptor = self._opened_ahead(final.parent) or self._open_temporary(
-            final.parent
-        )
+        temporary, descriptor = self._open_temporary(final.parent)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 _write_all(file, data)
@@ -187,17 +201,6 @@ class LocalObjects:
             _remove(temporary)
             raise
         return temporary
-
-    def _opened_ahead(self, folder: Path) -> tuple[Path, int] | None:
-        ahead = self._ahead.pop(folder, None)
-        if ahead is None:
-            return None
-        temporary, descriptor, opened_s = ahead
-        if time.monotonic() - opened_s < _AHEAD_AGE_S:
-            return temporary, descriptor
-        os.close(descriptor)
-        _remove(temporary)
-        return None
 
     def _open_temporary(self, folder: Path) -> tuple[Path, int]:
         """Open a new file in the folder, which is durable when this returns."""
@@ -228,10 +231,31 @@ class LocalObjects:
                     "created twice; choose a folder on a local disk (ext4, xfs, apfs) or a bucket",
                 ) from error
             raise
+        self._enter(final)
+        return True
+
+    def _put_ahead(self, final: Path, data: bytes) -> bool:
+        """Use the file that was opened ahead; False, with nothing changed, if that is no use."""
+        descriptor = self._ahead.pop(final.parent, None)
+        if descriptor is None:
+            return False
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            _write_all(file, data)
+            self._fsync(descriptor)
+            try:
+                # `src_dir_fd` means nothing for this path, but has Python follow it as linkat does.
+                source = f"/proc/self/fd/{descriptor}"
+                os.link(source, final, src_dir_fd=descriptor, follow_symlinks=True)
+            except OSError:
+                return False  # Whatever it is, the usual way meets it again, and says so.
+        self._enter(final)
+        return True
+
+    def _enter(self, final: Path) -> None:
+        """Make a name that was linked just now durable."""
         self._doubtful.add(final)
         self._sync_folder(final.parent)
         self._doubtful.discard(final)
-        return True
 
     def _settle(self, temporary: Path, final: Path, data: bytes) -> None:
         """Make the object that has the name durable before anyone is told that it has it."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -349,3 +350,59 @@ def test_folder_without_the_right_to_write_is_refused_by_name(
 
     with pytest.raises(InvalidInput, match="can't be written: Read-only file system"):
         probe(store)
+
+
+def test_a_file_opened_ahead_is_used_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    objects = LocalObjects(tmp_path / "store")
+    objects.get_ready("journal/")
+    objects.get_ready("journal/")
+    assert list(objects.list("")) == []
+
+    created = [objects.put_if_absent(f"journal/{name}", name.encode()) for name in "aab"]
+
+    assert created == [True, False, True]
+    assert [objects.get(f"journal/{name}") for name in "ab"] == [b"a", b"b"]
+    assert sorted(os.listdir(tmp_path / "store" / "journal")) == ["a", "b"]
+
+
+def test_a_file_opened_ahead_does_not_take_a_name_that_is_taken(tmp_path: Path) -> None:
+    objects = LocalObjects(tmp_path / "store")
+    objects.put_if_absent("journal/a", b"first")
+    objects.get_ready("journal/")
+
+    assert not objects.put_if_absent("journal/a", b"second")
+
+    assert objects.get("journal/a") == b"first"
+    assert os.listdir(tmp_path / "store" / "journal") == ["a"]
+
+
+def test_a_file_opened_ahead_in_a_folder_that_is_gone_is_not_used(tmp_path: Path) -> None:
+    objects = LocalObjects(tmp_path / "store")
+    objects.get_ready("journal/")
+    shutil.rmtree(tmp_path / "store" / "journal")
+
+    assert objects.put_if_absent("journal/a", b"a")
+
+    assert objects.get("journal/a") == b"a"
+
+
+def test_a_file_opened_ahead_whose_fsync_fails_is_not_used_again(
+    tmp_path: Path,
+) -> None:
+    told: list[int] = []
+
+    def fails_once(descriptor: int) -> None:
+        if len(told) == 1 and not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            told.append(descriptor)
+            raise OSError(errno.EIO, "the disk")
+        os.fsync(descriptor)
+
+    objects = LocalObjects(tmp_path / "store", fsync=fails_once)
+    objects.get_ready("journal/")
+    told.append(0)
+
+    with pytest.raises(Unavailable):
+        objects.put_if_absent("journal/a", b"a")
+
+    assert objects.put_if_absent("journal/a", b"a")
+    assert os.listdir(tmp_path / "store" / "journal") == ["a"]
