@@ -503,7 +503,7 @@ class Manager:
             if silent_s > self._heartbeat_timeout_s(session):
                 session.lost = LEASE_LOST
                 self._go(self._give_up(session))
-        self._take_back(now)
+        self._take_back()
 
     async def _prove_forever(self) -> None:
         """End a manager that was replaced while it had nothing to write, and would never know."""
@@ -535,16 +535,26 @@ class Manager:
         timeouts = [p.heartbeat_timeout_s for p in self._settings.pools if p.name == session.pool]
         return timeouts[0] if timeouts else 15.0
 
-    def _take_back(self, now: float) -> None:
+    def _take_back(self) -> None:
+        """Ask for half of what a worker has not started for a while, if another is idle."""
         idle = [s for s in self._sessions.values() if s.parked is not None and s.free > 0]
+        if not idle:
+            return
+        leases, too_old = self._state.leases, self._commit.now() - RECALL_AFTER_S
         for session in idle:
             queues = set(session.queues)
             for other in self._sessions.values():
-                if other is session or not queues.intersection(other.queues):
+                if other is session or other.recall or not queues.intersection(other.queues):
                     continue
-                waiting = [t for t in other.held if t not in other.started]
-                if waiting and not other.recall and now - other.seen_at > RECALL_AFTER_S:
-                    other.recall = waiting[-session.free :]
+                waiting = [
+                    token
+                    for token in other.held
+                    if token not in other.started
+                    and (task := leases.get(token)) is not None
+                    and task.leased_at < too_old
+                ]
+                if waiting:
+                    other.recall = waiting[-max(session.free, len(waiting) // 2) :]
                     other.release()
                     return
 

@@ -324,7 +324,8 @@ def _start_ray(running: Running) -> None:
     os.environ[RUN_ENV] = file.nonce
     if settings.address is not None:
         # A running Ray was given its edge when it was started; ours would be too late.
-        running.head = Head.join(settings.address)
+        with _signals_kept():
+            running.head = Head.join(settings.address)
     else:
         token = RunFolder(settings.state).path(settings.port, "ray-token")
         file.ray_token_path = str(token)

@@ -395,6 +395,28 @@ async def test_unstarted_work_is_taken_back_for_an_idle_worker(objects: GatedObj
         assert [a.attempt for a in (await idle).assignments] == [1]
 
 
+async def test_half_is_taken_back_from_a_worker_that_reports_all_the_time(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects) as now:
+        for _ in range(5):
+            await now.gateway.submit(SPEC)
+        orders = await now.take(free=5)
+        tokens = [a.token for a in orders.assignments]
+        now.clock.offset_s += 0.5
+        busy = asyncio.create_task(
+            now.report(applied=orders.number, held=tokens, started=tokens[:1])
+        )
+        idle = asyncio.create_task(now.take("w2"))
+        await turns(20)
+
+        now.manager.tick()
+
+        assert (await busy).recall == tokens[-2:]
+        await now.finish(tokens[-1], kind="returned")
+        assert len((await idle).assignments) == 1
+
+
 # --- asking ---------------------------------------------------------------------------------------
 
 
