@@ -129,7 +129,8 @@ DEEDS: dict[str, Callable[..., Awaitable[Any]]] = {
 
 
 async def _serve(store: str) -> None:
-    from cluster.actors import connect_gateway, manager_handle
+    from cluster.actors.gateway import connect_gateway
+    from cluster.actors.port import manager_handle
     from cluster.store.objects import open_store
     from service.deployment import store_url
 

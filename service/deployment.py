@@ -99,7 +99,7 @@ def start_cluster(run: Run) -> Cluster:
     """
     import ray
 
-    from cluster import actors
+    from cluster.actors.manager import start_manager, stop_cluster
 
     resources = ray.cluster_resources()
     settings = cluster_settings(
@@ -109,10 +109,10 @@ def start_cluster(run: Run) -> Cluster:
     Registry.load(settings.job_modules)  # a module that cannot be imported stops `up` here
     store = open_store(settings.store)
     lock = _lock_store(run.settings)
-    actors.start_manager(settings)
+    start_manager(settings)
 
     def drain() -> None:
-        actors.stop_cluster(DRAIN_GRACE_S)
+        stop_cluster(DRAIN_GRACE_S)
         lock.close()
 
     return Cluster(token=_admin_token(run.settings, store), drain=drain)
@@ -160,7 +160,8 @@ class Api:
 
 def _builder(settings: ClusterSettings, nonce: str) -> Any:
     def build() -> Any:
-        from cluster import actors
+        from cluster.actors.gateway import connect_gateway
+        from cluster.actors.port import manager_handle
         from cluster.slim import rarely_collect, take_turns
         from service.app import create_app
 
@@ -168,7 +169,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
         settings.extend_path()
         store = open_store(settings.store)
         app = create_app(
-            actors.connect_gateway(actors.manager_handle(), store),
+            connect_gateway(manager_handle(), store),
             Registry.load(settings.job_modules),
             store,
             ApiSettings(run=nonce),

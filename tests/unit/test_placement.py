@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from cluster.actors import start_manager
+from cluster.actors.manager import start_manager
 from cluster.settings import ClusterSettings
 from jobs.errors import InvalidInput
 
