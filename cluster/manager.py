@@ -9,7 +9,7 @@ workers' next reports do not bring back. Rule 3: it knows no Ray: workers are re
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -173,7 +173,7 @@ class Manager:
                 "stop in good order; if it is really gone, start with --take-over"
             )
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
-        self._go(self._commit.write_forever())
+        self._writer = self._go(self._commit.write_forever())
         await self._fold_intake()
         live = await self._workers.live()
         for name, pool_name in live.items():
@@ -193,12 +193,12 @@ class Manager:
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
 
     async def stop(self) -> None:
-        """Stop deciding. What was decided is committed first, and the journal given up."""
+        """Stop deciding, commit what was decided, and give up the journal."""
+        # Whoever decides ends first: nothing is to be written after the last word.
+        await _end(self._tasks - {self._writer})
         self._commit.record(ManagerStopped())
         await self._commit.barrier()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
 
     async def drain(self, grace_s: float) -> None:
         """Give out no more work, let the workers finish or hand back theirs, then stop."""
@@ -210,10 +210,11 @@ class Manager:
             await self._clock.sleep(TICK_S)
         await self.stop()
 
-    def _go(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _go(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -740,6 +741,13 @@ class Manager:
             waiters.remove(done)
             if not waiters:
                 self._waiting.pop(job_id, None)
+
+
+async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 async def build(

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 1.0
 #: A compaction writes a new snapshot beside the old one, and history beside both.
 SNAPSHOTS_KEPT_FREE = 2
+#: With so many times the least that is kept, no snapshot is large enough to be looked at.
+PLENTY = 16
 RETRY_AFTER_S = 10.0
 
 
@@ -57,6 +59,8 @@ class SpaceGuard:
                 if free is None:
                     continue
                 limited = True
+                if free >= PLENTY * self._min_bytes:
+                    continue
                 kept = max(self._min_bytes, SNAPSHOTS_KEPT_FREE * self._snapshots.newest_bytes())
             except DraymanError as error:
                 # The store is in trouble: its journal says so to whoever submits.

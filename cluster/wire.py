@@ -16,6 +16,7 @@ the caller is told, NoWire, and calls through Ray. Rule 5: nobody who calls wait
 """
 
 import asyncio
+import contextlib
 import hmac
 import secrets
 import socket
@@ -40,6 +41,8 @@ SECRET_BYTES = 32
 HELLO_S = 5.0
 #: A gateway's call takes a second at most: it is to get through by Ray within it.
 CONNECT_S = 0.5
+#: All callers wait for one question: left unanswered for so long, it is asked again.
+FIND_S = 10.0
 #: After a connection could not be had, calls go through Ray for so long.
 NO_WIRE_S = 10.0
 #: A connection that left calls unanswered for so long when a caller gave up is given up, too.
@@ -271,8 +274,12 @@ class Wire:
         return connecting.result()
 
     async def _open(self) -> "_Connection":
-        endpoint = await self._find()
         loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(FIND_S):
+                endpoint = await self._find()
+        except TimeoutError as error:
+            raise ManagerAway("it does not say where it listens") from error
         try:
             if endpoint is None:
                 raise NoWire("the manager can only be called through Ray")
@@ -286,7 +293,7 @@ class Wire:
             if not self._is_without:  # said once, not with every try
                 log.warning("manager_not_connected", error=repr(error), next="calls go through Ray")
             self._is_without = True
-            raise NoWire(str(error)) from error
+            raise NoWire(repr(error)) from error
         # Kept here and not by a caller: all of them may have left.
         self._connection, self._is_without = connection, False
         return connection
@@ -378,7 +385,8 @@ class _Connection(asyncio.Protocol):
 
 def _keep_alive(connection: socket.socket) -> None:
     """Have the kernel notice a machine that is gone without a word."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
         "TCP_KEEPIDLE": GONE_S - 6,
         "TCP_KEEPINTVL": 2,
@@ -388,5 +396,6 @@ def _keep_alive(connection: socket.socket) -> None:
         "TCP_USER_TIMEOUT": GONE_S * 1_000,
     }
     for option, value in options.items():
-        if hasattr(socket, option):  # not everywhere by this name
+        # Not everywhere by this name, and not for one that is closed already.
+        with contextlib.suppress(AttributeError, OSError):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

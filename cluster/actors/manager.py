@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster import manager as plain_manager
 from cluster.actors.compactor import RayCompactor
 from cluster.actors.placement import placement, require_one_node
-from cluster.actors.port import CALLS, FATAL_EXIT, MANAGER, manager_handle, said
+from cluster.actors.port import CALLS, FATAL_EXIT, MANAGER, manager_handle, raylet_gone, said
 from cluster.actors.workers import WORKER_PREFIX, WORKER_START_S, RayWorkers
 from cluster.settings import NAMESPACE, ClusterSettings
 from cluster.slim import rarely_collect, take_turns, without_pandas
@@ -80,6 +80,7 @@ class QueueManager:
             return loop.run_in_executor(others, function, *args)
 
         self._refusal: DraymanError | None = None
+        self._node = loop.create_task(self._leave_with_node())
         again = ray.get_runtime_context().was_current_actor_reconstructed
         if again:
             # The right to take over was for the first life: two that took a store from each other
@@ -126,6 +127,11 @@ class QueueManager:
         """Return the manager's process id once it is started; raise what kept it from starting."""
         _ = self._manager
         return os.getpid()
+
+    async def _leave_with_node(self) -> None:
+        """End when the raylet is gone: gateways and workers would go on talking to this process."""
+        await raylet_gone()
+        _die(Unavailable("the raylet of this node is gone"))
 
     async def endpoint(self) -> Endpoint | None:
         """Return where else than through Ray the manager can be called; None: nowhere."""

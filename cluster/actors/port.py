@@ -1,5 +1,7 @@
 """The manager as gateways and workers reach it."""
 
+import asyncio
+import os
 from typing import Any
 
 import ray
@@ -14,13 +16,15 @@ from cluster.settings import NAMESPACE
 from cluster.wire import Endpoint, ManagerAway, NoWire, Wire
 from jobs.errors import DraymanError, Unavailable
 
-__all__ = ["CALLS", "FATAL_EXIT", "MANAGER", "RayManager", "manager_handle", "said"]
+__all__ = ["CALLS", "FATAL_EXIT", "MANAGER", "RayManager", "manager_handle", "raylet_gone", "said"]
 
 MANAGER = "manager"
 #: What gateways and workers call, in the order that stands for their names on a connection.
 CALLS = ("submit", "exchange", "record", "call")
 #: Exit code of an actor that must not go on. Ray starts another manager, which replays the journal.
 FATAL_EXIT = 70
+#: How often it is looked whether the raylet lives.
+RAYLET_LOOK_S = 0.1
 
 
 class RayManager:
@@ -64,6 +68,16 @@ class RayManager:
             raise ManagerAway(str(error).partition("\n")[0]) from error
         except RayTaskError as error:
             raise said(error) from error
+
+
+async def raylet_gone() -> None:
+    """Return when the raylet, the parent of this process, is gone.
+
+    Ray leaves an actor running then, beside the one that takes its place (seen with Ray 2.60).
+    """
+    raylet = os.getppid()
+    while os.getppid() == raylet:  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(RAYLET_LOOK_S)
 
 
 def manager_handle() -> Any:

@@ -11,7 +11,7 @@ import msgspec
 import ray
 import structlog
 
-from cluster.actors.port import FATAL_EXIT, RayManager, manager_handle
+from cluster.actors.port import FATAL_EXIT, RayManager, manager_handle, raylet_gone
 from cluster.protocol import NODE_LOST
 from cluster.settings import DATA_DIRS_ENV, ClusterSettings, PoolSettings
 from cluster.slim import rarely_collect, without_pandas
@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 
 #: What a worker told to end by SIGTERM gives its attempts. Kubernetes kills after 30 s.
 TERM_GRACE_S = 10.0
-#: How often a worker looks whether its raylet lives.
-RAYLET_LOOK_S = 0.1
 
 
 def on_sigterm(action: Callable[[], None]) -> None:
@@ -101,13 +99,8 @@ class Worker:
             os._exit(0)
 
     async def _leave_with_node(self) -> None:
-        """Leave when the raylet, our parent, is gone: Ray takes this node for dead soon.
-
-        Ray leaves us running then, beside those who are given our work (seen with Ray 2.60).
-        """
-        raylet = os.getppid()
-        while os.getppid() == raylet:  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(RAYLET_LOOK_S)
+        """Leave when the raylet is gone: Ray takes this node for dead, and gives our work away."""
+        await raylet_gone()
         self._worker.leave(0.0, NODE_LOST)
 
     async def ready(self) -> int:

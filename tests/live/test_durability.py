@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 DELAY_S = 2.0
 SYNCS = ("fsync", "fdatasync")
 SENDS = ("write", "writev", "sendto", "sendmsg", "sendmmsg")
+RECEIVES = ("read", "readv", "recvfrom", "recvmsg")
 
 
 # --- everything is killed -----------------------------------------------------------------------
@@ -133,23 +134,35 @@ def calls(log: Path) -> list[tuple[str, str]]:
 
 
 def told(log: Path, job_id: str) -> list[int]:
-    """Return which of the calls sent the job's id, its last letter, to another process.
+    """Return which of the calls sent the answer to the batch that has the job.
 
-    Ray's transport may cut a message anywhere, also within an id: between the parts of a call, and
-    between calls. So each socket is read as the stream that it is.
+    It is a frame (`cluster/wire.py`) with the number of the one that asked, and says nothing more
+    than that all of the batch was accepted.
     """
-    streams: dict[str, str] = {}
-    ends: dict[str, list[tuple[int, int]]] = {}
-    for number, (name, call) in enumerate(calls(log)):
-        if name in SENDS and (socket := re.search(r"<(?:socket|TCP|UNIX)[^>]*>", call)):
-            sent = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', call))
-            streams[socket[0]] = streams.get(socket[0], "") + sent
-            ends.setdefault(socket[0], []).append((len(streams[socket[0]]), number))
-    return sorted(
-        next(number for end, number in ends[socket] if found.end() <= end)
-        for socket, stream in streams.items()
-        for found in re.finditer(re.escape(job_id), stream)
-    )
+    streams: dict[str, bytes] = {}
+    answer: tuple[str, bytes] | None = None
+    found = []
+    for place, (name, call) in enumerate(calls(log)):
+        socket = re.search(r"<(?:socket|TCP)[^>]*>", call)
+        if socket is None or name not in (*SENDS, *RECEIVES):
+            continue
+        carried = carried_by(call)
+        if name in RECEIVES:
+            stream = streams[socket[0]] = streams.get(socket[0], b"") + carried
+            asked = re.search(
+                rb"(?s)(.{4})\x00{\"gateway\"(?:(?!{\"gateway).)*" + job_id.encode(), stream
+            )
+            if answer is None and asked is not None:
+                answer = socket[0], b"\0\0\0\2" + asked[1] + b"\0{}"
+        elif answer is not None and answer[0] == socket[0] and answer[1] in carried:
+            found.append(place)
+    return found
+
+
+def carried_by(call: str) -> bytes:
+    """Return the bytes that a call carried, from how strace shows them."""
+    shown = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', call))
+    return shown.encode().decode("unicode_escape").encode("latin-1")
 
 
 def submit_for_later(client: Client) -> str:
@@ -163,7 +176,8 @@ def test_both_fsyncs_have_ended_before_a_job_is_acknowledged(
 ) -> None:
     manager, log = drayman.pid("ray::QueueManager"), tmp_path / "strace"
     journal = str(drayman.store / "journal")
-    options = ["-e", f"trace={','.join((*SYNCS, *SENDS, 'link', 'linkat'))}"]
+    traced_calls = (*SYNCS, *SENDS, *RECEIVES, "link", "linkat")
+    options = ["-e", f"trace={','.join(traced_calls)}"]
 
     def submit_to_manager() -> str | None:
         # Slow under the tracer, the manager may be passed over: then the replica kept the job.
