@@ -68,8 +68,9 @@ POLL_S = 5.0
 TICK_S = 0.1
 #: A loop that stood still longer than this (a pause, a suspended machine) forgives silence.
 GAP_S = 1.0
-#: A manager that wrote nothing for so long looks whether another has claimed the journal.
-PROVE_S = 10.0
+#: A manager that wrote nothing for so long looks whether another has claimed the journal; one
+#: that has nothing to do, either, is in no hurry.
+PROVE_S, PROVE_IDLE_S = 10.0, 600.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
 #: How often intake is listed by itself.
@@ -148,6 +149,8 @@ class Manager:
         self._ticked_at = clock.monotonic()
         self._draining = False
         self._drain_by = 0.0
+        #: Since it was last looked whether this is still the manager.
+        self._was_asked = False
         self._compacted_bytes = 0
         #: What the last compaction of this life left.
         self._snapshot = CompactionDone(last=0, seq=0, finished=0, rows=0)
@@ -508,12 +511,19 @@ class Manager:
 
     async def _prove_forever(self) -> None:
         """End a manager that was replaced while it had nothing to write, and would never know."""
+        proved_at, number = self._clock.monotonic(), self._commit.number
         while True:
-            number = self._commit.number
             await self._clock.sleep(PROVE_S)
-            if self._commit.number == number:
+            now, wrote = self._clock.monotonic(), self._commit.number != number
+            # Where nothing runs and nobody asks, nobody is misled, and a request of a store costs.
+            due = self._state.leases or self._was_asked or now - proved_at >= PROVE_IDLE_S
+            if due and not wrote:
+                self._was_asked = False
                 with contextlib.suppress(DraymanError):  # a store that cannot say is asked again
                     await self._commit.prove()
+                    wrote = True
+            if wrote:
+                proved_at, number = now, self._commit.number
 
     async def _give_up(self, session: Session) -> None:
         """End a silent worker, then give away what it held: it must not go on beside the next.
@@ -674,6 +684,7 @@ class Manager:
         an Evicted.
         """
         query = decode_query(payload)
+        self._was_asked = True
         try:
             answer = await self._answer(query)
         except NotFound as error:

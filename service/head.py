@@ -53,7 +53,6 @@ def environment(token_file: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray runs workers at nice 15; ours include the queue and the way in.
         "RAY_worker_niceness": "0",
-        "RAY_max_direct_call_object_size": str(1 << 20),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Else a driver under `uv run` makes a new environment for each worker.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

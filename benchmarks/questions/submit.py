@@ -6,6 +6,7 @@ other machines, whose work would not share these cores.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ __all__ = ["ask"]
 
 CONNECTIONS = (1, 8, 64)
 BATCH = 10_000
+#: Bytes of a job's payload, and lines of a batch of them.
+PAYLOADS = ((1_000, 5_000), (10_000, 1_000))
 SLOTS = 2_000_000
 WARM_S = 0.5
 
@@ -38,7 +41,11 @@ def _round(server: Server, driver: Driver, marks: Marks, seconds: float, calls: 
     with server.paused():
         for connections in CONNECTIONS:
             measured |= _posts(server, connections, seconds)
-        measured["NDJSON batches of 10,000", "jobs/s"] = _batches(server, calls)
+        measured["NDJSON batches of 10,000", "jobs/s"] = _batches(server, LINE, BATCH, calls)
+        for size, lines in PAYLOADS:
+            line = json.dumps({"type": "bench.noop", "params": {"payload": "x" * size}}).encode()
+            rate = _batches(server, line, lines, calls)
+            measured[f"NDJSON, payload of {size:,} bytes", "jobs/s"] = rate
         measured["Python client, one at a time", "jobs/s"] = _client(server, seconds)
         measured["Python client, submit_many", "jobs/s"] = _client_many(server, calls)
         said = driver.ask("single", file=marks.path, seconds=seconds, outstanding=1)
@@ -61,14 +68,14 @@ def _posts(server: Server, connections: int, seconds: float) -> Measured:
     }
 
 
-def _batches(server: Server, calls: int) -> float:
-    body = b"\n".join([LINE] * BATCH)
+def _batches(server: Server, line: bytes, lines: int, calls: int) -> float:
+    body = b"\n".join([line] * lines)
     began = time.perf_counter()
     with server.client() as client:
         for _ in range(calls):
             answer = client.post("/v1/jobs/batch", content=body).raise_for_status()
             assert b'"problem"' not in answer.content, answer.text[:300]
-    return calls * BATCH / (time.perf_counter() - began)
+    return calls * lines / (time.perf_counter() - began)
 
 
 def _client(server: Server, seconds: float) -> float:

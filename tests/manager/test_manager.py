@@ -152,6 +152,18 @@ async def test_a_fenced_manager_with_nothing_to_write_ends_too(
 ) -> None:
     monkeypatch.setattr("cluster.manager.PROVE_S", 0.005)
     async with life(objects) as old, life(objects) as new:
+        await old.gateway.queues()
+        await eventually(lambda: old.fatal)
+
+        assert not new.fatal
+
+
+async def test_a_fenced_manager_that_nobody_asks_ends_in_the_end(
+    objects: GatedObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.manager.PROVE_S", 0.005)
+    monkeypatch.setattr("cluster.manager.PROVE_IDLE_S", 0.02)
+    async with life(objects) as old, life(objects) as new:
         await eventually(lambda: old.fatal)
 
         assert not new.fatal
