@@ -43,14 +43,15 @@ class RayWorkers:
         """Return options that spread a pool over the nodes, one worker in turn.
 
         Ray's own strategy `SPREAD` heeds only what is held, and these hold nothing (Ray 2.60 put
-        all five on one node of two). What needs a GPU goes where Ray finds one.
+        all five on one node of two), nor does it hold to a soft affinity. Should the node go before
+        the worker is there, it is spawned again. What needs a GPU goes where Ray finds one.
         """
         if pool.num_gpus or self._settings.needs_one_node:
             return placement(self._settings, "DEFAULT")
         live = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         held = Counter(self._sent[w] for w in self._sent if _pool_of(w) == pool.name)
         self._sent[name] = node = min(live, key=lambda each: held[each])
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
     async def spawn(self, pool: PoolSettings) -> str:
         """Start a worker; return its name once it runs. Raises Unavailable if Ray cannot yet."""
