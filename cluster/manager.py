@@ -71,6 +71,8 @@ GAP_S = 1.0
 #: A manager that wrote nothing for so long looks whether another has claimed the journal; one
 #: that has nothing to do, either, is in no hurry.
 PROVE_S, PROVE_IDLE_S = 10.0, 600.0
+#: One that is about to be replaced looks so often.
+REPLACED_S = 1.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
 #: How often intake is listed by itself.
@@ -524,6 +526,13 @@ class Manager:
                     wrote = True
             if wrote:
                 proved_at, number = now, self._commit.number
+
+    async def be_replaced(self) -> None:
+        """Look all the time whether another manager has claimed the journal; never return."""
+        while True:
+            with contextlib.suppress(DraymanError):  # fenced: then this process is told to end
+                await self._commit.prove()
+            await self._clock.sleep(REPLACED_S)
 
     async def _give_up(self, session: Session) -> None:
         """End a silent worker, then give away what it held: it must not go on beside the next.

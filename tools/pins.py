@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = "drayman"
-EXTRAS = frozenset({"dev", "demo"})
+EXTRAS = frozenset({"dev", "demo", "bench"})
 PATH = Path(__file__).resolve().parent.parent / "constraints.txt"
 HEADER = """\
 # Exact versions that `make setup` installs. Written by `make pins` after pyproject.toml changed.

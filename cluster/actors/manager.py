@@ -129,9 +129,15 @@ class QueueManager:
         return os.getpid()
 
     async def _leave_with_node(self) -> None:
-        """End when the raylet is gone: gateways and workers would go on talking to this process."""
+        """Once the raylet is gone, end as soon as Ray has started another manager, not before.
+
+        That takes Ray a quarter of a minute, in which nobody else would take or give work.
+        """
         await raylet_gone()
-        _die(Unavailable("the raylet of this node is gone"))
+        log.warning(
+            "raylet_gone", next="this manager goes on until another has claimed the journal"
+        )
+        await self._manager.be_replaced()
 
     async def endpoint(self) -> Endpoint | None:
         """Return where else than through Ray the manager can be called; None: nowhere."""

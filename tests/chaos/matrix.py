@@ -197,16 +197,19 @@ def kill_node(ground: Ground, load: Load) -> Fault:
         at = time.time()
         kill(ground.nodes.raylet)
 
-        def met() -> set[str]:
-            """Return the jobs that the manager knows to have ended with the node."""
+        def of_the_node(*outcomes: str) -> set[str]:
+            """Return the jobs with an attempt there that ended, or goes on, like this."""
             return {
                 start.job_id
                 for start in load.starts()
                 for attempt in client.attempts(start.job_id)[start.attempt - 1 :][:1]
-                if attempt["worker"] in there and attempt["outcome"] in ("crashed", "interrupted")
+                if attempt["worker"] in there and attempt["outcome"] in outcomes
             }
 
-        hit = until(met)
+        # Two workers were there: the manager hears of one after the other.
+        until(lambda: not of_the_node("running"))
+        hit = of_the_node("crashed", "interrupted")
+        assert hit
     pids = {start.pid for start in load.starts() if start.job_id in hit and start.at < at}
     return Fault(at, pids, lambda start: start.job_id in hit and start.at > at)
 
