@@ -11,25 +11,26 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = "drayman"
-EXTRAS = frozenset({"dev", "demo", "bench"})
+#: What `make setup` installs, and what only plots of benchmarks need.
+EXTRAS, MORE = frozenset({"dev", "demo"}), frozenset({"bench"})
 PATH = Path(__file__).resolve().parent.parent / "constraints.txt"
 HEADER = """\
 # Exact versions that `make setup` installs. Written by `make pins` after pyproject.toml changed.
 """
 
 
-def needed() -> dict[str, str]:
+def needed(extras: frozenset[str] = EXTRAS) -> dict[str, str]:
     """Return the version of every installed package that the project needs, by name."""
     found: dict[str, str] = {}
     missing: set[str] = set()
     seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [(PROJECT, EXTRAS)]
+    todo = [(PROJECT, extras)]
     while todo:
         wanted = todo.pop()
         if wanted in seen:
             continue
         seen.add(wanted)
-        name, extras = wanted
+        name, wanted_extras = wanted
         try:
             package = distribution(name)
         except PackageNotFoundError:
@@ -39,7 +40,7 @@ def needed() -> dict[str, str]:
         for line in package.requires or ():
             requirement = Requirement(line)
             marker = requirement.marker
-            if marker is None or any(marker.evaluate({"extra": e}) for e in {"", *extras}):
+            if marker is None or any(marker.evaluate({"extra": e}) for e in {"", *wanted_extras}):
                 todo.append((canonical(requirement.name), frozenset(requirement.extras)))
     if missing:
         raise LookupError(f"not installed: {', '.join(sorted(missing))}; run `make setup` first")
@@ -54,7 +55,8 @@ def canonical(name: str) -> str:
 
 def main() -> None:
     """Write the pins."""
-    PATH.write_text(HEADER + "".join(f"{name}=={version}\n" for name, version in needed().items()))
+    pins = needed(EXTRAS | MORE)  # for the latter: pip install -c constraints.txt -e .[bench]
+    PATH.write_text(HEADER + "".join(f"{name}=={version}\n" for name, version in pins.items()))
 
 
 if __name__ == "__main__":
