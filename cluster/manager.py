@@ -45,7 +45,7 @@ from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
 from cluster.queue.model import State, Task
 from cluster.queue.snapshot import SNAPSHOT_VERSION
-from cluster.queue.spec import decode_head
+from cluster.queue.spec import decode_head, decode_spec
 from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings, PoolSettings
@@ -257,6 +257,7 @@ class Manager:
         for i, submission in enumerate(batch.submissions):
             job_id, raw = submission.job_id, bytes(submission.spec)
             try:
+                decode_spec(raw)  # what cannot be read as a whole would only be found when it runs
                 spec = decode_head(raw)
                 if not run(c.Submit(job_id, spec, raw), now) and spec.key is not None:
                     others[i] = self._replayed(job_id, spec.key)
@@ -520,10 +521,9 @@ class Manager:
             # Where nothing runs and nobody asks, nobody is misled, and a request of a store costs.
             due = self._state.leases or self._was_asked or now - proved_at >= PROVE_IDLE_S
             if due and not wrote:
-                self._was_asked = False
                 with contextlib.suppress(DraymanError):  # a store that cannot say is asked again
                     await self._commit.prove()
-                    wrote = True
+                    wrote, self._was_asked = True, False
             if wrote:
                 proved_at, number = now, self._commit.number
 

@@ -30,10 +30,13 @@ async def submit(one: Any, **fields: Any) -> str:
     return job_id
 
 
-async def test_a_member_that_cannot_be_read_is_refused_and_the_others_ride_on() -> None:
+@pytest.mark.parametrize("field", [b'"type":7', b'"type":"greet","max_attempts":"many"'])
+async def test_a_member_that_cannot_be_read_is_refused_and_the_others_ride_on(
+    field: bytes,
+) -> None:
     async with life(MemoryObjects("memory://"), "w1") as one:
         good = encode_spec(JobSpec("greet"))
-        bad = good.replace(b'"greet"', b"7")
+        bad = good.replace(b'"type":"greet"', field)
         batch = Batch("g", 1, [Submission("j1", Raw(good)), Submission("j2", Raw(bad))])
 
         replies = [decode_batch_reply(await one.manager.submit(encode(batch))) for _ in range(2)]
