@@ -54,6 +54,8 @@ async def fail(one: Life, kind: Any = "discarded") -> None:
 async def compacted(one: Life) -> None:
     await one.manager._compact()
     one.manager.tick()
+    # Its word is written by a thread, which a life that is dropped would not wait for.
+    await one.manager._commit.barrier()
 
 
 async def test_each_job_is_there_once_wherever_it_lies(objects: MemoryObjects) -> None:
