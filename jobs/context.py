@@ -37,6 +37,9 @@ class Runtime(Protocol):
     def once_done(self, key: str, value: Any) -> None:
         """Record durably that the effect `key` happened with `value`."""
 
+    def submit(self, type: str, params: Any, options: dict[str, Any]) -> str:
+        """Keep a job to be submitted with the attempt's completion; return its id."""
+
     def secret(self, name: str) -> str:
         """Return the secret, and redact it from whatever leaves this attempt."""
 
@@ -56,10 +59,19 @@ class Runtime(Protocol):
 class Files:
     """Files of one attempt: inputs by URI, outputs by name, scratch space that goes with it."""
 
-    def __init__(self, runtime: Runtime, workdir: Path) -> None:
+    def __init__(self, runtime: Runtime, workdir: Path, task: str) -> None:
         self._runtime = runtime
         #: Scratch directory of this attempt; removed when it ends.
         self.workdir = workdir
+        #: `<job>/<task>`, whose outputs these are.
+        self._task = task
+
+    def uri(self, name: str) -> str:
+        """Return the URI of this task's output `name`: for others to `fetch`, in this job or later.
+
+        It stays right when the task is run again.
+        """
+        return f"output:{self._task}/{name}"
 
     def open_output(self, name: str) -> BinaryIO:
         """Open the output file `name` for writing bytes; durable when closed.
@@ -68,16 +80,19 @@ class Files:
         """
         return self._runtime.open_output(name)
 
-    def save(self, path: Path, name: str | None = None) -> None:
-        """Keep the file at `path` as the output `name`; durable on return."""
-        with path.open("rb") as source, self.open_output(name or path.name) as output:
+    def save(self, path: Path, name: str | None = None) -> str:
+        """Keep the file at `path` as the output `name`, durable on return; return its URI."""
+        name = name or path.name
+        with path.open("rb") as source, self.open_output(name) as output:
             while block := source.read(1 << 20):
                 output.write(block)
+        return self.uri(name)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Keep `data` as the output file `name`; durable on return."""
+    def write(self, name: str, data: bytes) -> str:
+        """Keep `data` as the output file `name`, durable on return; return its URI."""
         with self.open_output(name) as output:
             output.write(data)
+        return self.uri(name)
 
     def local(self, path: str) -> Path:
         """Return the worker's own file or folder `path`, links resolved.
@@ -95,7 +110,11 @@ class Files:
         return resolved
 
     def fetch(self, uri: str) -> Path:
-        """Return a local path that holds what `uri` names (`upload:`, `file:`, `s3:`, ...)."""
+        """Return a local path that holds what `uri` names (`upload:`, `output:`, `s3:`, ...).
+
+        Only read it: a `file:` is the very file. An output that is gone, or not what it was when it
+        was made, ends the attempt, uncharged; the task that made it runs again, then this one.
+        """
         return self._runtime.fetch(uri, self.workdir)
 
 
@@ -123,7 +142,7 @@ class Context:
         self.labels = labels
         #: What the last accepted `checkpoint` of any earlier attempt held, or None.
         self.resumed_from = checkpoint
-        self.files = Files(runtime, workdir)
+        self.files = Files(runtime, workdir, f"{job_id}/{task_id}")
 
     @property
     def cancelled(self) -> bool:
@@ -175,6 +194,17 @@ class Context:
         value = effect(f"{self.job_id}:{self.task_id}:{key}")
         self._runtime.once_done(key, value)
         return value
+
+    def submit(self, type: str, params: Any = None, **options: Any) -> str:
+        """Submit another job once this attempt has succeeded, and return the id it will have.
+
+        Both are committed together or neither is, so a retry submits nothing twice. `params` is a
+        pydantic model or JSON data; `options` are those of `POST /v1/jobs` (`queue`, `priority`,
+        `delay_s`, `labels`, ...). Raises InvalidInput for an unknown type, params that do not fit,
+        or more jobs than one attempt may submit: then fan out.
+        """
+        self.check()
+        return self._runtime.submit(type, params, options)
 
     def log(self, message: str) -> None:
         """Append a line to this attempt's log. `print` lands there too."""

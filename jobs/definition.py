@@ -6,18 +6,18 @@ import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from jobs.context import Context
 from jobs.retry import RetryPolicy
 
-__all__ = ["DEFAULT_MAX_ATTEMPTS", "JobDefinition", "job"]
+__all__ = ["DEFAULT_MAX_ATTEMPTS", "Handler", "JobDefinition", "declared", "job", "params_model"]
 
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 DEFAULT_MAX_ATTEMPTS = 3
-Handler = Callable[[Context, Any], Any]
+Handler = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class JobDefinition:
     unique_for_s: float | None = None
     #: Which params make requests equal; empty means all of them.
     unique_by: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> str:
+        """Where it is declared, for messages."""
+        return f"{self.handler.__module__}.{self.handler.__qualname__}"
 
     @property
     def is_async(self) -> bool:
@@ -72,30 +77,18 @@ def job(
     """
 
     def declare(handler: Handler) -> JobDefinition:
-        if not NAME.fullmatch(name):
-            raise ValueError(f"job name {name!r}: use lower-case words joined by dots")
-        if max_attempts < 1:
-            raise ValueError(f"job {name!r}: max_attempts must be at least 1, got {max_attempts}")
-        limits = {"timeout_s": timeout_s, "grace_s": grace_s, "unique_for_s": unique_for_s}
-        for limit, value in limits.items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"job {name!r}: {limit} must be a finite number, 0 or more, got {value}"
-                )
-        model = _params_model(name, handler)
-        unknown = [f for f in unique_by if f not in model.model_fields]
-        if unknown:
-            raise ValueError(f"job {name!r}: unique_by names no such params: {', '.join(unknown)}")
-        default_queue = "io" if inspect.iscoroutinefunction(handler) else "default"
-        return JobDefinition(
-            name=name,
-            handler=handler,
-            params_model=model,
-            queue=queue or default_queue,
+        parameters = list(inspect.signature(handler).parameters)
+        if len(parameters) != 2:
+            raise TypeError(f"job {name!r}: write the handler as handler(ctx, params)")
+        return declared(
+            JobDefinition,
+            name,
+            handler,
+            queue=queue,
             max_attempts=max_attempts,
             timeout_s=timeout_s,
             grace_s=grace_s,
-            retry=retry or RetryPolicy(),
+            retry=retry,
             unique_for_s=unique_for_s,
             unique_by=unique_by,
         )
@@ -103,13 +96,57 @@ def job(
     return declare
 
 
-def _params_model(name: str, handler: Handler) -> type[BaseModel]:
-    parameters = list(inspect.signature(handler).parameters.values())
-    if len(parameters) != 2:
+D = TypeVar("D", bound=JobDefinition)
+
+
+def declared(
+    cls: type[D],
+    name: str,
+    handler: Handler,
+    *,
+    model: type[BaseModel] | None = None,
+    queue: str | None = None,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    retry: RetryPolicy | None = None,
+    **rest: Any,
+) -> D:
+    """Return the checked definition; for `job` and whatever else declares types.
+
+    Raises TypeError or ValueError, naming what to change.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"job name {name!r}: use lower-case words joined by dots")
+    if max_attempts < 1:
+        raise ValueError(f"job {name!r}: max_attempts must be at least 1, got {max_attempts}")
+    for limit in ("timeout_s", "grace_s", "unique_for_s"):
+        value = rest.get(limit)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(
+                f"job {name!r}: {limit} must be a finite number, 0 or more, got {value}"
+            )
+    model = model or params_model(name, handler)
+    unknown = [f for f in rest.get("unique_by", ()) if f not in model.model_fields]
+    if unknown:
+        raise ValueError(f"job {name!r}: unique_by names no such params: {', '.join(unknown)}")
+    return cls(
+        name=name,
+        handler=handler,
+        params_model=model,
+        queue=queue or ("io" if inspect.iscoroutinefunction(handler) else "default"),
+        max_attempts=max_attempts,
+        retry=retry or RetryPolicy(),
+        **rest,
+    )
+
+
+def params_model(name: str, handler: Handler) -> type[BaseModel]:
+    """Return the pydantic model that the handler's second parameter is annotated with."""
+    parameters = list(inspect.signature(handler).parameters)
+    if len(parameters) < 2:
         raise TypeError(f"job {name!r}: write the handler as handler(ctx, params)")
-    model = typing.get_type_hints(handler).get(parameters[1].name)
+    model = typing.get_type_hints(handler).get(parameters[1])
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise TypeError(
-            f"job {name!r}: annotate {parameters[1].name!r} with a pydantic model, got {model!r}"
+            f"job {name!r}: annotate {parameters[1]!r} with a pydantic model, got {model!r}"
         )
     return model

@@ -58,7 +58,7 @@ class Registry(Mapping[str, JobDefinition]):
     def add(self, definition: JobDefinition) -> None:
         """Add one type; the same definition twice is no error, another of its name is."""
         known = self._definitions.setdefault(definition.name, definition)
-        home = f"{definition.handler.__module__}.{definition.handler.__qualname__}"
+        home = definition.home
         if known is not definition:
             raise InvalidInput(
                 "jobs",

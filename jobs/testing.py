@@ -16,7 +16,7 @@ import inspect
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -26,10 +26,13 @@ from pydantic import BaseModel
 from jobs.context import Context
 from jobs.definition import JobDefinition
 from jobs.errors import InvalidInput, LeaseLost, NotFound
+from jobs.fan_out import FanOut
 from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json
 from jobs.result import encode_result
+from jobs.results import ChunkFailure, ChunkResult, Results
+from jobs.workflow import Workflow
 
-__all__ = ["Finished", "run"]
+__all__ = ["Finished", "run", "run_chunk"]
 
 
 @dataclass
@@ -50,6 +53,10 @@ class Finished:
     once: dict[str, Any] = field(default_factory=dict)
     #: Keys claimed whose effect is not on record: in doubt for the next attempt.
     in_doubt: set[str] = field(default_factory=set)
+    #: Jobs it asked for with `ctx.submit`, as `POST /v1/jobs` would take them.
+    submitted: list[dict[str, Any]] = field(default_factory=list)
+    #: Of a fan-out: each chunk, in order.
+    chunks: list["Finished"] = field(default_factory=list)
     returned: Any = None
 
     @property
@@ -80,6 +87,9 @@ def run(
 ) -> Finished:
     """Run one attempt of `definition` with `params` (a model, or data to validate as one).
 
+    A fan-out runs as a whole, one chunk after the other: `Finished.chunks` has each, the rest is
+    the join's. `run_chunk` runs one chunk alone, with whatever is to happen to it.
+
     Args:
         once: Effects that earlier attempts recorded, by key; `in_doubt` those only claimed.
         files: What `ctx.files.fetch` finds, by URI.
@@ -90,30 +100,113 @@ def run(
     `Finished.error`, and `Finished.result` raises it. Runs `async def` handlers too; call it from
     a plain test, not from inside a running event loop.
     """
-    finished = Finished(once=dict(once or {}), in_doubt=set(in_doubt or ()))
-    model = params
-    if not isinstance(model, BaseModel):
-        model = definition.params_model.model_validate(dict(params or {}))
+    model = _model(definition, params)
+    script = _Script(secrets or {}, dict(files or {}), stop_after, stop_reason, lease_lost_after)
+    told = {"tenant": tenant, "labels": dict(labels or {}), "job_id": job_id}
+    if isinstance(definition, Workflow):
+        raise TypeError("a workflow runs on a cluster; run each of its job types here")
+    if isinstance(definition, FanOut):
+        return _run_fan_out(definition, model, script, told)
+    kept = Finished(once=dict(once or {}), in_doubt=set(in_doubt or ()))
+    told |= {"task_id": task_id, "attempt": attempt, "checkpoint": checkpoint}
+    return _attempt(lambda ctx: definition.handler(ctx, model), kept, script, told)
+
+
+def run_chunk(
+    definition: FanOut,
+    params: BaseModel | Mapping[str, Any] | None,
+    chunk: Any,
+    *,
+    attempt: int = 1,
+    checkpoint: Any = None,
+    once: Mapping[str, Any] | None = None,
+    secrets: Mapping[str, str] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    stop_after: int | None = None,
+    stop_reason: str = "cancel",
+    tenant: str = "default",
+    job_id: str = "job-1",
+    task_id: str = "0",
+) -> Finished:
+    """Run one attempt of one chunk, given as the split yields it or as data; else as `run`."""
+    model = _model(definition, params)
+    read = definition.chunk.validate_python(chunk)
+    script = _Script(secrets or {}, dict(files or {}), stop_after, stop_reason, None)
+    told = {"tenant": tenant, "labels": {}, "job_id": job_id, "task_id": task_id}
+    told |= {"attempt": attempt, "checkpoint": checkpoint}
+    kept = Finished(once=dict(once or {}))
+    return _attempt(lambda ctx: definition.handler(ctx, model, read), kept, script, told)
+
+
+def _model(definition: JobDefinition, params: BaseModel | Mapping[str, Any] | None) -> BaseModel:
+    if isinstance(params, BaseModel):
+        return params
+    return definition.params_model.model_validate(dict(params or {}))
+
+
+def _run_fan_out(
+    definition: FanOut, params: BaseModel, script: "_Script", told: dict[str, Any]
+) -> Finished:
+    """Split, run every chunk, join; what each leaves is JSON in between, as on a worker."""
+    job_id = told["job_id"]
+    told = {**told, "attempt": 1, "checkpoint": None}
+    dump, read = definition.chunk.dump_json, definition.chunk.validate_json
+
+    def chunks_of(ctx: Context) -> Any:
+        found = _awaited(definition.split(ctx, params))
+        return [json.loads(dump(chunk)) for chunk in found]
+
+    split = _attempt(chunks_of, Finished(), script, {**told, "task_id": "split"})
+    if split.error is not None:
+        return split
+    script.keep(f"output:{job_id}/split", split.files)
+    done: list[ChunkResult[Any]] = []
+    failed: list[ChunkFailure] = []
+    chunks: list[Finished] = []
+    for index, data in enumerate(split.returned):
+        chunk = read(json.dumps(data))
+        one = _attempt(
+            lambda ctx, chunk=chunk: definition.handler(ctx, params, chunk),  # type: ignore[misc]
+            Finished(),
+            script,
+            {**told, "task_id": str(index)},
+        )
+        chunks.append(one)
+        prefix = f"output:{job_id}/{index}"
+        script.keep(prefix, one.files)
+        if one.error is None:
+            value = definition.value.validate_json(json.dumps(one.returned))
+            done.append(ChunkResult(index, value, {n: f"{prefix}/{n}" for n in one.files}))
+        else:
+            failed.append(ChunkFailure(index, str(one.error)))
+    if len(failed) > definition.tolerate * len(chunks):
+        last = next(chunk for chunk in chunks if chunk.error is not None)
+        last.chunks = chunks
+        return last
+    if definition.join is None:
+        return Finished(returned={"chunks": len(chunks)}, chunks=chunks)
+    join, results = definition.join, Results(done, len(done), failed)
+    whole = _attempt(
+        lambda ctx: join(ctx, params, results), Finished(), script, {**told, "task_id": "join"}
+    )
+    whole.chunks = chunks
+    return whole
+
+
+def _awaited(value: Any) -> Any:
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
+def _attempt(
+    call: Callable[[Context], Any], finished: Finished, script: "_Script", told: dict[str, Any]
+) -> Finished:
     printed = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="drayman-test-") as workdir:
-        scripted = _Scripted(
-            finished, printed, secrets or {}, files or {}, stop_after, stop_reason, lease_lost_after
-        )
-        ctx = Context(
-            scripted,
-            job_id=job_id,
-            task_id=task_id,
-            attempt=attempt,
-            tenant=tenant,
-            labels=dict(labels or {}),
-            workdir=Path(workdir),
-            checkpoint=checkpoint,
-        )
+        scripted = _Scripted(finished, printed, script)
+        ctx = Context(scripted, workdir=Path(workdir), **told)
         try:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                returned = definition.handler(ctx, model)
-                if inspect.iscoroutine(returned):
-                    returned = asyncio.run(returned)
+                returned = _awaited(call(ctx))
             finished.returned = json.loads(strict_json(encode_result(returned)))
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -124,6 +217,21 @@ def run(
     for secret in scripted.read:
         finished.logs = finished.logs.replace(secret, "***")
     return finished
+
+
+@dataclass
+class _Script:
+    """What is to happen to an attempt, and what it finds."""
+
+    secrets: Mapping[str, str]
+    files: dict[str, bytes]
+    stop_after: int | None
+    stop_reason: str
+    lease_lost_after: int | None
+
+    def keep(self, prefix: str, files: Mapping[str, bytes]) -> None:
+        """Let later parts of the job find what an earlier one kept."""
+        self.files.update({f"{prefix}/{name}": data for name, data in files.items()})
 
 
 class _Output(io.BytesIO):
@@ -142,20 +250,8 @@ class _Output(io.BytesIO):
 class _Scripted:
     """The Runtime behind `run`: memory instead of a worker."""
 
-    def __init__(
-        self,
-        finished: Finished,
-        printed: io.StringIO,
-        secrets: Mapping[str, str],
-        files: Mapping[str, bytes],
-        stop_after: int | None,
-        stop_reason: str,
-        lease_lost_after: int | None,
-    ) -> None:
-        self._finished, self._printed = finished, printed
-        self._secrets, self._files = secrets, files
-        self._stop_after, self._stop_reason = stop_after, stop_reason
-        self._lease_lost_after = lease_lost_after
+    def __init__(self, finished: Finished, printed: io.StringIO, script: _Script) -> None:
+        self._finished, self._printed, self._script = finished, printed, script
         self._calls = 0
         self._records = 0
         self.read: list[str] = []
@@ -165,8 +261,9 @@ class _Scripted:
 
     def stop_reason(self) -> str | None:
         self._calls += 1
-        due = self._stop_after is not None and self._calls > self._stop_after
-        return self._stop_reason if due else None
+        after = self._script.stop_after
+        due = after is not None and self._calls > after
+        return self._script.stop_reason if due else None
 
     def checkpoint(self, value: Any) -> None:
         data = checkpoint_json(value, self.read)
@@ -190,10 +287,15 @@ class _Scripted:
         self._finished.in_doubt.discard(key)
 
     def secret(self, name: str) -> str:
-        if name not in self._secrets:
+        if name not in self._script.secrets:
             raise InvalidInput("secret", f"{name!r} is not set; pass secrets={{{name!r}: ...}}")
-        self.read.append(self._secrets[name])
-        return self._secrets[name]
+        self.read.append(self._script.secrets[name])
+        return self._script.secrets[name]
+
+    def submit(self, type: str, params: Any, options: dict[str, Any]) -> str:
+        data = json.loads(strict_json(encode_result({} if params is None else params)))
+        self._finished.submitted.append({"type": type, "params": data, **options})
+        return f"submitted-{len(self._finished.submitted)}"
 
     def log(self, message: str) -> None:
         self._printed.write(message + "\n")
@@ -204,10 +306,13 @@ class _Scripted:
         return _Output(output_name(name, self.read), self._finished.files)
 
     def fetch(self, uri: str, into: Path) -> Path:
-        if uri not in self._files:
+        files = self._script.files
+        if uri not in files:
             raise NotFound("file", uri)
         path = into / (uri.rpartition("/")[2].rpartition(":")[2] or "input")
-        path.write_bytes(self._files[uri])
+        if path.exists():
+            path = Path(tempfile.mkdtemp(dir=into)) / path.name
+        path.write_bytes(files[uri])
         return path
 
     def may_read(self, path: Path) -> bool:
@@ -215,5 +320,6 @@ class _Scripted:
 
     def _record(self) -> None:
         self._records += 1
-        if self._lease_lost_after is not None and self._records > self._lease_lost_after:
+        after = self._script.lease_lost_after
+        if after is not None and self._records > after:
             raise LeaseLost(0)

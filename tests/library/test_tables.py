@@ -25,7 +25,7 @@ class Disk:
         raise AssertionError(f"{uri} should not be fetched")
 
 
-DISK = Files(cast("Runtime", Disk()), Path())
+DISK = Files(cast("Runtime", Disk()), Path(), "job-1/0")
 
 
 def rows_at(uri: str) -> int:
