@@ -140,6 +140,8 @@ class CommitLog:
         events = decide(self.state, self.rules, command, now)
         if events:
             self._apply(events, now)
+            while self.state.moving:  # what follows for planned jobs is part of it
+                self._apply(decide(self.state, self.rules, c.Advance(), now), now)
         return events
 
     def record(self, event: Event) -> None:

@@ -34,6 +34,8 @@ __all__ = [
     "BatchReply",
     "FileInfo",
     "Fold",
+    "InputInfo",
+    "Inputs",
     "OrderlyStop",
     "Orders",
     "Outcome",
@@ -156,17 +158,51 @@ class FileInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     media_type: str = "application/octet-stream"
 
 
+class InputInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input that an attempt read."""
+
+    uri: str
+    sha256: str
+    bytes: int = 0
+    #: Of an output of another task: the attempt that made it.
+    attempt: int = 0
+
+
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a successful attempt produced."""
 
     #: The handler's result as JSON, if small enough to travel inline.
     result: msgspec.Raw = NOTHING
-    #: Where a large result lies in the store.
+    #: Where a large result lies in the store, and its checksum.
     result_ref: str | None = None
     files: list[FileInfo] = []
+    result_sha256: str = ""
+    #: Of a split: how many chunks there are, and the file that lists them.
+    chunks: int | None = None
+    manifest: FileInfo | None = None
+    #: What it read, as far as it fetched it through its context.
+    inputs: list[InputInfo] = []
 
 
-OutcomeKind = Literal["ok", "failed", "discarded", "snoozed", "stopped", "returned", "crashed"]
+class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a task of a planned job gets beside the spec."""
+
+    role: Literal["whole", "split", "chunk", "join"]
+    #: Number of the chunk.
+    index: int = -1
+    #: Outputs of the steps that its params refer to, by step, each with the id of its task.
+    outputs: dict[str, tuple[str, Output]] = {}
+    #: Of a chunk and a join: the file that lists the chunks, and the attempt that wrote it.
+    manifest: FileInfo | None = None
+    split: tuple[str, int] = ("", 0)
+    #: Of a join: chunks there are, and those that failed within what is tolerated.
+    count: int = 0
+    failed: list[tuple[int, str]] = []
+
+
+OutcomeKind = Literal[
+    "ok", "failed", "discarded", "snoozed", "stopped", "returned", "crashed", "lost"
+]
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -179,6 +215,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stopped    obeyed or was killed by a stop that was ordered, or was killed beside another whose
                process had to go; `cause` says which
     returned   never started; give it to someone else
+    lost       outputs of tasks that it needs are gone; `output` lists them, see LostOutput
     crashed    its process died; `cause` (`signal 11`, `oom`, `exit 3`), `error` (last log lines),
                `alone`: nothing else ran in that process
     """
@@ -194,6 +231,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     alone: bool = True
     #: Where the attempt's log lies in the store; empty if it printed nothing.
     log: str = ""
+    #: Jobs that are submitted if it counts: with `ok` alone.
+    submits: list[Submission] = []
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
@@ -232,6 +271,8 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     node: str = ""
     pid: int = 0
     draining: bool = False
+    #: Fingerprint of the code of each job type it can run; told while it has nothing to report.
+    code: dict[str, str] = {}
 
 
 class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -248,6 +289,10 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     alone: bool = False
     #: The worker that ran it before and was killed: nothing of that one may live any more.
     after: str = ""
+    #: The code it runs with (`cluster/code.py`); empty: what the cluster was started with.
+    code: str = ""
+    #: What it needs beside the spec: encoded Inputs; `null` for a job's only task.
+    inputs: msgspec.Raw = NOTHING
 
 
 class OrderlyStop(msgspec.Struct, frozen=True, array_like=True):

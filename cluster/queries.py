@@ -225,7 +225,7 @@ class Reader:
         return list(found.values())
 
     def _view(self, job: Job) -> JobView:
-        task = job.tasks[0]
+        task = _first(job)
         position = self._position(task)
         return job_view(
             job,
@@ -262,7 +262,7 @@ def job_view(
     eta_s: float | None = None,
 ) -> JobView:
     """Return the job as others see it; what is not in the state is told by the caller."""
-    spec, task = spec or job.spec, job.tasks[0]
+    spec, task = spec or job.spec, _first(job)
     output = _output(task)
     started = [t.started_at for t in job.tasks if t.started_at]
     waiting = task.state in _WAITING
@@ -334,6 +334,10 @@ def attempt_views(job: Job) -> list[AttemptView]:
                 )
             )
     return found
+
+
+def _first(job: Job) -> Task:
+    return next(iter(job.tasks))
 
 
 def _leased_at(task: Task) -> float | None:

@@ -6,12 +6,14 @@ from cluster.protocol import Outcome, Record
 from cluster.queue.spec import SpecHead
 
 __all__ = [
+    "Advance",
     "Alias",
     "Cancel",
     "Command",
     "EndCompaction",
     "Evict",
     "Finish",
+    "Join",
     "Lease",
     "LoseWorker",
     "PauseQueue",
@@ -104,6 +106,19 @@ class SaveRecord(msgspec.Struct, frozen=True):
     record: Record
 
 
+class Advance(msgspec.Struct, frozen=True):
+    """Let planned jobs do what follows from where they are."""
+
+
+class Join(msgspec.Struct, frozen=True):
+    """A worker says where it runs, and which code it has."""
+
+    worker: str
+    pool: str
+    node: str
+    code: dict[str, str]
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time passed: what is due moves on."""
 
@@ -141,6 +156,8 @@ class ResumeQueue(msgspec.Struct, frozen=True):
 
 Command = (
     Submit
+    | Advance
+    | Join
     | Alias
     | Refuse
     | Lease

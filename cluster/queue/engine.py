@@ -22,6 +22,7 @@ from cluster.queue.dispatch import pick
 from cluster.queue.model import (
     ALIASES_MAX,
     GATEWAY_FORGOTTEN_S,
+    WORKERS_KNOWN_MAX,
     Effect,
     GatewayMarks,
     Job,
@@ -30,9 +31,33 @@ from cluster.queue.model import (
     Rules,
     State,
     Task,
+    WorkerFacts,
 )
-from cluster.queue.spec import SpecHead, decode_head
-from cluster.queue.state import TERMINAL, Move, TaskState, moved
+from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
+from cluster.queue.plan import (
+    OVER,
+    PlanState,
+    StepTask,
+    adopt_plan,
+    decode_lost,
+    is_unlike,
+    look,
+    lost_events,
+    next_events,
+    on_compacted,
+    on_inputs_lost,
+    on_job_ended,
+    on_job_revived,
+    on_output_lost,
+    on_plan_stopped,
+    on_step_ended,
+    on_task_succeeded,
+    on_tasks_added,
+    on_tasks_withdrawn,
+    plan_status,
+)
+from cluster.queue.spec import JobSpec, SpecHead, decode_head, step_spec
+from cluster.queue.state import TERMINAL, Move, TaskState
 from jobs.errors import Conflict, InvalidInput, KeyReused, LeaseLost, NotFound, Overloaded
 
 __all__ = ["FIRST_TASK", "decide", "evolve", "evolve_all", "job_status"]
@@ -70,20 +95,10 @@ def evolve_all(state: State, events: Iterable[e.Event], at: float) -> None:
 
 def job_status(job: Job) -> str:
     """Derive the status users see from the job's tasks."""
-    if len(job.tasks) == 1:
-        return _STATUS[job.tasks[0].state]
-    states = {task.state for task in job.tasks}
-    if S.LEASED in states:
-        return "processing"
-    if S.DEAD in states:
-        return "failed"
-    if S.CANCELLED in states:
-        return "cancelled"
-    if states == {S.SUCCEEDED}:
-        return "completed"
-    if states == {S.WAITING}:
-        return "scheduled"
-    return "processing" if S.SUCCEEDED in states else "pending"
+    if job.plan is not None:
+        return plan_status(job)
+    (task,) = job.tasks
+    return _STATUS[task.state]
 
 
 #: Of a job with one task.
@@ -117,12 +132,20 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
             raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
     limits = rules.queues.get(spec.queue)
     if limits is None:
-        known = ", ".join(sorted(rules.queues))
-        raise InvalidInput("queue", f"no queue {spec.queue!r}; use one of: {known}")
+        raise _no_queue(rules, "queue", spec.queue)
+    if spec.plan is not None:
+        for at, step in enumerate(spec.plan.steps):
+            if step.queue is not None and step.queue not in rules.queues:
+                raise _no_queue(rules, f"steps.{at}.queue", step.queue)
     line = state.lines.get(spec.queue)
     if line is not None and _depth(line) >= limits.depth_max and not command.admitted:
         raise Overloaded("queue", f"queue {spec.queue!r} is full ({limits.depth_max} tasks)", 5.0)
     return [e.JobSubmitted(command.job_id, spec, command.raw)]
+
+
+def _no_queue(rules: Rules, field: str, name: str) -> InvalidInput:
+    known = ", ".join(sorted(rules.queues))
+    return InvalidInput(field, f"no queue {name!r}; use one of: {known}")
 
 
 def _alias(state: State, rules: Rules, command: c.Alias, now: float) -> list[e.Event]:
@@ -155,12 +178,23 @@ def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.E
 def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e.Event]:
     worker, leases = command.worker, state.leases
     found: dict[int, e.Event] = {}
+    #: What comes beside the ends: outputs to be made again before, jobs submitted after.
+    before: list[e.Event] = []
+    after: list[e.Event] = []
+    again: set[tuple[str, str]] = set()
     for outcome, draw in zip(command.outcomes, command.draws, strict=True):
         token = outcome.token
         task = leases.get(token)
         if task is None or task.worker != worker or token in found:
             continue  # late or doubled: the lease is someone else's, or nobody's
-        if outcome.kind == "ok" and task.stop != "cancel":
+        kind = outcome.kind
+        if kind == "ok" and task.stop != "cancel":
+            if outcome.submits or task.job.plan is not None:
+                refused = _refused_end(state, rules, task, outcome, after)
+                if refused:
+                    broken = _Lost("error", refused, outcome.started_at, outcome.ended_at)
+                    found[token] = _discarded(rules, task, broken, draw, now)
+                    continue
             found[token] = e.TaskSucceeded(
                 task.job.id,
                 task.id,
@@ -171,9 +205,53 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
                 outcome.log,
                 outcome.output,
             )
+        elif kind == "lost":
+            *made_again, end = _inputs_lost(rules, task, outcome, draw, now, again)
+            before += made_again
+            found[token] = end
         else:
-            found[token] = _FINISH[outcome.kind](rules, task, outcome, draw, now)
-    return list(found.values())
+            found[token] = _FINISH[kind](rules, task, outcome, draw, now)
+    return [*before, *found.values(), *after]
+
+
+def _refused_end(
+    state: State, rules: Rules, task: Task, outcome: Any, submitted: list[e.Event]
+) -> str:
+    """Return why an end cannot count, or add the jobs that are submitted with it."""
+    try:
+        if is_unlike(task, bytes(outcome.output)):
+            return (
+                "the split was made again, its manifest having been lost, and gives other chunks "
+                "than those that are out; submit the job anew"
+            )
+        heads = [decode_head(submission.spec) for submission in outcome.submits]
+    except msgspec.MsgspecError as error:
+        return f"what it left cannot be read: {error}"
+    for head in heads:
+        if head.queue not in rules.queues:
+            return f"ctx.submit: {_no_queue(rules, 'queue', head.queue)}"
+    submitted += [
+        e.JobSubmitted(submission.job_id, head, bytes(submission.spec))
+        for submission, head in zip(outcome.submits, heads, strict=True)
+        if submission.job_id not in state.jobs
+    ]
+    return ""
+
+
+def _inputs_lost(
+    rules: Rules, task: Task, outcome: Any, draw: float, now: float, again: set[tuple[str, str]]
+) -> list[e.Event]:
+    """Return the outputs to be made again, and the end of the attempt that found them lost."""
+    if task.stop == "cancel":
+        return [_cancelled(task, outcome, "cancelled")]
+    plan = task.job.plan
+    try:
+        if plan is not None:
+            lost = decode_lost(outcome.output)
+            return lost_events(plan, task, lost, _lease_of(task, outcome), again)
+    except (msgspec.MsgspecError, KeyError):
+        pass  # It names what cannot be its input: no other task could mend that.
+    return [_failed(rules, task, outcome, draw, now)]
 
 
 def _lease_of(task: Task, outcome: Any) -> dict[str, Any]:
@@ -197,12 +275,19 @@ def _failed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> 
         return _cancelled(task, outcome, "cancelled")
     cause = outcome.cause or "error"
     failures = task.failures + 1
-    if failures >= task.job.spec.max_attempts:
+    spec = _spec_of(task)
+    if failures >= spec.max_attempts:
         return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
-    wait_s = _bounded_s(task.job.spec.retry.wait_s(failures, draw, outcome.delay_s))
+    wait_s = _bounded_s(spec.retry.wait_s(failures, draw, outcome.delay_s))
     return e.AttemptFailed(
         error=outcome.error, cause=cause, retry_at=now + wait_s, **_lease_of(task, outcome)
     )
+
+
+def _spec_of(task: Task) -> JobSpec:
+    """Return the job's spec, with what its step says otherwise."""
+    spec = task.job.spec
+    return step_spec(spec, task.step.spec) if isinstance(task, StepTask) else spec
 
 
 def _bounded_s(wait_s: float) -> float:
@@ -342,6 +427,8 @@ def _cancel(state: State, rules: Rules, command: c.Cancel, now: float) -> list[e
         return []
     if status in ("completed", "failed"):
         raise Conflict(f"job {job.id} is {status}; only unfinished jobs can be cancelled")
+    if job.plan is not None:
+        return [] if job.plan.stop in OVER else [e.PlanStopped(job.id, "cancelled")]
     found: list[e.Event] = []
     for task in job.tasks:
         if task.state is S.LEASED:
@@ -355,10 +442,22 @@ def _cancel(state: State, rules: Rules, command: c.Cancel, now: float) -> list[e
 def _revive(state: State, rules: Rules, command: c.Revive, now: float) -> list[e.Event]:
     job = _job(state, command.job_id)
     dead = [task for task in job.tasks if task.state is S.DEAD]
-    if not dead:
-        status = job_status(job)
+    status = job_status(job)
+    if not dead or status != "failed":
         raise Conflict(f"job {job.id} is {status}; only failed jobs can be retried")
-    return [e.TaskRedriven(job.id, task.id) for task in dead]
+    redriven = [e.TaskRedriven(job.id, task.id) for task in dead]
+    return [e.JobRevived(job.id), *redriven] if job.plan is not None else [*redriven]
+
+
+def _advance(state: State, rules: Rules, command: c.Advance, now: float) -> list[e.Event]:
+    return [event for job in state.moving.values() for event in next_events(job)]
+
+
+def _join(state: State, rules: Rules, command: c.Join, now: float) -> list[e.Event]:
+    facts = WorkerFacts(command.pool, command.node, command.code)
+    if state.workers.get(command.worker) == facts:
+        return []
+    return [e.WorkerJoined(command.worker, command.pool, command.node, command.code)]
 
 
 def _save_record(state: State, rules: Rules, command: c.SaveRecord, now: float) -> list[e.Event]:
@@ -435,6 +534,8 @@ def _job(state: State, job_id: str) -> Job:
 
 _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.Submit: _submit,
+    c.Advance: _advance,
+    c.Join: _join,
     c.Alias: _alias,
     c.Refuse: _refuse,
     c.Lease: _lease,
@@ -456,80 +557,31 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
 # --- evolve -----------------------------------------------------------------------------------
 
 
-def _move(state: State, task: Task, move: Move) -> Line:
-    """Move the task and keep its queue's counts; return the queue."""
-    old = task.state
-    task.state = new = moved(old, move)
-    line = state.lines[task.job.queue]
-    counts = line.counts
-    counts[old] -= 1
-    counts[new] += 1
-    return line
-
-
-def _make_ready(state: State, task: Task, move: Move, at: float) -> None:
-    line = _move(state, task, move)
-    task.ready_at = at
-    line.push(task)
-
-
-def _end_lease(state: State, event: Any) -> Task:
-    """Take the token away and keep what the attempt left behind."""
-    task = state.leases.pop(event.token)
-    held = state.held[task.worker]
-    del held[event.token]
-    if not held:
-        del state.held[task.worker]
-    if task.stop:
-        stopping = state.stopping[task.worker]
-        del stopping[event.token]
-        if not stopping:
-            del state.stopping[task.worker]
-        task.stop = ""
-    task.token = 0
-    task.started_at = event.started_at
-    task.ended_at = event.ended_at
-    task.log = event.log
+def _find(state: State, event: Any) -> Task:
+    job = state.jobs[event.job_id]
+    if job.plan is not None:
+        return job.plan.tasks[event.task_id]
+    (task,) = job.tasks
     return task
 
 
-def _keep_attempt(task: Task, outcome: str, error: str = "", cause: str = "") -> None:
-    if task.past is None:
-        task.past = []
-    task.past.append(
-        PastAttempt(
-            task.attempt,
-            outcome,
-            task.worker,
-            task.leased_at,
-            task.started_at,
-            task.ended_at,
-            error,
-            cause,
-            task.log,
-        )
-    )
-
-
-def _find(state: State, event: Any) -> Task:
-    task_id = event.task_id
-    for task in state.jobs[event.job_id].tasks:
-        if task.id == task_id:
-            return task
-    raise NotFound("task", f"{event.job_id}/{event.task_id}")
-
-
-def _finished(state: State, job: Job, at: float) -> None:
-    dead = False
-    for task in job.tasks:
-        if task.state not in TERMINAL:
-            return
-        dead = dead or task.state is _DEAD
+def _ended(state: State, task: Task, at: float) -> None:
+    """Let the job follow a task that ended: with it if it is the only one, else by its plan."""
+    job = task.job
+    if job.plan is not None:
+        look(state, job)
+        return
     job.finished_at = at
     job.finished_seq = state.seq + 1  # the event that is being applied
     job.revision += 1
-    if not dead:
+    if task.state is not _DEAD:
         state.finished.append(job)  # a dead letter stays: it may be redriven
+
+
+def _moved_on(state: State, task: Task) -> None:
+    """Let a plan follow a task that moved but did not end."""
+    if task.job.plan is not None:
+        look(state, task.job)
 
 
 def _on_manager_started(state: State, event: e.ManagerStarted, at: float) -> None:
@@ -558,7 +610,7 @@ def _new_job(state: State, job_id: str, spec: SpecHead, raw: bytes, at: float) -
     state.submitted = number = state.submitted + 1
     # Interned: a million jobs have a handful of types, tenants and queues.
     kind, tenant, queue = intern(spec.type), intern(spec.tenant), intern(spec.queue)
-    job = Job(job_id, raw, kind, tenant, queue, spec.priority, at, number, [])
+    job = Job(job_id, raw, kind, tenant, queue, spec.priority, at, number, code=intern(spec.code))
     state.jobs[job_id] = job
     state.order.add(job)
     return job
@@ -574,27 +626,32 @@ def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
     raw = bytes(event.spec)
     job = _new_job(state, event.job_id, decode_head(raw), raw, at)
     past = PastAttempt(0, "refused", "", 0.0, 0.0, at, event.error, event.cause)
-    task = Task(job, FIRST_TASK, S.DEAD, past=[past], ended_at=at)
-    job.tasks.append(task)
-    state.line(job.queue).counts[S.DEAD] += 1
+    line = state.line(job.queue)
+    task = Task(job, line, FIRST_TASK, S.DEAD, past=[past], ended_at=at)
+    job.tasks = (task,)
+    line.counts[S.DEAD] += 1
     state.dead[job.id, task.id] = task
-    _finished(state, job, at)
+    _ended(state, task, at)
 
 
 def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     spec = event.spec
     job = _new_job(state, event.job_id, spec, event.raw, at)
-    line = state.line(spec.queue)
-    if spec.run_at is not None and spec.run_at > at:
-        task = Task(job, FIRST_TASK, S.WAITING, due_at=spec.run_at)
-        state.timers.add(spec.run_at, task)
-    else:
-        task = Task(job, FIRST_TASK, _READY, ready_at=at)
-        line.push(task)
-    line.counts[task.state] += 1
-    job.tasks.append(task)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
+    if spec.plan is not None:
+        adopt_plan(state, job, PlanState(spec.plan))
+        look(state, job)
+        return
+    line = state.line(spec.queue)
+    if spec.run_at is not None and spec.run_at > at:
+        task = Task(job, line, FIRST_TASK, S.WAITING, due_at=spec.run_at)
+        state.timers.add(spec.run_at, task)
+    else:
+        task = Task(job, line, FIRST_TASK, _READY, ready_at=at)
+        line.push(task)
+    line.counts[task.state] += 1
+    job.tasks = (task,)
     if spec.expires_at is not None:
         task.expires_at = spec.expires_at
         state.expiries.add(spec.expires_at, task)
@@ -602,14 +659,20 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
 
 def _on_ready(state: State, event: e.TaskReady, at: float) -> None:
     task = _find(state, event)
-    move = Move.NEEDS_MET if task.state is S.WAITING else Move.BACKOFF_ELAPSED
-    _make_ready(state, task, move, at)
+    make_ready(task, Move.NEEDS_MET if task.state is S.WAITING else Move.BACKOFF_ELAPSED, at)
+    task.due_at = 0.0
+    if isinstance(task, StepTask):
+        task.needs = []
+    _moved_on(state, task)
 
 
 def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
     task = _find(state, event)
-    line = _move(state, task, Move.LEASED)
-    line.dropped(task)
+    move(task, Move.LEASED)
+    task.line.dropped(task)
+    plan = task.job.plan
+    if plan is not None:
+        plan.started = True
     token = event.token
     task.token = token
     task.attempt = event.attempt
@@ -624,83 +687,96 @@ def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
 
 
 def _on_succeeded(state: State, event: e.TaskSucceeded, at: float) -> None:
-    task = _end_lease(state, event)
-    _move(state, task, Move.SUCCEEDED)
+    task = end_lease(state, event)
+    move(task, Move.SUCCEEDED)
     task.output = bytes(event.output)
     task.suspect = False
-    _finished(state, task.job, at)
+    if isinstance(task, StepTask):
+        on_task_succeeded(state, task)
+    else:
+        _ended(state, task, at)
 
 
 def _on_failed(state: State, event: e.AttemptFailed, at: float) -> None:
-    task = _end_lease(state, event)
-    _keep_attempt(task, "failed", event.error, event.cause)
-    _move(state, task, Move.FAILED)
+    task = end_lease(state, event)
+    keep_attempt(task, "failed", event.error, event.cause)
+    move(task, Move.FAILED)
     task.failures += 1
     task.suspect = False
     task.due_at = event.retry_at
     state.timers.add(event.retry_at, task)
+    _moved_on(state, task)
 
 
 def _on_crashed(state: State, event: e.AttemptCrashed, at: float) -> None:
-    task = _end_lease(state, event)
-    _keep_attempt(task, "crashed", event.error, event.cause)
+    task = end_lease(state, event)
+    keep_attempt(task, "crashed", event.error, event.cause)
     task.recoveries += 1
-    _make_ready(state, task, Move.CRASHED, at)
+    make_ready(task, Move.CRASHED, at)
+    _moved_on(state, task)
 
 
 def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
-    task = _end_lease(state, event)
+    task = end_lease(state, event)
     if event.started:
-        _keep_attempt(task, "interrupted", cause=event.cause)
+        keep_attempt(task, "interrupted", cause=event.cause)
         task.interruptions += 1
         task.suspect = event.suspect
-        _make_ready(state, task, Move.RELEASED, at)
+        make_ready(task, Move.RELEASED, at)
     else:
         task.attempt -= 1  # it never ran: the number, and the place at the head, are free again
-        line = _move(state, task, Move.RELEASED)
-        line.push_front(task)
+        move(task, Move.RELEASED)
+        task.line.push_front(task)
+    _moved_on(state, task)
 
 
 def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
-    task = _end_lease(state, event)
-    _keep_attempt(task, "snoozed")
-    _move(state, task, Move.SNOOZED)
+    task = end_lease(state, event)
+    keep_attempt(task, "snoozed")
+    move(task, Move.SNOOZED)
     task.suspect = False
     task.due_at = event.retry_at
     state.timers.add(event.retry_at, task)
+    _moved_on(state, task)
 
 
 def _on_died(state: State, event: e.TaskDied, at: float) -> None:
-    task = _end_lease(state, event)
+    task = end_lease(state, event)
     outcome = {"recovery": "crashed", "interruption": "interrupted"}.get(event.charged, "failed")
-    _keep_attempt(task, outcome, event.error, event.cause)
-    _move(state, task, Move.EXHAUSTED)
+    keep_attempt(task, outcome, event.error, event.cause)
+    move(task, Move.EXHAUSTED)
     if event.charged == "attempt":
         task.failures += 1
     task.suspect = False
     state.dead[task.job.id, task.id] = task
-    _finished(state, task.job, at)
+    _ended(state, task, at)
 
 
 def _on_cancelled(state: State, event: e.TaskCancelled, at: float) -> None:
     if event.token is not None:
-        task = _end_lease(state, event)
-        _keep_attempt(task, "stopped", cause=event.reason)
+        task = end_lease(state, event)
+        keep_attempt(task, "stopped", cause=event.reason)
     else:
         task = _find(state, event)
     was_ready = task.state is S.READY
-    line = _move(state, task, Move.CANCELLED)
+    move(task, Move.CANCELLED)
     if was_ready:
-        line.dropped(task)
+        task.line.dropped(task)
     task.suspect = False
-    task.job.reason = event.reason
-    _finished(state, task.job, at)
+    job = task.job
+    job.reason = event.reason
+    if job.plan is not None and not job.plan.stop:
+        job.plan.stop = event.reason  # it was never begun, so nothing of it will be
+    _ended(state, task, at)
 
 
 def _on_stop_requested(state: State, event: e.StopRequested, at: float) -> None:
     task = state.leases[event.token]
     task.stop = event.reason
     state.stopping.setdefault(task.worker, {})[event.token] = event.reason
+    if task.job.plan is not None:
+        task.job.plan.asked += 1
+        look(state, task.job)
 
 
 def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
@@ -711,7 +787,8 @@ def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
     else:
         state.expiries.add(task.expires_at, task)
     task.job.finished_at = 0.0
-    _make_ready(state, task, Move.REDRIVEN, at)
+    make_ready(task, Move.REDRIVEN, at)
+    _moved_on(state, task)
 
 
 def _on_checkpoint(state: State, event: e.CheckpointSaved, at: float) -> None:
@@ -748,6 +825,7 @@ def _on_compacted(state: State, event: e.Compacted, at: float) -> None:
         del state.gateways[name]
     for name in [name for name, folded_at in state.folded.items() if folded_at < forgotten]:
         del state.folded[name]
+    on_compacted(state.plans.values(), event.seq)
 
 
 def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
@@ -756,10 +834,20 @@ def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
         job = finished.popleft()
         del state.jobs[job.id]
         state.order.remove(job)
-        counts = state.lines[job.queue].counts
         for task in job.tasks:
-            counts[task.state] -= 1
-        job.tasks.clear()  # they name their job: without this only the garbage collector frees it
+            task.line.counts[task.state] -= 1
+        # They name their job: without this only the garbage collector frees it.
+        job.tasks = ()
+        if job.plan is not None:
+            del state.plans[job.id]
+            job.plan.tasks.clear()
+
+
+def _on_worker_joined(state: State, event: e.WorkerJoined, at: float) -> None:
+    state.workers.pop(event.worker, None)
+    state.workers[event.worker] = WorkerFacts(event.pool, event.node, event.code)
+    while len(state.workers) > WORKERS_KNOWN_MAX:
+        del state.workers[next(iter(state.workers))]
 
 
 def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:
@@ -796,4 +884,13 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.Evicted: _on_evicted,
     e.QueuePaused: _on_paused,
     e.QueueResumed: _on_resumed,
+    e.TasksAdded: on_tasks_added,
+    e.TasksWithdrawn: on_tasks_withdrawn,
+    e.StepEnded: on_step_ended,
+    e.PlanStopped: on_plan_stopped,
+    e.JobEnded: on_job_ended,
+    e.JobRevived: on_job_revived,
+    e.InputsLost: on_inputs_lost,
+    e.OutputLost: on_output_lost,
+    e.WorkerJoined: _on_worker_joined,
 }

@@ -27,17 +27,23 @@ __all__ = [
     "CompactionPlanned",
     "Event",
     "Evicted",
+    "InputsLost",
     "JobAliased",
+    "JobEnded",
     "JobRefused",
+    "JobRevived",
     "JobSubmitted",
     "LeaseReleased",
     "ManagerStarted",
     "ManagerStopped",
     "OnceClaimed",
     "OnceDone",
+    "OutputLost",
+    "PlanStopped",
     "QueuePaused",
     "QueueResumed",
     "Row",
+    "StepEnded",
     "StopRequested",
     "TaskCancelled",
     "TaskDied",
@@ -46,6 +52,9 @@ __all__ = [
     "TaskRedriven",
     "TaskSnoozed",
     "TaskSucceeded",
+    "TasksAdded",
+    "TasksWithdrawn",
+    "WorkerJoined",
     "from_row",
     "to_columns",
     "to_row",
@@ -95,7 +104,7 @@ class BatchAccepted(Event, frozen=True):
 
 
 class JobSubmitted(Event, frozen=True):
-    """A job was accepted, with one task. `data` is the submitted spec, byte for byte."""
+    """A job was accepted. `data` is the submitted spec, byte for byte."""
 
     kind = "job_submitted"
     job_id: str
@@ -226,6 +235,81 @@ class StopRequested(LeaseEvent, frozen=True):
     reason: str
 
 
+class InputsLost(AttemptEnd, frozen=True):
+    """It found outputs of tasks that it needs gone; it waits until they are made again."""
+
+    kind = "inputs_lost"
+    needs: list[str] = []
+
+
+class OutputLost(TaskEvent, frozen=True):
+    """The output of a task that succeeded is gone, or other than it was: the task runs again."""
+
+    kind = "output_lost"
+    #: The attempt that made it.
+    attempt: int
+
+
+class TasksAdded(Event, frozen=True):
+    """A step goes on: its first task, its join, or chunks `first` to `first + count - 1`."""
+
+    kind = "tasks_added"
+    job_id: str
+    step: str
+    role: str
+    first: int = 0
+    count: int = 1
+
+
+class TasksWithdrawn(Event, frozen=True):
+    """What is in line of a job that does not go on left the line."""
+
+    kind = "tasks_withdrawn"
+    job_id: str
+
+
+class StepEnded(Event, frozen=True):
+    """A step succeeded, failed, or is skipped because one that it needs failed."""
+
+    kind = "step_ended"
+    job_id: str
+    step: str
+    state: str
+
+
+class PlanStopped(Event, frozen=True):
+    """Nothing of the job begins any more; what runs was asked to stop."""
+
+    kind = "plan_stopped"
+    job_id: str
+    reason: str
+
+
+class JobEnded(Event, frozen=True):
+    """Nothing of a planned job runs or will; `reason` says why it was cancelled."""
+
+    kind = "job_ended"
+    job_id: str
+    reason: str = ""
+
+
+class JobRevived(Event, frozen=True):
+    """An operator lets a failed planned job go on where it failed."""
+
+    kind = "job_revived"
+    job_id: str
+
+
+class WorkerJoined(Event, frozen=True):
+    """A worker said where it runs, and which code it has."""
+
+    kind = "worker_joined"
+    worker: str
+    pool: str
+    node: str
+    code: dict[str, str] = {}
+
+
 class TaskRedriven(TaskEvent, frozen=True):
     """An operator revived a dead letter with a new budget."""
 
@@ -297,6 +381,14 @@ _COLUMNS = ("job_id", "task_id", "attempt", "token")
 _encode = msgspec.json.Encoder().encode
 
 
+def _field(field: msgspec.structs.FieldInfo) -> tuple[Any, ...]:
+    if field.required:
+        return field.name, field.type
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.name, field.type, msgspec.field(default_factory=field.default_factory)
+    return field.name, field.type, field.default
+
+
 class _Codec:
     """Turns events of one class into rows and back."""
 
@@ -307,7 +399,7 @@ class _Codec:
         self.names = [f.name for f in rest]
         self.data = msgspec.defstruct(
             f"{cls.__name__}Data",
-            [(f.name, f.type) if f.required else (f.name, f.type, f.default) for f in rest],
+            [_field(f) for f in rest],
             omit_defaults=True,
             gc=False,
         )

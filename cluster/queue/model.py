@@ -6,14 +6,19 @@ nothing here depends on the clock, on chance or on the order of a set. Moments a
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.queue.state import TERMINAL, TaskState
 
+if TYPE_CHECKING:
+    from cluster.queue.plan import PlanState
+
 __all__ = [
+    "Bucket",
     "Effect",
     "GatewayMarks",
     "Job",
@@ -26,6 +31,7 @@ __all__ = [
     "State",
     "Task",
     "Timer",
+    "WorkerFacts",
 ]
 
 #: Batches of one gateway whose replies can still be asked for again: the highest number seen and
@@ -37,6 +43,8 @@ GATEWAY_FORGOTTEN_S = 48 * 3600.0
 FOLDED = b""
 #: Ids that stand for jobs known before; there are few.
 ALIASES_MAX = 100_000
+#: Workers of which it is remembered where they ran.
+WORKERS_KNOWN_MAX = 10_000
 #: Jobs in one block of the order of submission.
 ORDER_BLOCK = 1024
 
@@ -86,6 +94,8 @@ class Task(msgspec.Struct, eq=False, gc=False):
     """The unit of dispatch, leasing and retry."""
 
     job: "Job"
+    #: The queue it waits in.
+    line: "Line"
     #: Unique within the job.
     id: str
     state: TaskState
@@ -121,6 +131,15 @@ class Task(msgspec.Struct, eq=False, gc=False):
     once: dict[str, Effect] | None = None
 
 
+class WorkerFacts(msgspec.Struct, frozen=True):
+    """What lineage says of a worker."""
+
+    pool: str
+    node: str
+    #: Fingerprint of the code of each job type there.
+    code: dict[str, str] = {}
+
+
 class Job(msgspec.Struct, eq=False, gc=False):
     """One submitted request. It and its tasks name each other; `tasks` is emptied when it goes."""
 
@@ -135,13 +154,18 @@ class Job(msgspec.Struct, eq=False, gc=False):
     submitted_at: float
     #: Its place in the order of submission, from 1.
     number: int
-    tasks: list[Task]
+    #: Those in memory: of a planned job, not the chunks that are done or not yet in line.
+    tasks: Collection[Task] = ()
     finished_at: float = 0.0
     #: Number of the event that finished it last, and how many have; 0 before the first.
     finished_seq: int = 0
     revision: int = 0
     #: Why it was cancelled.
     reason: str = ""
+    #: The code it was submitted with; see JobSpec.
+    code: str = ""
+    #: None: it has one task.
+    plan: "PlanState | None" = None
 
     @property
     def spec(self) -> JobSpec:
@@ -149,89 +173,179 @@ class Job(msgspec.Struct, eq=False, gc=False):
         return decode_spec(self.raw)
 
 
-class Line:
-    """Ready tasks of one queue, by priority and then by ticket.
+class Bucket:
+    """Ready tasks of one priority: one job after the other, or in turns where several go at once.
+
+    Jobs of one task are one flow, in order of arrival; the tasks of a planned job are another. Each
+    task gets its ticket when it enters: one more than its flow's last, or than the ticket that was
+    served last, whichever is higher; the lowest is served next. So flows take turns, and one that
+    was empty owes nothing (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996).
 
     Entries are removed lazily: a task that left READY stays in its deque until it is at the head.
     """
 
-    __slots__ = ("_order", "buckets", "counts", "name", "paused", "suspects", "tickets")
+    __slots__ = ("flows", "last", "served")
+
+    def __init__(self) -> None:
+        #: By job number; 0 for all that have one task. A flow that is empty is not in it.
+        self.flows: dict[int, deque[Task]] = {}
+        #: Last ticket of each flow.
+        self.last: dict[int, int] = {}
+        #: Highest ticket that was served.
+        self.served = 0
+
+    def push(self, task: Task) -> None:
+        """Put a task at the end of its flow."""
+        flow = flow_of(task)
+        task.ticket = self.last[flow] = max(self.last.get(flow, 0), self.served) + 1
+        queue = self.flows.get(flow)
+        if queue is None:
+            queue = self.flows[flow] = deque()
+        queue.append(task)
+
+    def restore(self, task: Task) -> None:
+        """Put a task that has its ticket, the highest of its flow, in its place."""
+        flow = flow_of(task)
+        self.flows.setdefault(flow, deque()).append(task)
+        self.last[flow] = max(self.last.get(flow, 0), task.ticket)
+
+    def push_front(self, task: Task) -> None:
+        """Put a task back where its ticket says."""
+        flow = flow_of(task)
+        queue = self.flows.get(flow)
+        if queue is None:
+            queue = self.flows[flow] = deque()
+            self.last[flow] = max(self.last.get(flow, 0), task.ticket)
+        # Those before it were given back just now too, so this is a short walk.
+        ahead = 0
+        while ahead < len(queue) and queue[ahead].ticket < task.ticket:
+            ahead += 1
+        queue.insert(ahead, task)
+
+    def dropped(self, task: Task) -> None:
+        """Forget a task that left READY, as far as that is cheap now."""
+        if task.state is TaskState.LEASED and task.ticket > self.served:
+            self.served = task.ticket
+        flow = flow_of(task)
+        queue = self.flows.get(flow)
+        if queue is None:
+            return
+        while queue and queue[0].state is not TaskState.READY:
+            queue.popleft()
+        if not queue:
+            del self.flows[flow], self.last[flow]
+
+    def ready(self) -> Iterator[Task]:
+        """Yield ready tasks, next first."""
+        flows = self.flows
+        if len(flows) == 1:
+            (queue,) = flows.values()
+            order: Iterator[Task] = iter(queue)
+        else:
+            order = heapq.merge(*flows.values(), key=_turn)
+        for task in order:
+            if task.state is TaskState.READY and not task.suspect:
+                yield task
+
+    def tidy(self, flow: int) -> None:
+        """Drop everything of a flow that is not READY: it may become so again, elsewhere."""
+        queue = self.flows.get(flow)
+        if queue is None:
+            return
+        kept = deque(task for task in queue if task.state is TaskState.READY)
+        if kept:
+            self.flows[flow] = kept
+        else:
+            del self.flows[flow], self.last[flow]
+
+    def ahead_of(self, task: Task) -> int:
+        """Return about how many ready tasks go before `task`; O(flows)."""
+        ahead = 0
+        for queue in self.flows.values():
+            first = next((t for t in queue if t.state is TaskState.READY), task)
+            ahead += min(max(0, task.ticket - first.ticket), len(queue))
+        return ahead
+
+    def __len__(self) -> int:
+        return sum(map(len, self.flows.values()))
+
+
+def flow_of(task: Task) -> int:
+    """Return which tasks it queues up with: those of its planned job, or all that have none."""
+    return 0 if task.job.plan is None else task.job.number
+
+
+def _turn(task: Task) -> tuple[int, int]:
+    return task.ticket, task.job.number
+
+
+class Line:
+    """Ready tasks of one queue, by priority."""
+
+    __slots__ = ("_order", "buckets", "counts", "name", "paused", "suspects")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.paused = False
-        self.buckets: dict[int, deque[Task]] = {}
+        self.buckets: dict[int, Bucket] = {}
         #: Ready tasks that must run alone.
         self.suspects: dict[Task, None] = {}
         #: Tasks of this queue in each state.
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
-        #: The last ticket drawn.
-        self.tickets = 0
         self._order: list[int] = []
 
     def push(self, task: Task) -> None:
-        """Put a task that became READY at the end of its priority."""
-        self.tickets = task.ticket = self.tickets + 1
+        """Put a task that became READY in line."""
         if task.suspect:
             self.suspects[task] = None
         else:
-            self._bucket(task).append(task)
+            self.bucket(task.job.priority).push(task)
 
     def restore(self, task: Task) -> None:
-        """Put a READY task that has its ticket, the highest of its priority, in its place."""
+        """Put a READY task that has its ticket, the highest of its flow, in its place."""
         if task.suspect:
             self.suspects[task] = None
         else:
-            self._bucket(task).append(task)
+            self.bucket(task.job.priority).restore(task)
 
     def push_front(self, task: Task) -> None:
         """Put a task back where its ticket says: it lost a lease it never used."""
         if task.suspect:
             self.suspects[task] = None
-            return
-        bucket = self._bucket(task)
-        # Those before it were given back just now too, so this is a short walk.
-        ahead = 0
-        while ahead < len(bucket) and bucket[ahead].ticket < task.ticket:
-            ahead += 1
-        bucket.insert(ahead, task)
+        else:
+            self.bucket(task.job.priority).push_front(task)
 
     def dropped(self, task: Task) -> None:
-        """Forget a task that left READY, as far as that is cheap now."""
+        """Forget a task that left READY."""
         if task.suspect:
             self.suspects.pop(task, None)
-            return
-        bucket = self.buckets[task.job.priority]
-        while bucket and bucket[0].state is not TaskState.READY:
-            bucket.popleft()
+        else:
+            self.buckets[task.job.priority].dropped(task)
 
     def ready(self) -> Iterator[Task]:
         """Yield ready tasks, next first, suspects apart. The line must not change meanwhile."""
         for priority in self._order:
-            for task in self.buckets[priority]:
-                if task.state is TaskState.READY and not task.suspect:
-                    yield task
+            yield from self.buckets[priority].ready()
 
     def head(self) -> Task | None:
         """Return the next ready task."""
         return next(self.ready(), None)
 
     def position(self, task: Task) -> int:
-        """Return about how many ready tasks go before `task`; O(priorities)."""
+        """Return about how many ready tasks go before `task`; O(priorities + flows)."""
         ahead = 0
         for priority in self._order:
             bucket = self.buckets[priority]
             if priority == task.job.priority:
-                first = next((t for t in bucket if t.state is TaskState.READY), task)
-                return ahead + min(max(0, task.ticket - first.ticket), len(bucket))
+                return ahead + bucket.ahead_of(task)
             ahead += len(bucket)
         return ahead
 
-    def _bucket(self, task: Task) -> deque[Task]:
-        priority = task.job.priority
+    def bucket(self, priority: int) -> Bucket:
+        """Return the bucket of a priority, new if there was none."""
         bucket = self.buckets.get(priority)
         if bucket is None:
-            bucket = self.buckets[priority] = deque()
+            bucket = self.buckets[priority] = Bucket()
             self._order = sorted(self.buckets, reverse=True)
         return bucket
 
@@ -296,8 +410,10 @@ def _timer_live(at: float, task: Task) -> bool:
 
 def _expiry_live(at: float, task: Task) -> bool:
     # A dead letter that is redriven after it is not held to it any more, and one that is redriven
-    # before it gets a new entry.
-    return task.expires_at == at and task.state not in TERMINAL
+    # before it gets a new entry. A planned job has started with its first task.
+    plan = task.job.plan
+    started = plan is not None and plan.started
+    return task.expires_at == at and task.state not in TERMINAL and not started
 
 
 class KeyIndex:
@@ -467,6 +583,11 @@ class State:
         self.expiries = Timer(_expiry_live)
         #: (job id, task id) of dead letters, oldest first.
         self.dead: dict[tuple[str, str], Task] = {}
+        #: Planned jobs in memory, and those whose plan moves on by itself (see `plan.look`).
+        self.plans: dict[str, Job] = {}
+        self.moving: dict[str, Job] = {}
+        #: What is known of workers: those that hold or held something, the latest last.
+        self.workers: dict[str, WorkerFacts] = {}
 
     def line(self, name: str) -> Line:
         """Return the queue `name`, new if nothing was ever in it."""

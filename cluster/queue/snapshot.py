@@ -14,11 +14,30 @@ from typing import Any
 
 import msgspec
 
-from cluster.queue.model import Effect, GatewayMarks, Job, PastAttempt, State, Task
-from cluster.queue.spec import decode_head
+from cluster.queue.model import (
+    Effect,
+    GatewayMarks,
+    Job,
+    Line,
+    PastAttempt,
+    State,
+    Task,
+    WorkerFacts,
+)
+from cluster.queue.plan import (
+    PlanState,
+    StepState,
+    StepTask,
+    adopt_plan,
+    decode_finished,
+    locate,
+    look,
+    plan_status,
+)
+from cluster.queue.spec import Plan, decode_head
 from cluster.queue.state import TaskState
 
-__all__ = ["SNAPSHOT_VERSION", "Row", "dump", "load"]
+__all__ = ["SNAPSHOT_VERSION", "Row", "dump", "is_final", "load"]
 
 SNAPSHOT_VERSION = 1
 
@@ -54,8 +73,35 @@ class _Gateway(msgspec.Struct, array_like=True):
 
 class _Line(msgspec.Struct, array_like=True):
     paused: bool
+    #: Not in use any more.
     tickets: int
     suspects: list[tuple[str, str]]
+    #: By priority: the highest ticket served, and the last of each flow.
+    buckets: dict[int, tuple[int, dict[int, int]]] = {}
+
+
+class _Worker(msgspec.Struct, array_like=True):
+    pool: str
+    node: str
+    code: dict[str, str]
+
+
+class _Step(msgspec.Struct, array_like=True):
+    name: str
+    state: str
+    count: int
+    manifest: str
+    next: int
+    done: bytes
+    succeeded: int
+    finished: dict[int, bytes]
+
+
+class _Plan(msgspec.Struct, array_like=True):
+    stop: str
+    started: bool
+    rebuilt: dict[str, int]
+    steps: list[_Step]
 
 
 class _Task(msgspec.Struct, array_like=True):
@@ -81,6 +127,7 @@ class _Task(msgspec.Struct, array_like=True):
     past: list[tuple[Any, ...]]
     checkpoint: bytes
     once: dict[str, tuple[int, bytes | None]]
+    needs: list[str] = []
 
 
 class _Job(msgspec.Struct, array_like=True):
@@ -92,12 +139,15 @@ class _Job(msgspec.Struct, array_like=True):
     revision: int
     reason: str
     tasks: list[_Task]
+    plan: _Plan | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _PAST = PastAttempt.__struct_fields__
 #: Fields of a task that stand in a snapshot as they are.
-_PLAIN = [name for name in _Task.__struct_fields__ if name not in ("state", "past", "once")]
+_PLAIN = [
+    name for name in _Task.__struct_fields__ if name not in ("state", "past", "once", "needs")
+]
 
 
 # --- dumping ----------------------------------------------------------------------------------
@@ -119,10 +169,15 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         yield "key", key, _encode(entry)
     for name, line in state.lines.items():
         suspects = [(task.job.id, task.id) for task in line.suspects]
-        yield "line", name, _encode(_Line(line.paused, line.tickets, suspects))
+        buckets = {
+            priority: (bucket.served, bucket.last) for priority, bucket in line.buckets.items()
+        }
+        yield "line", name, _encode(_Line(line.paused, 0, suspects, buckets))
+    for name, facts in state.workers.items():
+        yield "worker", name, _encode(_Worker(facts.pool, facts.node, facts.code))
     for job in state.order:
-        if not (job.finished_at and job.finished_seq <= through and _is_final(job)):
-            yield "job", job.id, _encode(_job_row(job))
+        if not (job.finished_at and job.finished_seq <= through and is_final(job)):
+            yield "job", job.id, _encode(_job_row(job, through))
     for kind, timer in (("timer", state.timers), ("expiry", state.expiries)):
         # Without repeats: a task that came back for one moment has two entries.
         for at, task in dict.fromkeys(timer.live()):
@@ -131,11 +186,14 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         yield "dead", job_id, _encode(task_id)
 
 
-def _is_final(job: Job) -> bool:
+def is_final(job: Job) -> bool:
+    """Whether a job that finished did so for good: it is no dead letter."""
+    if job.plan is not None:
+        return plan_status(job) != "failed"
     return all(task.state is not S.DEAD for task in job.tasks)
 
 
-def _job_row(job: Job) -> _Job:
+def _job_row(job: Job, through: int) -> _Job:
     return _Job(
         job.raw,
         job.submitted_at,
@@ -145,7 +203,26 @@ def _job_row(job: Job) -> _Job:
         job.revision,
         job.reason,
         [_task_row(task) for task in job.tasks],
+        None if job.plan is None else _plan_row(job.plan, through),
     )
+
+
+def _plan_row(plan: PlanState, through: int) -> _Plan:
+    steps = [
+        _Step(
+            name,
+            step.state.value,
+            step.count,
+            step.manifest,
+            step.next,
+            bytes(step.done),
+            step.succeeded,
+            # Rows of earlier ones are in lineage files, as those jobs are in history.
+            {i: row for i, row in step.finished.items() if decode_finished(row).seq > through},
+        )
+        for name, step in plan.steps.items()
+    ]
+    return _Plan(plan.stop, plan.started, plan.rebuilt, steps)
 
 
 def _task_row(task: Task) -> _Task:
@@ -153,6 +230,7 @@ def _task_row(task: Task) -> _Task:
         state=_NUMBERS[task.state],
         past=[msgspec.structs.astuple(past) for past in task.past or ()],
         once={key: (e.token, e.value) for key, e in (task.once or {}).items()},
+        needs=task.needs if isinstance(task, StepTask) else [],
         **{name: getattr(task, name) for name in _PLAIN},
     )
 
@@ -172,7 +250,7 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
     timed = {"timer": state.timers, "expiry": state.expiries}
     for kind, name, data in rows:
         if kind == "job":
-            job = _job(name, data)
+            job = _job(state, name, data)
             _put(state, job, ready, leased)
         elif kind in timed:
             at, task_id = msgspec.msgpack.decode(data, type=tuple[float, str])
@@ -187,8 +265,14 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
         elif kind == "line":
             told = msgspec.msgpack.decode(data, type=_Line)
             line = state.line(name)
-            line.paused, line.tickets = told.paused, told.tickets
+            line.paused = told.paused
+            for priority, (served, last) in told.buckets.items():
+                bucket = line.bucket(priority)
+                bucket.served, bucket.last = served, last
             suspects += told.suspects
+        elif kind == "worker":
+            facts = msgspec.msgpack.decode(data, type=_Worker)
+            state.workers[name] = WorkerFacts(facts.pool, facts.node, facts.code)
         elif kind == "dead":
             task_id = msgspec.msgpack.decode(data, type=str)
             state.dead[name, task_id] = _find(state, name, task_id)
@@ -201,15 +285,17 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
     _line_up(state, ready, suspects)
     _lend(state, leased)
     # Jobs lie in the order of submission, but those that finished go in the order they did.
-    final = (job for job in state.order if job.finished_at and _is_final(job))
+    final = (job for job in state.order if job.finished_at and is_final(job))
     state.finished.extend(sorted(final, key=lambda job: job.finished_seq))
+    for job in state.plans.values():
+        look(state, job)
     return state
 
 
 _decode_job = msgspec.msgpack.Decoder(_Job).decode
 
 
-def _job(job_id: str, data: bytes) -> Job:
+def _job(state: State, job_id: str, data: bytes) -> Job:
     row = _decode_job(data)
     spec = decode_head(row.raw)
     job = Job(
@@ -221,32 +307,63 @@ def _job(job_id: str, data: bytes) -> Job:
         spec.priority,
         row.submitted_at,
         row.number,
-        [],
+        (),
         row.finished_at,
         row.finished_seq,
         row.revision,
         row.reason,
+        intern(spec.code),
     )
-    job.tasks += [_task(job, task) for task in row.tasks]
+    if row.plan is None or spec.plan is None:
+        job.tasks = tuple(_task(job, state.line(job.queue), task) for task in row.tasks)
+        return job
+    plan = _plan(spec.plan, row.plan)
+    adopt_plan(state, job, plan)
+    for task_row in row.tasks:
+        step, role, index = locate(plan, task_row.id)
+        line = state.line(step.spec.queue or job.queue)
+        more = {"step": step, "role": role, "index": index, "needs": task_row.needs}
+        task = _task(job, line, task_row, StepTask, more)
+        assert isinstance(task, StepTask)
+        plan.add(task)
+        line.counts[task.state] -= 1  # `_put` counts every task there
+        plan.asked += bool(task.stop)
     return job
 
 
-def _task(job: Job, row: _Task) -> Task:
-    return Task(
+def _plan(spec: Plan, row: _Plan) -> PlanState:
+    plan = PlanState(spec)
+    plan.stop, plan.started, plan.rebuilt = row.stop, row.started, row.rebuilt
+    for told in row.steps:
+        step = plan.steps[told.name]
+        step.state = StepState(told.state)
+        step.count, step.manifest, step.next = told.count, told.manifest, told.next
+        step.done, step.succeeded = bytearray(told.done), told.succeeded
+        step.finished = told.finished
+        if step.state not in (StepState.WAITING, StepState.RUNNING):
+            del plan.open[told.name]
+    return plan
+
+
+def _task(
+    job: Job, line: Line, row: _Task, cls: type[Task] = Task, more: dict[str, Any] | None = None
+) -> Task:
+    return cls(
         job,
+        line,
         state=_STATES[row.state],
         past=[PastAttempt(*past) for past in row.past] or None,
         once={key: Effect(*effect) for key, effect in row.once.items()} or None,
         **{name: getattr(row, name) for name in _PLAIN},
+        **(more or {}),
     )
 
 
 def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
     state.jobs[job.id] = job
     state.order.add(job)
-    counts = state.line(job.queue).counts
     for task in job.tasks:
-        counts[task.state] += 1
+        task.line.counts[task.state] += 1
         if task.state is S.READY and not task.suspect:
             ready.append(task)
         elif task.state is S.LEASED:
@@ -256,10 +373,10 @@ def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
 def _line_up(state: State, ready: list[Task], suspects: list[tuple[str, str]]) -> None:
     ready.sort(key=lambda task: task.ticket)
     for task in ready:
-        state.lines[task.job.queue].restore(task)
+        task.line.restore(task)
     for job_id, task_id in suspects:
         task = _find(state, job_id, task_id)
-        state.lines[task.job.queue].restore(task)
+        task.line.restore(task)
 
 
 def _lend(state: State, leased: list[Task]) -> None:

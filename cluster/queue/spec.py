@@ -8,9 +8,53 @@ import msgspec
 
 from jobs.retry import RetryPolicy
 
-__all__ = ["NO_PARAMS", "JobSpec", "SpecHead", "decode_head", "decode_spec", "encode_spec"]
+__all__ = [
+    "NO_PARAMS",
+    "JobSpec",
+    "Plan",
+    "SpecHead",
+    "StepSpec",
+    "decode_head",
+    "decode_spec",
+    "encode_spec",
+    "step_spec",
+]
 
 NO_PARAMS = msgspec.Raw(b"{}")
+
+
+class StepSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of a planned job. What is None is the job's own."""
+
+    #: Empty in a fan-out that is no workflow: it has this one step.
+    name: str = ""
+    type: str = ""
+    #: JSON in which `{"$result": "step.path"}` and `{"$file": "step/name"}` stand for what other
+    #: steps made; None: the job's own params.
+    params: msgspec.Raw | None = None
+    #: Steps that must have succeeded before, by name; those that params refer to are among them.
+    needs: list[str] = []
+    #: It is split into chunks; `join` says whether a task joins what they returned.
+    fans_out: bool = False
+    join: bool = False
+    #: Chunks in line or running at once, and the share of them that may fail.
+    at_once: int = 1_000
+    tolerate: float = 0.0
+    queue: str | None = None
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    grace_s: float | None = None
+    retry: RetryPolicy | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a job that has more than one task is run. No step needs one that comes after it."""
+
+    steps: list[StepSpec]
+    #: Whether steps that do not need a failed one still run.
+    goes_on: bool = False
+    #: The step whose result is the job's.
+    result: str = ""
 
 
 class SpecHead(msgspec.Struct, frozen=True, gc=False):
@@ -25,6 +69,8 @@ class SpecHead(msgspec.Struct, frozen=True, gc=False):
     key: str | None = None
     key_expires_at: float = 0.0
     fingerprint: str = ""
+    code: str = ""
+    plan: Plan | None = None
 
 
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,6 +100,29 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     fingerprint: str = ""
     #: W3C trace context of the submitter, kept so that later spans join it.
     traceparent: str | None = None
+    #: The code that runs it (`cluster/code.py`); empty: what the cluster was started with.
+    code: str = ""
+    #: None: one task runs it.
+    plan: Plan | None = None
+    #: The job whose attempt submitted it.
+    parent: str | None = None
+
+
+def step_spec(spec: JobSpec, step: StepSpec) -> JobSpec:
+    """Return the spec as a step's tasks get it: the job's, with what the step says otherwise."""
+    return msgspec.structs.replace(
+        spec,
+        type=step.type or spec.type,
+        params=spec.params if step.params is None else step.params,
+        params_ref=spec.params_ref if step.params is None else None,
+        queue=step.queue or spec.queue,
+        timeout_s=spec.timeout_s if step.timeout_s is None else step.timeout_s,
+        grace_s=spec.grace_s if step.grace_s is None else step.grace_s,
+        max_attempts=step.max_attempts or spec.max_attempts,
+        retry=step.retry or spec.retry,
+        plan=None,
+        key=None,
+    )
 
 
 decode_head = msgspec.json.Decoder(SpecHead).decode

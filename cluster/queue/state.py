@@ -19,7 +19,8 @@ class TaskState(StrEnum):
     # Enum hashes by name, in Python; these are looked up several times a job.
     __hash__ = str.__hash__
 
-    #: Something it needs is not there yet: a moment (`run_at`). The timer moves it on.
+    #: Something it needs is not there yet: a moment (`run_at`), the output of another task that was
+    #: lost, or the job's going on. The timer, or its plan, moves it on.
     WAITING = "waiting"
     #: In line. A worker's exchange moves it on.
     READY = "ready"
@@ -27,7 +28,7 @@ class TaskState(StrEnum):
     LEASED = "leased"
     #: Failed or snoozed; runs again at `due_at`. The timer moves it on.
     BACKING_OFF = "backing_off"
-    #: Its output is committed. Final.
+    #: Its output is committed. Final, unless that output is lost and still needed.
     SUCCEEDED = "succeeded"
     #: In the dead-letter queue with every error kept. Only an operator moves it on.
     DEAD = "dead"
@@ -51,24 +52,36 @@ class Move(StrEnum):
     EXHAUSTED = "exhausted"
     CANCELLED = "cancelled"
     REDRIVEN = "redriven"
+    WITHDRAWN = "withdrawn"
+    INPUTS_LOST = "inputs_lost"
+    OUTPUT_LOST = "output_lost"
 
 
 S, M = TaskState, Move
 
 TRANSITIONS: Mapping[TaskState, Mapping[Move, TaskState]] = {
     S.WAITING: {M.NEEDS_MET: S.READY, M.CANCELLED: S.CANCELLED},
-    S.READY: {M.LEASED: S.LEASED, M.CANCELLED: S.CANCELLED},
+    S.READY: {
+        M.LEASED: S.LEASED,
+        M.CANCELLED: S.CANCELLED,
+        M.WITHDRAWN: S.WAITING,  # its job will not go on without an operator
+    },
     S.LEASED: {
         M.SUCCEEDED: S.SUCCEEDED,
         M.FAILED: S.BACKING_OFF,  # charged an attempt, more are left
         M.CRASHED: S.READY,  # charged a recovery, more are left
         M.RELEASED: S.READY,  # charged nothing
         M.SNOOZED: S.BACKING_OFF,
+        M.INPUTS_LOST: S.WAITING,  # charged nothing; those that made them run again first
         M.EXHAUSTED: S.DEAD,
         M.CANCELLED: S.CANCELLED,  # the stop bit; until then it stays LEASED and holds its slot
     },
-    S.BACKING_OFF: {M.BACKOFF_ELAPSED: S.READY, M.CANCELLED: S.CANCELLED},
-    S.SUCCEEDED: {},
+    S.BACKING_OFF: {
+        M.BACKOFF_ELAPSED: S.READY,
+        M.CANCELLED: S.CANCELLED,
+        M.WITHDRAWN: S.WAITING,
+    },
+    S.SUCCEEDED: {M.OUTPUT_LOST: S.READY},
     S.DEAD: {M.REDRIVEN: S.READY},
     S.CANCELLED: {},
 }

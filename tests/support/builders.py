@@ -12,6 +12,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve
 from cluster.queue.model import Job, Line, QueueLimits, Rules, State, Task, Timer
+from cluster.queue.plan import PlanState, Step, StepTask
 from cluster.queue.spec import JobSpec, decode_head, encode_spec
 from cluster.queue.state import TaskState
 
@@ -62,6 +63,10 @@ class Rulebook:
         """Decide and evolve; return what happened, or raise what refused it."""
         events = decide(self.state, self.rules, command, self.now)
         self.happen(*events)
+        while self.state.moving:
+            follow = decide(self.state, self.rules, c.Advance(), self.now)
+            self.happen(*follow)
+            events += follow
         return events
 
     def happen(self, *events: e.Event) -> None:
@@ -158,6 +163,8 @@ def canonical(state: State) -> dict[str, Any]:
         "timers": _timer(state.timers),
         "expiries": _timer(state.expiries),
         "dead": [(*key, _name(task)) for key, task in state.dead.items()],
+        "moving": sorted(state.moving),
+        "workers": list(state.workers.items()),
     }
 
 
@@ -171,13 +178,35 @@ def _name(task: Task) -> str:
 
 
 def _job(job: Job) -> dict[str, Any]:
-    plain = {f: getattr(job, f) for f in job.__struct_fields__ if f != "tasks"}
-    return {**plain, "tasks": [_task(task) for task in job.tasks]}
+    plain = {f: getattr(job, f) for f in job.__struct_fields__ if f not in ("tasks", "plan")}
+    plan = None if job.plan is None else _plan(job.plan)
+    return {**plain, "tasks": sorted(map(_task, job.tasks), key=str), "plan": plan}
+
+
+def _plan(plan: PlanState) -> dict[str, Any]:
+    steps = {name: _step(step) for name, step in plan.steps.items()}
+    counts = {str(state): n for state, n in plan.counts.items()}
+    plain = {f: getattr(plan, f) for f in ("asked", "rebuilt", "spec", "started", "stop")}
+    return {**plain, "steps": steps, "open": sorted(plan.open), "counts": counts}
+
+
+def _step(step: Step) -> dict[str, Any]:
+    # Rows of chunks that a lineage file has may still be in memory, or not; `raw` is a cache.
+    left_out = ("finished", "raw")
+    return {f: getattr(step, f) for f in step.__struct_fields__ if f not in left_out}
 
 
 def _task(task: Task) -> dict[str, Any]:
-    plain = {f: getattr(task, f) for f in task.__struct_fields__ if f != "job"}
-    return {**plain, "past": list(task.past or ()), "once": dict(task.once or {})}
+    left_out = ("job", "line", "step")
+    plain = {f: getattr(task, f) for f in task.__struct_fields__ if f not in left_out}
+    step = task.step.spec.name if isinstance(task, StepTask) else None
+    return {
+        **plain,
+        "line": task.line.name,
+        "step": step,
+        "past": list(task.past or ()),
+        "once": dict(task.once or {}),
+    }
 
 
 def _line(line: Line) -> dict[str, Any]:
@@ -186,6 +215,7 @@ def _line(line: Line) -> dict[str, Any]:
         "counts": {str(state): n for state, n in line.counts.items() if state not in FINAL},
         "ready": [(_name(task), task.ticket) for task in line.ready()],
         "suspects": [_name(task) for task in line.suspects],
+        "turns": {p: (b.served, sorted(b.last.items())) for p, b in line.buckets.items()},
     }
 
 

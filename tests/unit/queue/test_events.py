@@ -44,6 +44,15 @@ EVERY: list[e.Event] = [
     e.Evicted(42),
     e.QueuePaused("default"),
     e.QueueResumed("default"),
+    e.TasksAdded("job-1", "render", "chunk", 1_000, 500),
+    e.TasksWithdrawn("job-1"),
+    e.StepEnded("job-1", "render", "failed"),
+    e.PlanStopped("job-1", "cancelled"),
+    e.JobEnded("job-1", "cancelled"),
+    e.JobRevived("job-1"),
+    e.InputsLost(*LEASE, **END, needs=["fetch", "render.7"]),
+    e.OutputLost("job-1", "render.7", 2),
+    e.WorkerJoined("w1", "default", "node-é", {"a.b": "0123abcd"}),
 ]
 
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cluster.queue import engine
+from cluster.queue import engine, plan
 from cluster.queue.state import TERMINAL, TRANSITIONS, IllegalTransition, Move, TaskState, moved
 
 UNLISTED = [(s, m) for s, m in product(TaskState, Move) if m not in TRANSITIONS[s]]
@@ -26,7 +26,7 @@ def test_every_state_can_be_reached_from_where_a_task_begins() -> None:
 
 def test_every_move_is_in_the_table_and_made_by_the_engine() -> None:
     listed = {move for moves in TRANSITIONS.values() for move in moves}
-    tree = ast.parse(inspect.getsource(engine))
+    tree = ast.parse(inspect.getsource(engine) + inspect.getsource(plan))
     made = {
         Move[node.attr]
         for node in ast.walk(tree)
@@ -47,7 +47,10 @@ def test_an_unlisted_move_raises_and_names_both(state: TaskState, move: Move) ->
     assert (caught.value.state, caught.value.move) == (state, move)
 
 
-def test_only_an_operator_leaves_a_terminal_state() -> None:
+def test_only_an_operator_or_the_loss_of_an_output_leaves_a_terminal_state() -> None:
     leaving = {(s, m) for s in TERMINAL for m in TRANSITIONS[s]}
 
-    assert leaving == {(TaskState.DEAD, Move.REDRIVEN)}
+    assert leaving == {
+        (TaskState.DEAD, Move.REDRIVEN),
+        (TaskState.SUCCEEDED, Move.OUTPUT_LOST),
+    }
