@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from cluster.history.reader import History  # noqa: E402 - the root must be importable first
 from cluster.history.writer import maintain, write  # noqa: E402
 from cluster.protocol import Output, encode  # noqa: E402
-from cluster.queue.model import Job, PastAttempt, Task  # noqa: E402
+from cluster.queue.model import Job, Line, PastAttempt, State, Task  # noqa: E402
 from cluster.queue.spec import JobSpec, encode_spec  # noqa: E402
 from cluster.queue.state import TaskState  # noqa: E402
 from cluster.store.identity import open_identity  # noqa: E402
@@ -75,7 +75,7 @@ def build(folder: Path, count: int) -> list[str]:
         jobs = [a_job(number, FIRST_DAY_S + number * step_s, chance) for number in numbers]
         known += [job.id for job in chance.sample(jobs, max(1, LOOKUPS * FILE_JOBS // count))]
         segment = first // FILE_JOBS + 1
-        write(objects, segment, segment, jobs)
+        write(objects, segment, segment, jobs, State())
     maintain(objects, FIRST_DAY_S + DAYS * 86_400, None)
     ids.write_bytes(msgspec.json.encode(known))
     return known
@@ -96,10 +96,10 @@ def a_job(number: int, submitted_at: float, chance: random.Random) -> Job:
     cuts = (0, 8, 12, 16, 20, 32)
     job_id = "-".join(digits[a:b] for a, b in itertools.pairwise(cuts))
     job = Job(
-        job_id, encode_spec(spec), name, spec.tenant, spec.queue, 0, submitted_at, number + 1, []
+        job_id, encode_spec(spec), name, spec.tenant, spec.queue, 0, submitted_at, number + 1
     )
     failed = chance.random() < FAILED
-    task = Task(job, "0", TaskState.DEAD if failed else TaskState.SUCCEEDED)
+    task = Task(job, Line(spec.queue), "0", TaskState.DEAD if failed else TaskState.SUCCEEDED)
     task.attempt, task.worker = 1, f"w{number % 16}"
     task.leased_at, task.started_at, task.ended_at = start, start, end
     if failed:
@@ -109,7 +109,7 @@ def a_job(number: int, submitted_at: float, chance: random.Random) -> Job:
         ]
     else:
         task.output = encode(Output(result=msgspec.Raw(b'{"pages":%d}' % (number % 97))))
-    job.tasks, job.finished_at, job.finished_seq, job.revision = [task], end, number + 1, 1
+    job.tasks, job.finished_at, job.finished_seq, job.revision = (task,), end, number + 1, 1
     return job
 
 

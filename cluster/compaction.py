@@ -16,6 +16,7 @@ from cluster.fold import fold
 from cluster.history.rows import finished_after
 from cluster.history.writer import maintain
 from cluster.history.writer import write as write_history
+from cluster.queue.plan import steps_of
 from cluster.queue.snapshot import SNAPSHOT_VERSION, dump
 from cluster.store.contract import Objects
 from cluster.store.identity import known_identity
@@ -45,7 +46,7 @@ class CompactionDone(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     #: Number of the last event in it.
     seq: int
-    #: Jobs that are in history now, and rows of the snapshot.
+    #: Jobs, and chunks of jobs, that are in history now; and rows of the snapshot.
     finished: int
     rows: int
     #: Size of the snapshot.
@@ -78,13 +79,14 @@ def compact(
     done = CompactionDone(last=plan.last, seq=state.seq, finished=0, rows=0)
     if folded.base != plan.last:  # else an earlier try got this far
         finished = finished_after(state, folded.base_seq)
-        write_history(store, plan.first, plan.last, finished)
+        write_history(store, plan.first, plan.last, finished, state)
+        chunks = sum(len(s.finished) for j in state.plans.values() for s in steps_of(j))
         rows = list(dump(state, through=state.seq))
         size = snapshots.write(plan.last, state.seq, rows)
         done = CompactionDone(
             last=plan.last,
             seq=state.seq,
-            finished=len(finished),
+            finished=len(finished) + chunks,
             rows=len(rows),
             snapshot_bytes=size,
         )

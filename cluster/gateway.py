@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ import structlog
 from msgspec.structs import replace
 
 from cluster.commit import Offload
+from cluster.history.lineage import record_page
 from cluster.history.reader import History
 from cluster.history.rows import Record
 from cluster.intake import IntakeScan, IntakeWriter
@@ -36,6 +38,7 @@ from cluster.protocol import (
 from cluster.queries import Query
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.store.contract import Objects
+from cluster.tasks import PAGE_MAX
 from cluster.views import (
     AttemptView,
     DeadLetterQuery,
@@ -45,7 +48,7 @@ from cluster.views import (
     JobView,
     LivePage,
     QueueView,
-    TaskView,
+    TaskPage,
     WorkerView,
 )
 from cluster.wire import ManagerAway
@@ -400,10 +403,28 @@ class Gateway:
             floor = numbers[-1]
         return JobPage([found[number] for number in numbers], str(floor) if more else None)
 
-    async def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
-        """Return a job's tasks."""
-        found = await self._ask_of_job(Query("tasks", job_id, tenant), list[TaskView])
-        return found.tasks if isinstance(found, Record) else found
+    async def tasks(
+        self,
+        job_id: str,
+        tenant: str | None,
+        first: int = 0,
+        limit: int = PAGE_MAX,
+        ids: list[str] | None = None,
+    ) -> TaskPage:
+        """Return some of a job's tasks: up to `limit` from place `first` on, or those named."""
+        query = Query("tasks", job_id, tenant, first=first, limit=limit, ids=ids)
+        found = await self._ask_of_job(query, TaskPage)
+        if isinstance(found, Record):
+            view = found.view
+            past = partial(record_page, first=first, limit=limit, ids=ids)
+            page: TaskPage = await self._offload(
+                past, self._history.lineage, view.id, view.steps, found.tasks
+            )
+            return page
+        if any(task.archived for task in found.tasks):
+            filled: TaskPage = await self._offload(self._history.lineage.filled, job_id, found)
+            return filled
+        return found
 
     async def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
         """Return a job's attempts, oldest first."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from cluster.assignments import assignment_of
 from cluster.commit import Clock, CommitLog, Offload
 from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
 from cluster.history.reader import History
@@ -22,7 +23,6 @@ from cluster.intake import IntakeFolder
 from cluster.protocol import (
     LEASE_LOST,
     NODE_LOST,
-    NOTHING,
     WORKER_DIED,
     Accepted,
     Assignment,
@@ -44,8 +44,10 @@ from cluster.queries import Query, Reader, decode_query
 from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
 from cluster.queue.model import State, Task
+from cluster.queue.plan import steps_of
 from cluster.queue.snapshot import SNAPSHOT_VERSION
 from cluster.queue.spec import decode_head, decode_spec
+from cluster.queue.state import TERMINAL
 from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings, PoolSettings
@@ -302,6 +304,8 @@ class Manager:
             return encode(Orders(self._state.epoch, 0))
         session.release()
         session.take(report, self._state.epoch, self._clock.monotonic())
+        if report.code:
+            self._commit.run(c.Join(report.worker, report.pool, report.node, report.code))
         again = self._finish(session, report.outcomes)
         # A report made before its worker heard of this manager may be older than the last orders of
         # the one before, or have lain about for long: what it lacks may have arrived since.
@@ -393,8 +397,8 @@ class Manager:
             del session.progress[token]
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
-        finished = [job for task in tasks if (job := task.job).finished_at]
-        for queue, count in Counter([job.queue for job in finished]).items():
+        finished = list({job.id: job for task in tasks if (job := task.job).finished_at}.values())
+        for queue, count in Counter([t.line.name for t in tasks if t.state in TERMINAL]).items():
             self._rates.finished(queue, count)
         if self._waiting:
             for job in finished:
@@ -412,17 +416,7 @@ class Manager:
             )
 
     def _assignment(self, task: Task) -> Assignment:
-        job = task.job
-        return Assignment(
-            task.token,
-            job.id,
-            task.id,
-            task.attempt,
-            msgspec.Raw(job.raw),
-            msgspec.Raw(task.checkpoint) if task.checkpoint else NOTHING,
-            task.suspect,
-            self._cleared_of(task.past[-1].worker) if task.past else "",
-        )
+        return assignment_of(task, self._cleared_of(task.past[-1].worker) if task.past else "")
 
     def _cleared_of(self, worker: str) -> str:
         """Return the worker that ran a task before if nothing of that one may live any more.
@@ -622,12 +616,13 @@ class Manager:
             return False
         # Each compaction reads and writes the whole snapshot: a large one has to be worth it.
         snapshot = self._snapshot
+        chunks = sum(len(step.finished) for job in state.plans.values() for step in steps_of(job))
         return (
             segments >= settings.compact_segments + snapshot.rows // COMPACT_ROWS_A_SEGMENT
             or self._commit.bytes_written - self._compacted_bytes
             >= max(COMPACT_BYTES, snapshot.snapshot_bytes // 2)
-            or len(state.finished) >= max(COMPACT_FINISHED, snapshot.rows // 2)
-            or (age_s >= settings.compact_after_s and bool(state.finished))
+            or len(state.finished) + chunks >= max(COMPACT_FINISHED, snapshot.rows // 2)
+            or (age_s >= settings.compact_after_s and bool(state.finished or chunks))
         )
 
     async def _compact(self) -> None:

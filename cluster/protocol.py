@@ -36,6 +36,7 @@ __all__ = [
     "Fold",
     "InputInfo",
     "Inputs",
+    "LostOutput",
     "OrderlyStop",
     "Orders",
     "Outcome",
@@ -180,8 +181,12 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Of a split: how many chunks there are, and the file that lists them.
     chunks: int | None = None
     manifest: FileInfo | None = None
+    #: Checksum of what the manifest says, whatever wrote the file.
+    chunks_sha256: str = ""
     #: What it read, as far as it fetched it through its context.
     inputs: list[InputInfo] = []
+    #: Fingerprint of its params, where they are not those of the job.
+    params: str = ""
 
 
 class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -203,6 +208,14 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
 OutcomeKind = Literal[
     "ok", "failed", "discarded", "snoozed", "stopped", "returned", "crashed", "lost"
 ]
+
+
+class LostOutput(msgspec.Struct, frozen=True, array_like=True):
+    """A task whose output an attempt found gone, or other than it was."""
+
+    task_id: str
+    #: The attempt that made it.
+    attempt: int
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -6,21 +6,31 @@ there. Rule 3: what is read may not be durable yet; the manager answers only aft
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
 from cluster.commit import CommitLog
-from cluster.protocol import Fold, Output
+from cluster.protocol import Fold
 from cluster.queue.engine import job_status
 from cluster.queue.model import Job, Line, PastAttempt, Task
+from cluster.queue.plan import PlanState, Role, decode_finished, task_name
 from cluster.queue.spec import JobSpec
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.rates import Rates
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings
+from cluster.tasks import (
+    EMPTY,
+    output_of,
+    plan_output,
+    plan_progress,
+    step_views,
+    task_page,
+    task_view,
+)
 from cluster.views import (
     AttemptView,
     DeadLetterQuery,
@@ -31,22 +41,17 @@ from cluster.views import (
     LivePage,
     ProgressView,
     QueueView,
-    TaskView,
+    TaskPage,
     WorkerView,
 )
 from jobs.errors import InvalidInput, NotFound
 
-__all__ = ["Query", "Reader", "attempt_views", "decode_query", "job_view", "task_views"]
+__all__ = ["Query", "Reader", "attempt_views", "chunk_attempts", "decode_query", "job_view"]
 
 SCAN_MAX = 10_000
-#: Output of a job that produced none (yet).
-EMPTY = Output()
-
 S = TaskState
-_NOTHING = (b"", b"{}")
 _DONE = ProgressView(1.0, "")
 _WAITING = frozenset({S.WAITING, S.BACKING_OFF})
-decode_output = msgspec.json.Decoder(Output).decode
 
 
 class Query(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,6 +81,10 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
     jobs: JobQuery | None = None
     dead: DeadLetterQuery | None = None
     folds: list[Fold] = []
+    #: Of `tasks`: these, or up to `limit` from place `first` on.
+    ids: list[str] | None = None
+    first: int = 0
+    limit: int = 1_000
 
 
 decode_query = msgspec.json.Decoder(Query).decode
@@ -98,7 +107,7 @@ class Reader:
             "ping": lambda q: self._state.at,
             "job": lambda q: self.job(q.job_id, q.tenant),
             "jobs": lambda q: self.jobs(q.jobs or JobQuery()),
-            "tasks": lambda q: self.tasks(q.job_id, q.tenant),
+            "tasks": self.tasks,
             "attempts": lambda q: self.attempts(q.job_id, q.tenant),
             "queues": lambda q: self.queues(),
             "dead_letters": lambda q: self.dead_letters(q.dead or DeadLetterQuery()),
@@ -134,9 +143,12 @@ class Reader:
             state.compacted,
         )
 
-    def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
-        """Return a job's tasks."""
-        return task_views(self._find(job_id, tenant))
+    def tasks(self, query: Query) -> TaskPage:
+        """Return a page of a job's tasks, or those named."""
+        job = self._find(query.job_id, query.tenant)
+        if query.ids is not None:
+            return TaskPage([task_view(self._state, job, task_id) for task_id in query.ids])
+        return task_page(self._state, job, query.first, query.limit)
 
     def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
         """Return every attempt of a job, oldest first."""
@@ -225,7 +237,9 @@ class Reader:
         return list(found.values())
 
     def _view(self, job: Job) -> JobView:
-        task = _first(job)
+        if job.plan is not None:
+            return job_view(job, progress=plan_progress(job, job.plan, self._progress))
+        (task,) = job.tasks
         position = self._position(task)
         return job_view(
             job,
@@ -237,7 +251,7 @@ class Reader:
     def _position(self, task: Task) -> int | None:
         if task.state is not S.READY:
             return None
-        return self._state.lines[task.job.queue].position(task)
+        return task.line.position(task)
 
     def _eta_s(self, queue: str, position: int | None) -> float | None:
         if position is None:
@@ -262,9 +276,11 @@ def job_view(
     eta_s: float | None = None,
 ) -> JobView:
     """Return the job as others see it; what is not in the state is told by the caller."""
-    spec, task = spec or job.spec, _first(job)
-    output = _output(task)
-    started = [t.started_at for t in job.tasks if t.started_at]
+    spec = spec or job.spec
+    if job.plan is not None:
+        return _planned_view(job, job.plan, spec, progress)
+    (task,) = job.tasks
+    output = output_of(task.output)
     waiting = task.state in _WAITING
     # By position: history makes one for every job there ever was.
     return JobView(
@@ -275,11 +291,11 @@ def job_view(
         job.tenant,
         job.priority,
         job.submitted_at,
-        sum([t.attempt for t in job.tasks]),
+        task.attempt,
         spec.max_attempts,
-        sum([t.recoveries for t in job.tasks]),
+        task.recoveries,
         spec.labels,
-        min(started) if started else _leased_at(task),
+        task.started_at or _leased_at(task),
         job.finished_at or None,
         spec.run_at,
         spec.expires_at,
@@ -294,22 +310,57 @@ def job_view(
         output.result_ref,
         output.files,
         spec.traceparent,
+        parent=spec.parent,
+        code=spec.code or None,
     )
 
 
-def task_views(job: Job) -> list[TaskView]:
-    """Return the job's tasks."""
-    return [
-        TaskView(
-            task.id,
-            task.state.value,
-            task.attempt,
-            task.recoveries,
-            task.worker or None,
-            _output(task).files,
-        )
-        for task in job.tasks
-    ]
+def _planned_view(
+    job: Job, plan: PlanState, spec: JobSpec, progress: ProgressView | None
+) -> JobView:
+    status = job_status(job)
+    output = plan_output(plan) if status == "completed" else EMPTY
+    due = [task.due_at for task in plan.tasks.values() if task.state in _WAITING and task.due_at]
+    idle = not (plan.counts[S.READY] or plan.counts[S.LEASED])
+    return JobView(
+        job.id,
+        job.type,
+        status,  # type: ignore[arg-type]
+        job.queue,
+        job.tenant,
+        job.priority,
+        job.submitted_at,
+        plan.attempts,
+        spec.max_attempts,
+        plan.recoveries,
+        spec.labels,
+        plan.started_at or None,
+        job.finished_at or None,
+        spec.run_at,
+        spec.expires_at,
+        min(due) if due and idle else None,
+        job.reason or None,
+        plan.stop or None if not job.finished_at else None,
+        _DONE if status == "completed" else progress,
+        None,
+        None,
+        _plan_error(plan),
+        output.result,
+        output.result_ref,
+        output.files,
+        spec.traceparent,
+        steps=step_views(job, plan),
+        parent=spec.parent,
+        code=spec.code or None,
+    )
+
+
+def _plan_error(plan: PlanState) -> ErrorView | None:
+    for task in plan.tasks.values():
+        if task.state is S.DEAD and (error := _error(task)) is not None:
+            told = f"{task.id}: {error.message}" if task.id else error.message
+            return ErrorView(told, error.cause, error.attempt, error.at)
+    return None
 
 
 def attempt_views(job: Job) -> list[AttemptView]:
@@ -317,7 +368,7 @@ def attempt_views(job: Job) -> list[AttemptView]:
     found: list[AttemptView] = []
     for task in job.tasks:
         # Number 0 is no attempt: it says why there could be none.
-        found += [_past_attempt(task, past) for past in task.past or () if past.number]
+        found += [_past_attempt(task.id, past) for past in task.past or () if past.number]
         if task.state is S.LEASED:
             found.append(AttemptView(task.id, task.attempt, "running", task.worker, task.leased_at))
         elif task.state is S.SUCCEEDED:
@@ -336,17 +387,29 @@ def attempt_views(job: Job) -> list[AttemptView]:
     return found
 
 
-def _first(job: Job) -> Task:
-    return next(iter(job.tasks))
+def chunk_attempts(job: Job) -> Iterator[AttemptView]:
+    """Yield every attempt of the job's chunks that are done and in no lineage file yet."""
+    for step in job.plan.steps.values() if job.plan is not None else ():
+        for index, row in step.finished.items():
+            done = decode_finished(row)
+            name = task_name(step.spec, Role.CHUNK, index)
+            for past in done.past:
+                if past.number:
+                    yield _past_attempt(name, past)
+            yield AttemptView(
+                name,
+                done.attempt,
+                "succeeded",
+                done.worker,
+                done.leased_at,
+                done.started_at,
+                done.ended_at,
+                log=done.log,
+            )
 
 
 def _leased_at(task: Task) -> float | None:
     return task.leased_at if task.state is S.LEASED else None
-
-
-def _output(task: Task) -> Output:
-    # Most jobs return nothing.
-    return EMPTY if task.output in _NOTHING else decode_output(task.output)
 
 
 def _last(task: Task) -> PastAttempt:
@@ -363,9 +426,9 @@ def _error(task: Task) -> ErrorView | None:
     return None
 
 
-def _past_attempt(task: Task, past: PastAttempt) -> AttemptView:
+def _past_attempt(task_id: str, past: PastAttempt) -> AttemptView:
     return AttemptView(
-        task.id,
+        task_id,
         past.number,
         past.outcome,
         past.worker,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from cluster.protocol import NOTHING, FileInfo
+from cluster.protocol import NOTHING, FileInfo, InputInfo
 
 __all__ = [
     "AttemptView",
@@ -22,6 +22,8 @@ __all__ = [
     "LivePage",
     "ProgressView",
     "QueueView",
+    "StepView",
+    "TaskPage",
     "TaskView",
     "WorkerView",
 ]
@@ -81,6 +83,12 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     traceparent: str | None = None
     #: The job this id stands for: the key was known, but the manager was away when it was given.
     alias_of: str | None = None
+    #: Of a fan-out or a workflow.
+    steps: list["StepView"] = []
+    #: The job whose attempt submitted it.
+    parent: str | None = None
+    #: The code it was submitted with; None: what the cluster was started with.
+    code: str | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -153,7 +161,7 @@ class AttemptView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One unit of dispatch of a job."""
+    """One unit of dispatch of a job, and its lineage: from what it made its output, and where."""
 
     task_id: str
     state: str
@@ -161,6 +169,53 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
     recoveries: int = 0
     worker: str | None = None
     files: list[FileInfo] = []
+    #: Step of a workflow it belongs to, and the job type it runs.
+    step: str = ""
+    type: str = ""
+    #: `whole`, `split`, `chunk` or `join`; and the chunk's number.
+    role: str = "whole"
+    index: int = -1
+    node: str = ""
+    #: Fingerprints of the code that ran and of the params it got.
+    code: str = ""
+    params: str = ""
+    #: What it read. Those of other tasks begin with `output:`.
+    inputs: list[InputInfo] = []
+    started_at: float | None = None
+    ended_at: float | None = None
+    #: Why it failed, or failed last.
+    error: str = ""
+    #: What its handler returned, inline or in the store.
+    result: msgspec.Raw = NOTHING
+    result_ref: str | None = None
+    result_sha256: str = ""
+    #: Tasks it waits for, because their output was lost.
+    needs: list[str] = []
+    #: It is done and its row is in a lineage file: whoever asked looks there.
+    archived: bool = False
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    """Some of a job's tasks: the split of a step, its chunks in order, its join, the next step."""
+
+    tasks: list[TaskView]
+    #: Where the next page begins; None at the end.
+    next_after: int | None = None
+
+
+class StepView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of a planned job."""
+
+    name: str
+    type: str
+    #: `waiting`, `running`, `succeeded`, `failed` or `skipped`.
+    state: str
+    needs: list[str] = []
+    #: Of a fan-out, once it is split: its chunks, and how many are done, running and dead.
+    chunks: int | None = None
+    done: int = 0
+    running: int = 0
+    failed: int = 0
 
 
 class QueueView(msgspec.Struct, frozen=True, omit_defaults=True):

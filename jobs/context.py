@@ -52,6 +52,9 @@ class Runtime(Protocol):
     def fetch(self, uri: str, into: Path) -> Path:
         """Copy what `uri` names into the directory `into` and return its path."""
 
+    def open(self, uri: str) -> BinaryIO:
+        """Open what `uri` names for reading: seekable, and only what is read is brought."""
+
     def may_read(self, path: Path) -> bool:
         """Whether params may name this path of the worker's own disk."""
 
@@ -116,6 +119,13 @@ class Files:
         was made, ends the attempt, uncharged; the task that made it runs again, then this one.
         """
         return self._runtime.fetch(uri, self.workdir)
+
+    def open(self, uri: str) -> BinaryIO:
+        """Open what `uri` names for reading, seekable: for a part of a large file; else as `fetch`.
+
+        A store is asked for the ranges that are read, so read in blocks.
+        """
+        return self._runtime.open(uri)
 
 
 class Context:

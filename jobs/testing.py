@@ -102,7 +102,7 @@ def run(
     """
     model = _model(definition, params)
     script = _Script(secrets or {}, dict(files or {}), stop_after, stop_reason, lease_lost_after)
-    told = {"tenant": tenant, "labels": dict(labels or {}), "job_id": job_id}
+    told: dict[str, Any] = {"tenant": tenant, "labels": dict(labels or {}), "job_id": job_id}
     if isinstance(definition, Workflow):
         raise TypeError("a workflow runs on a cluster; run each of its job types here")
     if isinstance(definition, FanOut):
@@ -132,7 +132,12 @@ def run_chunk(
     model = _model(definition, params)
     read = definition.chunk.validate_python(chunk)
     script = _Script(secrets or {}, dict(files or {}), stop_after, stop_reason, None)
-    told = {"tenant": tenant, "labels": {}, "job_id": job_id, "task_id": task_id}
+    told: dict[str, Any] = {
+        "tenant": tenant,
+        "labels": {},
+        "job_id": job_id,
+        "task_id": task_id,
+    }
     told |= {"attempt": attempt, "checkpoint": checkpoint}
     kept = Finished(once=dict(once or {}))
     return _attempt(lambda ctx: definition.handler(ctx, model, read), kept, script, told)
@@ -314,6 +319,11 @@ class _Scripted:
             path = Path(tempfile.mkdtemp(dir=into)) / path.name
         path.write_bytes(files[uri])
         return path
+
+    def open(self, uri: str) -> BinaryIO:
+        if uri not in self._script.files:
+            raise NotFound("file", uri)
+        return io.BytesIO(self._script.files[uri])
 
     def may_read(self, path: Path) -> bool:
         return True

@@ -1,15 +1,15 @@
 """What every route is built from: one value, made once by `create_app`."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fastapi import Request
 
 from cluster.store.contract import Objects
-from jobs.definition import JobDefinition
 from jobs.errors import NotFound
 from service.api_settings import ApiSettings
 from service.auth import Authenticator, Caller, Scope, TokenStore
+from service.catalog import Catalog
 from service.metrics import Metrics
 from service.ports import Gateway
 from service.submission import Submissions
@@ -24,7 +24,7 @@ class Api:
     """The parts of one API process."""
 
     gateway: Gateway
-    types: Mapping[str, JobDefinition]
+    catalog: Catalog
     store: Objects
     settings: ApiSettings
     tokens: TokenStore

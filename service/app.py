@@ -19,12 +19,13 @@ from jobs.definition import JobDefinition
 from service.api import Api
 from service.api_settings import ApiSettings
 from service.auth import Authenticator, TokenStore
+from service.catalog import Catalog
 from service.door import Door
 from service.metrics import Metrics
 from service.openapi import describe
 from service.ports import Gateway
 from service.problems import problem_response
-from service.routes import jobs, operate, output, pages, queues, submit, tokens, uploads
+from service.routes import code, jobs, operate, output, pages, queues, submit, tokens, uploads
 from service.submission import Submissions
 
 __all__ = ["create_app"]
@@ -52,17 +53,18 @@ def create_app(
     store: Objects,
     settings: ApiSettings | None = None,
 ) -> FastAPI:
-    """Return the API over `gateway`, for the job types of `registry`."""
+    """Return the API over `gateway`, for the types of `registry` and those that are deployed."""
     settings = settings or ApiSettings()
+    catalog = Catalog(registry, store)
     token_store = TokenStore(store)
     api = Api(
         gateway=gateway,
-        types=registry,
+        catalog=catalog,
         store=store,
         settings=settings,
         tokens=token_store,
         authenticator=Authenticator(token_store),
-        submissions=Submissions(registry, store, settings),
+        submissions=Submissions(catalog, store, settings),
         metrics=Metrics(),
     )
     app = _Api(
@@ -79,7 +81,7 @@ def create_app(
     )
     endpoint = submit.SubmitEndpoint(api)
     rooms = [submit.router(api, endpoint), pages.router(app)]
-    rooms += [room.router(api) for room in (jobs, output, queues, uploads, operate, tokens)]
+    rooms += [room.router(api) for room in (jobs, output, queues, uploads, operate, tokens, code)]
     for room in rooms:
         app.include_router(room)
 

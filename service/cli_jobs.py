@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli_code import bundle_of, send
 from service.cli_show import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -62,6 +63,12 @@ def submit(
     ] = None,
     max_attempts: Annotated[int | None, typer.Option(help="How often to try.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")] = None,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE", help="Run it with the code of this module, from here; repeatable."
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit 1 if it fails.")
     ] = False,
@@ -85,7 +92,11 @@ def submit(
     everything = _params(params) | {
         name: _value(value) for name, value in _pairs(param, "--param").items()
     }
+    bundle = bundle_of(jobs) if jobs else None
     with connect(context, waits=wait) as client:
+        if bundle is not None:
+            send(client, bundle)
+            given["code"] = bundle.sha
         job = client.submit(type, everything, key=key, **given)
         if wait:
             if not as_json:

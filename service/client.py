@@ -132,7 +132,7 @@ class Client:
 
         With the same `key` again it returns the same job. `wait_s` (to 30) returns the finished
         job if it ends in time. `options` are the fields of `POST /v1/jobs`: queue, priority,
-        run_at, delay_s, timeout_s, expires_at, max_attempts, labels.
+        run_at, delay_s, timeout_s, expires_at, max_attempts, labels, code.
         """
         body = {"type": type, "params": dict(params or {})} | options
         headers = _keys(key)
@@ -278,6 +278,23 @@ class Client:
     def types(self) -> list[Json]:
         """Return the job types and the JSON Schemas of their params."""
         return list(self._json("GET", "/v1/types")["types"])
+
+    def put_code(self, data: bytes) -> Json:
+        """Keep a bundle (`cluster.bundle.make_bundle`); return `{code, modules, types}`."""
+        return self._json("PUT", "/v1/code", content=data)
+
+    def code(self, sha: str) -> Json:
+        """Return what is in a bundle that is kept; ApiError (404) if it is not."""
+        return self._json("GET", f"/v1/code/{quote(sha, safe='')}")
+
+    def deploy(self, code: str, types: list[str] | None = None) -> Json:
+        """Run new jobs of all its types, or of these, with a bundle; return `{code, types}`."""
+        body: Json = {"code": code} | ({} if types is None else {"types": types})
+        return self._json("POST", "/v1/code/deploy", json=body, repeatable=True)
+
+    def deployed(self) -> dict[str, str]:
+        """Return the hash of the code that is deployed for each type."""
+        return dict(self._json("GET", "/v1/code")["types"])
 
     def create_token(self, tenant: str, scopes: list[str], name: str = "") -> Json:
         """Make a token; its text is in the answer and nowhere else."""

@@ -17,7 +17,7 @@ from cluster.views import (
     JobQuery,
     JobView,
     QueueView,
-    TaskView,
+    TaskPage,
     WorkerView,
 )
 
@@ -42,8 +42,15 @@ class Gateway(Protocol):
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""
 
-    async def tasks(self, job_id: str, tenant: str | None) -> list[TaskView]:
-        """Return the job's tasks."""
+    async def tasks(
+        self,
+        job_id: str,
+        tenant: str | None,
+        first: int = 0,
+        limit: int = 1_000,
+        ids: list[str] | None = None,
+    ) -> TaskPage:
+        """Return some of the job's tasks: from place `first` on, or those named."""
 
     async def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
         """Return the job's attempts, oldest first."""

@@ -33,9 +33,14 @@ __all__ = [
     "Attempt",
     "Attempts",
     "BatchResult",
+    "Code",
+    "DeployRequest",
+    "Deployment",
+    "Deployments",
     "File",
     "FileList",
     "Health",
+    "Input",
     "Job",
     "JobList",
     "JobType",
@@ -46,6 +51,7 @@ __all__ = [
     "Ready",
     "Redrive",
     "Redriven",
+    "Step",
     "Task",
     "Tasks",
     "Token",
@@ -110,6 +116,21 @@ class Links(msgspec.Struct, frozen=True):
     retry: str
 
 
+class Step(msgspec.Struct, frozen=True):
+    """One step of a job that has several tasks."""
+
+    name: Annotated[str, Meta(description="Empty in a fan-out that is no workflow.")]
+    type: str
+    state: Annotated[
+        str, Meta(description="`waiting`, `running`, `succeeded`, `failed` or `skipped`.")
+    ]
+    needs: list[str]
+    chunks: Annotated[int | None, Meta(description="Of a fan-out, once it is split.")]
+    done: int
+    running: int
+    failed: int
+
+
 class Job(msgspec.Struct, frozen=True):
     """One job."""
 
@@ -153,6 +174,11 @@ class Job(msgspec.Struct, frozen=True):
     ]
     files: list[File]
     traceparent: str | None
+    steps: Annotated[list[Step], Meta(description="Of a fan-out or a workflow.")]
+    parent: Annotated[str | None, Meta(description="The job whose attempt submitted it.")]
+    code: Annotated[
+        str | None, Meta(description="The code it was submitted with, if it was deployed.")
+    ]
     links: Links
 
 
@@ -201,20 +227,48 @@ class Attempts(msgspec.Struct, frozen=True):
     attempts: list[Attempt]
 
 
+class Input(msgspec.Struct, frozen=True):
+    """Something a task read."""
+
+    uri: str
+    bytes: int
+    sha256: Annotated[str, Meta(description="Empty where it was not read as a whole.")]
+    attempt: Annotated[int, Meta(description="Of another task's output: the one that made it.")]
+
+
 class Task(msgspec.Struct, frozen=True):
-    """One unit of dispatch of a job."""
+    """One unit of dispatch of a job, and its lineage."""
 
     task_id: str
     state: str
     attempts: int
     recoveries: int
     worker: str | None
+    step: Annotated[str, Meta(description="Of a workflow; else empty.")]
+    type: str
+    role: Annotated[str, Meta(description="`whole`, `split`, `chunk` or `join`.")]
+    index: Annotated[int | None, Meta(description="Number of the chunk, from 0.")]
+    node: str
+    code: Annotated[str, Meta(description="Fingerprint of the code that ran.")]
+    params: Annotated[str, Meta(description="Fingerprint of the params it got.")]
+    inputs: list[Input]
+    files: list[File]
+    result: msgspec.Raw
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: str | None
+    needs: Annotated[
+        list[str], Meta(description="Tasks it waits for: their output was lost, they run again.")
+    ]
 
 
 class Tasks(msgspec.Struct, frozen=True):
-    """The tasks of a job."""
+    """Tasks of a job: of each step its split, its chunks in order, its join."""
 
     tasks: list[Task]
+    next_after: Annotated[
+        int | None, Meta(description="`after` of the next page; null on the last.")
+    ]
 
 
 class FileList(msgspec.Struct, frozen=True):
@@ -301,6 +355,9 @@ class JobType(msgspec.Struct, frozen=True):
     timeout_s: float | None
     unique_for_s: float | None
     unique_by: list[str]
+    code: Annotated[
+        str, Meta(description="Hash of the code that is deployed for it; empty if none is.")
+    ]
     params_schema: Annotated[dict[str, Any], Meta(description="JSON Schema of `params`.")]
 
 
@@ -308,6 +365,42 @@ class JobTypes(msgspec.Struct, frozen=True):
     """The job types this Drayman takes."""
 
     types: list[JobType]
+
+
+class Code(msgspec.Struct, frozen=True):
+    """Modules that are kept, to run job types with."""
+
+    code: Annotated[str, Meta(description="Their hash: put it into `code` of a job.")]
+    modules: list[str]
+    types: Annotated[list[str], Meta(description="The job types in them.")]
+
+
+class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /v1/code/deploy` takes."""
+
+    code: Annotated[
+        Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")],
+        Meta(
+            description="Its hash. Empty: give `types` back to what the cluster was started with."
+        ),
+    ]
+    types: Annotated[
+        Annotated[list[str], Meta(max_length=1000)] | None,
+        Meta(description="Only these of its types."),
+    ] = None
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """What new jobs of these types run from now on."""
+
+    code: str
+    types: list[str]
+
+
+class Deployments(msgspec.Struct, frozen=True):
+    """Which code is deployed."""
+
+    types: Annotated[dict[str, str], Meta(description="Job type -> hash of its code.")]
 
 
 class Upload(msgspec.Struct, frozen=True):
@@ -407,9 +500,10 @@ def links_of(job_id: str) -> Links:
     )
 
 
-def file_of(job_id: str, info: FileInfo) -> File:
-    """Return a file without its place in the store."""
-    href = f"/v1/jobs/{job_id}/files/{quote(info.name, safe='')}"
+def file_of(job_id: str, info: FileInfo, task_id: str | None = None) -> File:
+    """Return a file, of the job or of one of its tasks, without its place in the store."""
+    task = "" if task_id is None else f"/tasks/{quote(task_id, safe='')}"
+    href = f"/v1/jobs/{job_id}{task}/files/{quote(info.name, safe='')}"
     return File(info.name, info.bytes, info.sha256, info.media_type, href)
 
 
@@ -447,6 +541,12 @@ def job_of(view: JobView) -> Job:
         result=view.result,
         files=[file_of(view.id, info) for info in view.files],
         traceparent=view.traceparent,
+        steps=[
+            Step(x.name, x.type, x.state, x.needs, x.chunks, x.done, x.running, x.failed)
+            for x in view.steps
+        ],
+        parent=view.parent,
+        code=view.code,
         links=links_of(view.id),
     )
 
@@ -480,6 +580,9 @@ def accepted_job(accepted: Accepted, spec: JobSpec, now: float) -> Job:
         result=NOTHING,
         files=[],
         traceparent=spec.traceparent,
+        steps=[],
+        parent=None,
+        code=spec.code or None,
         links=links_of(accepted.job_id),
     )
 
@@ -505,9 +608,29 @@ def attempt_of(view: AttemptView) -> Attempt:
     )
 
 
-def task_of(view: TaskView) -> Task:
-    """Return a task as the API shows it."""
-    return Task(view.task_id, view.state, view.attempts, view.recoveries, view.worker)
+def task_of(view: TaskView, job_id: str) -> Task:
+    """Return a task as it is answered."""
+    return Task(
+        view.task_id,
+        view.state,
+        view.attempts,
+        view.recoveries,
+        view.worker,
+        view.step,
+        view.type,
+        view.role,
+        view.index if view.index >= 0 else None,
+        view.node,
+        view.code,
+        view.params,
+        [Input(one.uri, one.bytes, one.sha256, one.attempt) for one in view.inputs],
+        [file_of(job_id, info, view.task_id) for info in view.files],
+        view.result,
+        maybe(view.started_at),
+        maybe(view.ended_at),
+        view.error or None,
+        view.needs,
+    )
 
 
 def queue_of(view: QueueView) -> Queue:
@@ -552,6 +675,10 @@ _ANSWERS = (
     RedriveRequest,
     Redriven,
     JobTypes,
+    Code,
+    DeployRequest,
+    Deployment,
+    Deployments,
     Upload,
     TokenRequest,
     NewToken,

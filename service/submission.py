@@ -1,37 +1,41 @@
 """From the bytes of a request to a JobSpec: what may be asked for, and when two asks are the same.
 
-Rule 1: params are checked by the job type's own model and then kept as the caller wrote them;
-checking changes nothing. Rule 2: unknown fields are refused, each by name. Rule 3: nothing here
-waits except for the store, and only when params are too large to travel inside the job.
+Rule 1: params are checked by the job type's own model, or by its schema where its code is not here,
+and then kept as the caller wrote them; checking changes nothing. Rule 2: unknown fields are
+refused, each by name. Rule 3: nothing here waits except for the store, and only when params are too
+large to travel inside the job, or to learn of a type that is not known here. Rule 4: which code a
+job runs is settled here, once, and stays.
 """
 
 import asyncio
-import difflib
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
-from pydantic import BaseModel, ValidationError
 
-from cluster.queue.spec import NO_PARAMS, JobSpec
+from cluster.catalog import StepCard, TypeCard
+from cluster.planning import Problem, plan_for, plan_steps
+from cluster.queue.spec import NO_PARAMS, JobSpec, Plan
 from cluster.store.contract import Objects
-from jobs.definition import JobDefinition
 from jobs.errors import InvalidInput
 from service.api_settings import ApiSettings
 from service.auth import Caller
+from service.catalog import Catalog, KnownType
 from service.headers import idempotency_key, traceparent
 from service.problems import FieldError, InvalidRequest, Malformed, TooLarge
 
-__all__ = ["BatchLine", "JobRequest", "RequestKey", "Submissions"]
+__all__ = ["BatchLine", "JobRequest", "RequestKey", "StepRequest", "Submissions", "WorkflowRequest"]
 
 DAY_S = 24 * 3600.0
 #: Ten years: whoever means never leaves `expires_at` out.
 EXPIRES_DAYS_MAX = 3653
 QUEUE = r"^[a-z][a-z0-9_-]{0,62}$"
+TYPE = r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$"
 
 T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
@@ -76,6 +80,13 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         Annotated[dict[LabelName, LabelValue], Meta(max_length=32)],
         Meta(description="Words of your own to find the job by."),
     ] = {}
+    code: Annotated[
+        Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] | None,
+        Meta(
+            description="Run it with the code of this hash, from the answer of `PUT /v1/code`. "
+            "Empty: with what the cluster was started with. Left out: with what is deployed."
+        ),
+    ] = None
 
 
 class BatchLine(JobRequest):
@@ -84,6 +95,49 @@ class BatchLine(JobRequest):
     idempotency_key: Annotated[
         str | None, Meta(description="As the header `Idempotency-Key`, for this line alone.")
     ] = None
+
+
+class StepRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One step of a posted workflow. What is left out is taken from its type."""
+
+    name: Annotated[str, Meta(description="What other steps call it: a-z, 0-9 and `_`.")]
+    type: Annotated[str, Meta(description="Name of a job type that is no workflow itself.")]
+    params: Annotated[
+        msgspec.Raw,
+        Meta(
+            description='As for a job; `{"$result": "step.path"}` and `{"$file": "step/name"}` '
+            "stand for what other steps made.",
+            extra_json_schema={"type": "object"},
+        ),
+    ] = msgspec.field(default_factory=lambda: NO_PARAMS)
+    after: Annotated[
+        list[str], Meta(description="Steps to wait for, beside those that params refer to.")
+    ] = []
+    queue: str | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    timeout_s: Seconds | None = None
+
+
+class WorkflowRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What `POST /v1/workflows` takes."""
+
+    steps: list[StepRequest]
+    name: Annotated[
+        str, Meta(pattern=TYPE, max_length=100, description="Shown as the type of the job.")
+    ] = "workflow"
+    on_failure: Annotated[
+        Literal["stop", "continue"],
+        Meta(description="Whether steps that do not need a failed one still run."),
+    ] = "stop"
+    result: Annotated[
+        str | None, Meta(description="The step whose result is the job's; the last, if left out.")
+    ] = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
+    run_at: Moment | None = None
+    delay_s: Annotated[float, Meta(ge=0, le=366 * DAY_S)] | None = None
+    expires_at: Moment | None = None
+    labels: Annotated[dict[LabelName, LabelValue], Meta(max_length=32)] = {}
+    code: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] | None = None
 
 
 class RequestKey(msgspec.Struct, frozen=True):
@@ -124,14 +178,13 @@ NO_KEY = RequestKey()
 class Submissions:
     """Makes job specs out of requests."""
 
-    def __init__(
-        self, types: Mapping[str, JobDefinition], store: Objects, settings: ApiSettings
-    ) -> None:
-        self._types = types
+    def __init__(self, catalog: Catalog, store: Objects, settings: ApiSettings) -> None:
+        self._catalog = catalog
         self._store = store
         self._settings = settings
         self._decode_job = msgspec.json.Decoder(JobRequest).decode
         self._decode_line = msgspec.json.Decoder(BatchLine).decode
+        self._decode_workflow = msgspec.json.Decoder(WorkflowRequest).decode
         self._puts = asyncio.Semaphore(max(1, store.concurrency))
 
     def decode(self, body: bytes) -> JobRequest:
@@ -141,6 +194,18 @@ class Submissions:
     def decode_line(self, line: bytes) -> BatchLine:
         """Return one line of a batch. Raises Malformed, InvalidInput or InvalidRequest."""
         return _decode(line, self._decode_line, BatchLine)
+
+    def needs(self, request: JobRequest) -> bool:
+        """Whether `learn` is to be awaited before `spec`."""
+        return self._catalog.needs(request.type, request.code)
+
+    def knows(self, request: JobRequest) -> bool:
+        """Whether there is such a type, as far as is known here."""
+        return self._catalog.knows(request.type, request.code)
+
+    async def learn(self, requests: Iterable[JobRequest]) -> None:
+        """Learn of the types that these ask for, if there are such. Raises Unavailable."""
+        await self._catalog.learn({(request.type, request.code) for request in requests})
 
     def spec(
         self,
@@ -154,7 +219,8 @@ class Submissions:
 
         Raises InvalidInput, InvalidRequest or TooLarge.
         """
-        definition = self._definition(request.type)
+        known = self._catalog.find(request.type, request.code)
+        card = known.card
         params = bytes(request.params)
         if len(params) > self._settings.params_bytes_max:
             raise TooLarge(
@@ -162,30 +228,134 @@ class Submissions:
                 "send larger data with PUT /v1/uploads/{name} and put the uri of the answer "
                 "into params"
             )
-        checked = _check_params(definition, params)
+        checked = known.check(params)
         run_at, expires_at = _moments(request, now)
         identity, fingerprint, window_s = self._identity(
-            request, definition, caller.tenant, key, params, checked
+            request, known, caller.tenant, key, params, checked
         )
+        plan = None if card.kind == "job" else self._plan(known, checked)
         # By position: with as many names the call would cost as much as the checks above.
         return JobSpec(
-            definition.name,
+            card.name,
             request.params,
             None,
             caller.tenant,
-            _queue(request.queue) or definition.queue,
+            _queue(request.queue) or card.queue,
             request.priority,
             run_at,
             expires_at,
-            request.timeout_s or definition.timeout_s,
-            definition.grace_s,
-            request.max_attempts or definition.max_attempts,
-            definition.retry,
+            request.timeout_s or card.timeout_s,
+            card.grace_s,
+            request.max_attempts or card.max_attempts,
+            card.retry,
             request.labels,
             identity,
             now + window_s if identity else 0.0,
             fingerprint,
             None if trace is None else traceparent(trace.decode("latin-1")),
+            known.code,
+            plan,
+        )
+
+    def _plan(self, known: KnownType, checked: Any) -> Plan | None:
+        def card_of(name: str) -> TypeCard | None:
+            try:
+                return self._catalog.find(name, known.code).card
+            except InvalidInput:
+                return self._catalog[name].card if name in self._catalog else None
+
+        def problems_of(name: str, params: bytes) -> list[Problem]:
+            return self._problems(name, known.code, params)
+
+        plan, problems = plan_for(
+            known.card,
+            known.plain(checked, None),
+            card_of=card_of,
+            problems_of=problems_of,
+        )
+        if problems:  # its own declaration is wrong, or does not go with these params
+            raise InvalidRequest([FieldError(path, told) for path, told in problems])
+        return plan
+
+    def _problems(self, name: str, code: str | None, params: bytes) -> list[Problem]:
+        """Return what a type has against params."""
+        try:
+            self._catalog.find(name, code).check(params)
+        except InvalidRequest as error:
+            return [(field.field, field.reason) for field in error.errors]
+        except InvalidInput as error:
+            return [("params", str(error))]
+        return []
+
+    def decode_workflow(self, body: bytes) -> WorkflowRequest:
+        """Return the request. Raises Malformed, InvalidInput or InvalidRequest."""
+        return _decode(body, self._decode_workflow, WorkflowRequest)
+
+    async def learn_steps(self, request: WorkflowRequest) -> None:
+        """Learn of the types of a workflow's steps, as far as that is due. Raises Unavailable."""
+        asked = {(step.type, request.code) for step in request.steps}
+        if any(self._catalog.needs(*one) for one in asked):
+            await self._catalog.learn(asked)
+
+    def workflow(
+        self,
+        request: WorkflowRequest,
+        caller: Caller,
+        key: RequestKey,
+        now: float,
+        trace: bytes | None = None,
+    ) -> JobSpec:
+        """Return the checked spec of a workflow that was posted step by step.
+
+        Raises InvalidInput or InvalidRequest, which name the place of what is wrong.
+        """
+        known: dict[str, KnownType] = {}
+        for step in request.steps:
+            with contextlib.suppress(InvalidInput):  # the plan names the step that has no type
+                known[step.type] = self._catalog.find(step.type, request.code)
+        codes = {one.code for one in known.values() if one.code}
+        if len(codes) > 1:
+            raise InvalidInput("steps", "have types of different deployments; deploy them as one")
+        cards = [
+            StepCard(
+                step.name,
+                step.type,
+                step.params,
+                step.after,
+                _queue(step.queue),
+                step.max_attempts,
+                step.timeout_s,
+            )
+            for step in request.steps
+        ]
+        plan, problems = plan_steps(
+            cards,
+            params={},
+            card_of=lambda name: known[name].card if name in known else None,
+            problems_of=lambda name, params: self._problems(name, request.code, params),
+            goes_on=request.on_failure == "continue",
+            result=request.result or "",
+        )
+        if problems:
+            raise InvalidRequest([FieldError(path, told) for path, told in problems[:50]])
+        run_at, expires_at = _moments(request, now)
+        name = key.given or key.minted
+        same = _canonical(msgspec.to_builtins(request)) if name else ""
+        kind = "given" if key.given else "minted"
+        return JobSpec(
+            request.name,
+            tenant=caller.tenant,
+            queue=plan.steps[0].queue or "default",
+            priority=request.priority,
+            run_at=run_at,
+            expires_at=expires_at,
+            labels=request.labels,
+            key=_hash(kind, caller.tenant, name) if name else None,
+            key_expires_at=now + self._settings.key_window_s if name else 0.0,
+            fingerprint=_hash("workflow", same) if name else "",
+            traceparent=None if trace is None else traceparent(trace.decode("latin-1")),
+            code=next(iter(codes), ""),
+            plan=plan,
         )
 
     def is_large(self, spec: JobSpec) -> bool:
@@ -203,32 +373,23 @@ class Submissions:
             await asyncio.to_thread(self._store.put, path, params)
         return msgspec.structs.replace(spec, params=NO_PARAMS, params_ref=path)
 
-    def _definition(self, name: str) -> JobDefinition:
-        definition = self._types.get(name)
-        if definition is None:
-            near = difflib.get_close_matches(name, self._types, n=3) or sorted(self._types)[:10]
-            raise InvalidInput(
-                "type", f"no job type {name[:100]!r} here; there is {', '.join(near) or 'none'}"
-            )
-        return definition
-
     def _identity(
         self,
         request: JobRequest,
-        definition: JobDefinition,
+        known: KnownType,
         tenant: str,
         key: RequestKey,
         params: bytes,
-        checked: BaseModel,
+        checked: Any,
     ) -> tuple[str | None, str, float]:
         """Return the key, the fingerprint and the window; the first of three sources decides."""
-        if key is NO_KEY and definition.unique_for_s is None:
+        card = known.card
+        if key is NO_KEY and card.unique_for_s is None:
             return None, "", 0.0
-        if key.given is None and definition.unique_for_s is not None:
-            by = set(definition.unique_by) or None
-            what = _canonical(checked.model_dump(mode="json", include=by))
-            hashed = _hash("unique", tenant, definition.name, what)
-            return hashed, hashed, definition.unique_for_s
+        if key.given is None and card.unique_for_s is not None:
+            what = _canonical(known.plain(checked, set(card.unique_by) or None))
+            hashed = _hash("unique", tenant, card.name, what)
+            return hashed, hashed, card.unique_for_s
         name = key.given or key.minted
         if name is None:
             return None, "", 0.0
@@ -280,26 +441,15 @@ def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Stru
     return InvalidInput(path or "body", found["reason"][0].lower() + found["reason"][1:])
 
 
-def _check_params(definition: JobDefinition, params: bytes) -> BaseModel:
-    try:
-        checked: BaseModel = definition.params_model.__pydantic_validator__.validate_json(params)
-        return checked
-    except ValidationError as error:
-        raise InvalidRequest(
-            [
-                FieldError(".".join(["params", *map(str, found["loc"])]), found["msg"])
-                for found in error.errors(include_url=False, include_input=False)[:50]
-            ]
-        ) from None
-
-
 def _queue(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(QUEUE, name):
         raise InvalidInput("queue", "use 1 to 63 of a-z, 0-9, '-', '_', led by a letter")
     return name
 
 
-def _moments(request: JobRequest, now: float) -> tuple[float | None, float | None]:
+def _moments(
+    request: JobRequest | WorkflowRequest, now: float
+) -> tuple[float | None, float | None]:
     """Return `run_at` and `expires_at` as epoch seconds."""
     if request.run_at is None and request.delay_s is None and request.expires_at is None:
         return None, None
@@ -337,6 +487,8 @@ def _same(request: JobRequest, params: bytes) -> list[Any]:
         request.expires_at,
         request.max_attempts,
         request.labels,
+        # Only where it was asked for: what was the same before there was this field still is.
+        *([] if request.code is None else [request.code]),
     ]
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.history.lineage import Lineage
 from cluster.history.rows import Record, decode_record
 from cluster.history.writer import HistoryFile, current_files
 from cluster.store.contract import Objects
@@ -46,6 +47,8 @@ class History:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        #: The finished chunks of jobs.
+        self.lineage = Lineage(objects)
         self._files: list[HistoryFile] = []
         self._as_of = -1
         self._indexes: OrderedDict[str, _Index] = OrderedDict()

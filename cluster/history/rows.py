@@ -11,15 +11,18 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from cluster.queries import attempt_views, job_view, task_views
+from cluster.queries import attempt_views, chunk_attempts, job_view
 from cluster.queue.model import Job, State
+from cluster.tasks import task_views
 from cluster.views import AttemptView, JobView, TaskView
 
 __all__ = [
     "ATTEMPTS",
     "JOBS",
+    "REVISION_ANY",
     "Record",
     "attempt_rows",
+    "chunk_table",
     "decode_record",
     "finished_after",
     "job_row",
@@ -28,6 +31,8 @@ __all__ = [
 
 #: Jobs made into rows at once: what bounds the memory above the tables themselves.
 TOGETHER = 2_000
+#: Stands where a row is right whatever becomes of its job: a chunk that is done is not told again.
+REVISION_ANY = 2**31 - 1
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _FILE = pa.struct(
@@ -111,18 +116,27 @@ def finished_after(state: State, seq: int) -> list[Job]:
     return [found[job_id] for job_id in sorted(found)]
 
 
-def tables(jobs: Sequence[Job]) -> tuple[pa.Table, pa.Table]:
-    """Return rows of `JOBS` and of `ATTEMPTS`."""
+def tables(jobs: Sequence[Job], state: State) -> tuple[pa.Table, pa.Table]:
+    """Return rows of `JOBS` and of `ATTEMPTS`, the latter without finished chunks."""
     job_parts, attempt_parts = [], []
     for first in range(0, len(jobs), TOGETHER):
         job_rows, attempt_rows = [], []
         for job in jobs[first : first + TOGETHER]:
             attempts = attempt_views(job)
-            job_rows.append(_job_row(job, attempts))
-            attempt_rows += [_attempt_row(job, attempt) for attempt in attempts]
+            job_rows.append(_job_row(job, attempts, state))
+            attempt_rows += [_attempt_row(job, attempt, job.revision) for attempt in attempts]
         job_parts.append(_batch(job_rows, JOBS))
         attempt_parts.append(_batch(attempt_rows, ATTEMPTS))
     return pa.Table.from_batches(job_parts, JOBS), pa.Table.from_batches(attempt_parts, ATTEMPTS)
+
+
+def chunk_table(chunks: Sequence[tuple[Job, AttemptView]]) -> pa.Table:
+    """Return rows of `ATTEMPTS` for attempts of finished chunks."""
+    parts = []
+    for first in range(0, len(chunks), TOGETHER):
+        some = chunks[first : first + TOGETHER]
+        parts.append(_batch([_attempt_row(job, one, REVISION_ANY) for job, one in some], ATTEMPTS))
+    return pa.Table.from_batches(parts, ATTEMPTS)
 
 
 def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
@@ -131,18 +145,22 @@ def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema)
 
 
-def job_row(job: Job) -> dict[str, Any]:
+def job_row(job: Job, state: State) -> dict[str, Any]:
     """Return a job, finished or not, as one row of `JOBS`; moments are microseconds."""
-    return dict(zip(JOBS.names, _job_row(job, attempt_views(job)), strict=True))
+    return dict(zip(JOBS.names, _job_row(job, attempt_views(job), state), strict=True))
 
 
 def attempt_rows(job: Job) -> list[dict[str, Any]]:
-    """Return a job's attempts as rows of `ATTEMPTS`, oldest first; moments are microseconds."""
-    rows = [_attempt_row(job, attempt) for attempt in attempt_views(job)]
+    """Return a job's attempts as rows of `ATTEMPTS`, oldest first; moments are microseconds.
+
+    Of its finished chunks those that no compaction has written yet.
+    """
+    rows = [_attempt_row(job, attempt, job.revision) for attempt in attempt_views(job)]
+    rows += [_attempt_row(job, attempt, REVISION_ANY) for attempt in chunk_attempts(job)]
     return [dict(zip(ATTEMPTS.names, row, strict=True)) for row in rows]
 
 
-def _job_row(job: Job, attempts: list[AttemptView]) -> tuple[Any, ...]:
+def _job_row(job: Job, attempts: list[AttemptView], state: State) -> tuple[Any, ...]:
     """Return the columns of `JOBS`, in their order."""
     spec = job.spec
     view = job_view(job, spec=spec)
@@ -176,17 +194,17 @@ def _job_row(job: Job, attempts: list[AttemptView]) -> tuple[Any, ...]:
             {"name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256}
             for f in view.files
         ],
-        _encode(Record(view, job.number, job.revision, task_views(job), attempts)),
+        _encode(Record(view, job.number, job.revision, task_views(state, job), attempts)),
     )
 
 
-def _attempt_row(job: Job, attempt: AttemptView) -> tuple[Any, ...]:
+def _attempt_row(job: Job, attempt: AttemptView, revision: int) -> tuple[Any, ...]:
     """Return the columns of `ATTEMPTS`, in their order."""
     return (
         job.id,
         attempt.task_id,
         attempt.number,
-        job.revision,
+        revision,
         job.type,
         job.queue,
         job.tenant,

@@ -81,15 +81,14 @@ def open_tables(
     if read_identities(objects, beside) == (None, None):
         raise InvalidInput("store", f"{objects.url} is no store of Drayman's; name another")
     state = fold_store(objects, beside).state if with_live else State()
-    jobs = list(state.jobs.values())
     files = _files(objects)
     refusals: list[DraymanError] = []
     job_files, attempt_files = (
         _dataset(objects, table, files, refusals) for table in ("jobs", "attempts")
     )
     return Tables(
-        jobs=Table(_rows("jobs", jobs), job_files),
-        attempts=Table(_rows("attempts", jobs), attempt_files),
+        jobs=Table(_rows("jobs", state), job_files),
+        attempts=Table(_rows("attempts", state), attempt_files),
         hidden=_hidden(objects, state, files, job_files),
         files=files,
         refusals=refusals,
@@ -99,18 +98,19 @@ def open_tables(
 # --- what is live -----------------------------------------------------------------------------
 
 
-def _rows(table: str, jobs: Iterable[Job]) -> pa.Table:
-    schema, jobs = _SCHEMAS[table], iter(jobs)
+def _rows(table: str, state: State) -> pa.Table:
+    schema, jobs = _SCHEMAS[table], iter(state.jobs.values())
     batches = []
     while batch := list(islice(jobs, BATCH_JOBS)):
-        rows = [row for job in batch for row in _rows_of(table, job)]
+        rows = [row for job in batch for row in _rows_of(table, job, state)]
         batches.append(pa.RecordBatch.from_pylist(rows, schema))
     return pa.Table.from_batches(batches, schema)
 
 
-def _rows_of(table: str, job: Job) -> list[dict[str, Any]]:
+def _rows_of(table: str, job: Job, state: State) -> list[dict[str, Any]]:
     day = {"date": _day(job)}
-    return [{**row, **day} for row in ([job_row(job)] if table == "jobs" else attempt_rows(job))]
+    rows = [job_row(job, state)] if table == "jobs" else attempt_rows(job)
+    return [{**row, **day} for row in rows]
 
 
 def _day(job: Job) -> date | None:

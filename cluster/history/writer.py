@@ -17,9 +17,13 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.history.rows import tables
-from cluster.queue.model import Job
+from cluster.history.lineage import write_lineage
+from cluster.history.rows import chunk_table, tables
+from cluster.queries import chunk_attempts
+from cluster.queue.model import Job, State
 from cluster.store.contract import Objects
+from cluster.tasks import finished_views
+from cluster.views import AttemptView
 
 __all__ = ["TABLES", "HistoryFile", "current_files", "maintain", "write"]
 
@@ -46,13 +50,32 @@ class HistoryFile:
     bytes: int
 
 
-def write(objects: Objects, first: int, last: int, jobs: list[Job]) -> None:
-    """Write the jobs, which finished in segments `first` to `last` and are sorted by id."""
-    by_day = sorted(jobs, key=_day)  # stable: still by id within a day
-    for day, group in groupby(by_day, key=_day):
-        mine = list(group)
-        for table, rows in zip(TABLES, tables(mine), strict=True):
-            objects.put_if_absent(_path(table, day, first, last), _encode(rows))
+def write(objects: Objects, first: int, last: int, jobs: list[Job], state: State) -> None:
+    """Write the jobs, which finished in segments `first` to `last` and are sorted by id.
+
+    With them go the chunks that finished there: as attempts, and as lineage.
+    """
+    chunks: dict[date, list[tuple[Job, AttemptView]]] = {}
+    for job in sorted(state.plans.values(), key=lambda job: job.id):
+        for attempt in chunk_attempts(job):
+            chunks.setdefault(_day_of(attempt.ended_at or attempt.leased_at), []).append(
+                (job, attempt)
+            )
+    by_day = {day: list(mine) for day, mine in groupby(sorted(jobs, key=_day), key=_day)}
+    for day in sorted(by_day.keys() | chunks.keys()):
+        job_rows, attempt_rows = tables(by_day.get(day, []), state)
+        if day in chunks:
+            beside = chunk_table(chunks[day])
+            attempt_rows = pa.concat_tables([attempt_rows, beside]).sort_by("job_id")
+        if job_rows.num_rows:
+            objects.put_if_absent(_path("jobs", day, first, last), _encode(job_rows))
+        objects.put_if_absent(_path("attempts", day, first, last), _encode(attempt_rows))
+    for job in state.plans.values():
+        assert job.plan is not None
+        steps = job.plan.steps.values()
+        views = [view for step in steps for view in finished_views(state, job, step)]
+        if views:
+            write_lineage(objects, first, last, job.id, views)
 
 
 def maintain(objects: Objects, now: float, retention_days: float | None) -> None:
@@ -95,7 +118,11 @@ def _path(table: str, day: date, first: int, last: int) -> str:
 
 
 def _day(job: Job) -> date:
-    return datetime.fromtimestamp(job.finished_at, UTC).date()
+    return _day_of(job.finished_at)
+
+
+def _day_of(moment: float) -> date:
+    return datetime.fromtimestamp(moment, UTC).date()
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -126,6 +153,6 @@ def _forget(objects: Objects, table: str, files: list[HistoryFile]) -> None:
 
 def _belongings(objects: Objects, job_ids: Iterable[str]) -> Iterator[str]:
     for job_id in job_ids:
-        for folder in ("results", "logs"):
+        for folder in ("results", "logs", "lineage"):
             for info in objects.list(f"{folder}/{job_id}/"):
                 yield info.path

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.protocol import Submission
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.dispatch import pick
@@ -40,7 +41,6 @@ from cluster.queue.plan import (
     StepTask,
     adopt_plan,
     decode_lost,
-    is_unlike,
     look,
     lost_events,
     next_events,
@@ -55,10 +55,20 @@ from cluster.queue.plan import (
     on_tasks_added,
     on_tasks_withdrawn,
     plan_status,
+    split_error,
+    to_redrive,
 )
-from cluster.queue.spec import JobSpec, SpecHead, decode_head, step_spec
+from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec, step_spec
 from cluster.queue.state import TERMINAL, Move, TaskState
-from jobs.errors import Conflict, InvalidInput, KeyReused, LeaseLost, NotFound, Overloaded
+from jobs.errors import (
+    Conflict,
+    DraymanError,
+    InvalidInput,
+    KeyReused,
+    LeaseLost,
+    NotFound,
+    Overloaded,
+)
 
 __all__ = ["FIRST_TASK", "decide", "evolve", "evolve_all", "job_status"]
 
@@ -133,14 +143,18 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
     limits = rules.queues.get(spec.queue)
     if limits is None:
         raise _no_queue(rules, "queue", spec.queue)
-    if spec.plan is not None:
-        for at, step in enumerate(spec.plan.steps):
-            if step.queue is not None and step.queue not in rules.queues:
-                raise _no_queue(rules, f"steps.{at}.queue", step.queue)
+    _check_steps(rules, spec)
     line = state.lines.get(spec.queue)
     if line is not None and _depth(line) >= limits.depth_max and not command.admitted:
         raise Overloaded("queue", f"queue {spec.queue!r} is full ({limits.depth_max} tasks)", 5.0)
     return [e.JobSubmitted(command.job_id, spec, command.raw)]
+
+
+def _check_steps(rules: Rules, spec: SpecHead) -> None:
+    """Raise InvalidInput for a step in a queue that there is not."""
+    for at, step in enumerate(spec.plan.steps if spec.plan is not None else ()):
+        if step.queue is not None and step.queue not in rules.queues:
+            raise _no_queue(rules, f"steps.{at}.queue", step.queue)
 
 
 def _no_queue(rules: Rules, field: str, name: str) -> InvalidInput:
@@ -180,7 +194,7 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
     found: dict[int, e.Event] = {}
     #: What comes beside the ends: outputs to be made again before, jobs submitted after.
     before: list[e.Event] = []
-    after: list[e.Event] = []
+    after: list[e.JobSubmitted | e.JobAliased] = []
     again: set[tuple[str, str]] = set()
     for outcome, draw in zip(command.outcomes, command.draws, strict=True):
         token = outcome.token
@@ -190,7 +204,7 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
         kind = outcome.kind
         if kind == "ok" and task.stop != "cancel":
             if outcome.submits or task.job.plan is not None:
-                refused = _refused_end(state, rules, task, outcome, after)
+                refused = _refused_end(state, rules, task, outcome, after, now)
                 if refused:
                     broken = _Lost("error", refused, outcome.started_at, outcome.ended_at)
                     found[token] = _discarded(rules, task, broken, draw, now)
@@ -215,27 +229,65 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
 
 
 def _refused_end(
-    state: State, rules: Rules, task: Task, outcome: Any, submitted: list[e.Event]
+    state: State,
+    rules: Rules,
+    task: Task,
+    outcome: Any,
+    submitted: list[e.JobSubmitted | e.JobAliased],
+    now: float,
 ) -> str:
     """Return why an end cannot count, or add the jobs that are submitted with it."""
     try:
-        if is_unlike(task, bytes(outcome.output)):
-            return (
-                "the split was made again, its manifest having been lost, and gives other chunks "
-                "than those that are out; submit the job anew"
-            )
-        heads = [decode_head(submission.spec) for submission in outcome.submits]
+        refused = split_error(task, bytes(outcome.output))
+        if refused:
+            return refused
+        submitted += _submissions(state, rules, outcome.submits, submitted, now)
     except msgspec.MsgspecError as error:
         return f"what it left cannot be read: {error}"
-    for head in heads:
-        if head.queue not in rules.queues:
-            return f"ctx.submit: {_no_queue(rules, 'queue', head.queue)}"
-    submitted += [
-        e.JobSubmitted(submission.job_id, head, bytes(submission.spec))
-        for submission, head in zip(outcome.submits, heads, strict=True)
-        if submission.job_id not in state.jobs
-    ]
+    except DraymanError as error:
+        return f"ctx.submit: {error}"
     return ""
+
+
+def _submissions(
+    state: State,
+    rules: Rules,
+    submissions: list[Submission],
+    before: list[e.JobSubmitted | e.JobAliased],
+    now: float,
+) -> list[e.JobSubmitted | e.JobAliased]:
+    """Return the jobs that an attempt submits, `before` those of others in the same report.
+
+    Limits of depth and keys do not apply: work is accepted from outside, this comes of it.
+    Raises InvalidInput, KeyReused, or a msgspec error.
+    """
+    found: list[e.JobSubmitted | e.JobAliased] = []
+    known = {event.job_id for event in before}
+    keys = {
+        event.spec.key: (event.job_id, event.spec.fingerprint)
+        for event in before
+        if isinstance(event, e.JobSubmitted)
+    }
+    for job_id, raw in ((one.job_id, bytes(one.spec)) for one in submissions):
+        decode_spec(raw)  # what cannot be read as a whole would only be found when it runs
+        head = decode_head(raw)
+        if head.queue not in rules.queues:
+            raise _no_queue(rules, "queue", head.queue)
+        _check_steps(rules, head)
+        if job_id in state.jobs or job_id in known:
+            continue
+        known.add(job_id)
+        if head.key is not None:
+            holder = keys.get(head.key) or state.keys.find(head.key, now)
+            if holder is not None:
+                first, fingerprint = holder
+                if fingerprint != head.fingerprint:
+                    raise KeyReused(first)
+                found.append(e.JobAliased(job_id, first))
+                continue
+            keys[head.key] = job_id, head.fingerprint
+        found.append(e.JobSubmitted(job_id, head, raw))
+    return found
 
 
 def _inputs_lost(
@@ -248,7 +300,9 @@ def _inputs_lost(
     try:
         if plan is not None:
             lost = decode_lost(outcome.output)
-            return lost_events(plan, task, lost, _lease_of(task, outcome), again)
+            follows = lost_events(plan, task, lost, _lease_of(task, outcome), again)
+            # If all are there again it may try at once, but not for ever.
+            return follows or [_release(rules, task, "input lost", outcome=outcome)]
     except (msgspec.MsgspecError, KeyError):
         pass  # It names what cannot be its input: no other task could mend that.
     return [_failed(rules, task, outcome, draw, now)]
@@ -441,12 +495,16 @@ def _cancel(state: State, rules: Rules, command: c.Cancel, now: float) -> list[e
 
 def _revive(state: State, rules: Rules, command: c.Revive, now: float) -> list[e.Event]:
     job = _job(state, command.job_id)
-    dead = [task for task in job.tasks if task.state is S.DEAD]
+    dead = to_redrive(job.plan) if job.plan is not None else _dead(job)
     status = job_status(job)
     if not dead or status != "failed":
         raise Conflict(f"job {job.id} is {status}; only failed jobs can be retried")
     redriven = [e.TaskRedriven(job.id, task.id) for task in dead]
     return [e.JobRevived(job.id), *redriven] if job.plan is not None else [*redriven]
+
+
+def _dead(job: Job) -> list[Task]:
+    return [task for task in job.tasks if task.state is S.DEAD]
 
 
 def _advance(state: State, rules: Rules, command: c.Advance, now: float) -> list[e.Event]:
@@ -672,7 +730,8 @@ def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
     task.line.dropped(task)
     plan = task.job.plan
     if plan is not None:
-        plan.started = True
+        plan.attempts += 1
+        plan.started_at = plan.started_at or at
     token = event.token
     task.token = token
     task.attempt = event.attempt
@@ -712,6 +771,8 @@ def _on_crashed(state: State, event: e.AttemptCrashed, at: float) -> None:
     task = end_lease(state, event)
     keep_attempt(task, "crashed", event.error, event.cause)
     task.recoveries += 1
+    if task.job.plan is not None:
+        task.job.plan.recoveries += 1
     make_ready(task, Move.CRASHED, at)
     _moved_on(state, task)
 
@@ -725,6 +786,8 @@ def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
         make_ready(task, Move.RELEASED, at)
     else:
         task.attempt -= 1  # it never ran: the number, and the place at the head, are free again
+        if task.job.plan is not None:
+            task.job.plan.attempts -= 1
         move(task, Move.RELEASED)
         task.line.push_front(task)
     _moved_on(state, task)

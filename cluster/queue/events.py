@@ -248,6 +248,9 @@ class OutputLost(TaskEvent, frozen=True):
     kind = "output_lost"
     #: The attempt that made it.
     attempt: int
+    #: Of a chunk: what was known of it (FinishedTask), unless a lineage file has it. Whether memory
+    #: still has it then is not the same in a replay.
+    row: bytes = b""
 
 
 class TasksAdded(Event, frozen=True):

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.protocol import Output
+from cluster.protocol import LostOutput, Output
 from cluster.queue import events as e
 from cluster.queue.model import Job, PastAttempt, State, Task
 from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
@@ -27,7 +27,6 @@ from cluster.queue.state import Move, TaskState
 __all__ = [
     "OVER",
     "FinishedTask",
-    "LostOutput",
     "PlanState",
     "Role",
     "Step",
@@ -37,7 +36,6 @@ __all__ = [
     "decode_finished",
     "decode_lost",
     "decode_output",
-    "is_unlike",
     "last_task",
     "locate",
     "look",
@@ -54,11 +52,16 @@ __all__ = [
     "on_tasks_added",
     "on_tasks_withdrawn",
     "plan_status",
+    "split_error",
+    "steps_of",
     "task_name",
+    "to_redrive",
 ]
 
 #: How often the output of one task may be lost and made again.
 REBUILDS_MAX = 3
+#: Chunks of one step: a bit each stays in memory, and a row until a compaction has it.
+CHUNKS_MAX = 10_000_000
 
 S = TaskState
 #: Why a job that was stopped ends as cancelled.
@@ -121,6 +124,15 @@ class FinishedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_finished = msgspec.msgpack.Decoder(FinishedTask).decode
+
+
+class _Seq(msgspec.Struct, array_like=True, gc=False):
+    """The first field of a FinishedTask: the rest is passed over unread."""
+
+    seq: int
+
+
+_decode_seq = msgspec.msgpack.Decoder(_Seq).decode
 decode_output = msgspec.json.Decoder(Output).decode
 
 
@@ -144,8 +156,9 @@ class Step(msgspec.Struct, eq=False):
     )
     #: Encoded FinishedTask of each chunk that is done and in no lineage file yet, as they finished.
     finished: dict[int, bytes] = msgspec.field(default_factory=dict)
-    #: Spec as its tasks get it; made when first asked for, and no part of the state.
+    #: What its chunks get, made when first asked for: no part of the state.
     raw: bytes = b""
+    inputs: bytes = b""
 
     def is_done(self, index: int) -> bool:
         """Whether chunk `index` is done."""
@@ -159,13 +172,33 @@ class Step(msgspec.Struct, eq=False):
     @property
     def tolerated(self) -> int:
         """Chunks that may fail."""
-        return int(self.spec.tolerate * self.count)
+        # 0.29 * 100 is a little less than 29.
+        return int(self.spec.tolerate * self.count + 1e-6)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk is done or failed for good."""
+        return self.succeeded + self.dead == self.count
 
 
 class PlanState:
     """How far a planned job is."""
 
-    __slots__ = ("asked", "counts", "open", "rebuilt", "spec", "started", "steps", "stop", "tasks")
+    __slots__ = (
+        "asked",
+        "attempts",
+        "counts",
+        "open",
+        "rebuilt",
+        "recoveries",
+        "remade",
+        "spec",
+        "started_at",
+        "steps",
+        "stop",
+        "tasks",
+        "waiting",
+    )
 
     def __init__(self, spec: Plan) -> None:
         self.spec = spec
@@ -174,21 +207,36 @@ class PlanState:
         self.open = dict(self.steps)
         #: Those in memory, by id.
         self.tasks: dict[str, StepTask] = {}
+        #: Those of them that are WAITING.
+        self.waiting: dict[str, StepTask] = {}
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         #: Why it does not go on: `cancelled`, `expired`, `failed`.
         self.stop = ""
         #: Leased tasks that were asked to stop.
         self.asked = 0
-        #: Whether a task of it was ever leased.
-        self.started = False
+        #: When a task of it was first leased, or 0; how many attempts and recoveries there were.
+        self.started_at = 0.0
+        self.attempts = 0
+        self.recoveries = 0
         #: How often a task's output was lost, by its id.
         self.rebuilt: dict[str, int] = {}
+        #: Of chunks that were made again: the attempt that did, when no row says so any more.
+        self.remade: dict[str, int] = {}
+
+    @property
+    def started(self) -> bool:
+        """Whether a task of it was ever leased."""
+        return self.started_at > 0
 
     def recount(self, task: Task, old: TaskState, new: TaskState) -> None:
         """Keep the counts of a task that moved."""
         assert isinstance(task, StepTask)
         self.counts[old] -= 1
         self.counts[new] += 1
+        if new is S.WAITING:
+            self.waiting[task.id] = task
+        elif old is S.WAITING:
+            del self.waiting[task.id]
         if task.role is Role.CHUNK:
             task.step.counts[old] -= 1
             task.step.counts[new] += 1
@@ -196,6 +244,8 @@ class PlanState:
     def add(self, task: StepTask) -> None:
         """Take a task into memory."""
         self.tasks[task.id] = task
+        if task.state is S.WAITING:
+            self.waiting[task.id] = task
         task.line.counts[task.state] += 1
         self.counts[task.state] += 1
         if task.role is Role.CHUNK:
@@ -204,6 +254,7 @@ class PlanState:
     def forget(self, task: StepTask) -> None:
         """Let a task go from memory."""
         del self.tasks[task.id]
+        self.waiting.pop(task.id, None)
         task.line.counts[task.state] -= 1
         self.counts[task.state] -= 1
         if task.role is Role.CHUNK:
@@ -225,6 +276,11 @@ def adopt_plan(state: State, job: Job, plan: PlanState) -> None:
     state.plans[job.id] = job
 
 
+def steps_of(job: Job) -> Iterable[Step]:
+    """Return the steps of a job; of one that is not planned, none."""
+    return job.plan.steps.values() if job.plan is not None else ()
+
+
 def task_name(step: StepSpec, role: Role, index: int = -1) -> str:
     """Return the id of a step's task."""
     if role is Role.WHOLE:
@@ -240,9 +296,13 @@ def locate(plan: PlanState, task_id: str) -> tuple[Step, Role, int]:
         return step, Role.WHOLE, -1
     name, _, last = task_id.rpartition(".")
     step = plan.steps[name]
-    if last.isdigit():
-        return step, Role.CHUNK, int(last)
-    return step, Role(last), -1
+    if step.spec.fans_out:
+        if last == "split" or (last == "join" and step.spec.join):
+            return step, Role(last), -1
+        # The one name of each number: "007" is none, nor is what int() takes beside digits.
+        if last.isascii() and last.isdecimal() and len(last) < 10 and str(int(last)) == last:
+            return step, Role.CHUNK, int(last)
+    raise KeyError(task_id)
 
 
 def last_task(step: StepSpec) -> str:
@@ -345,7 +405,7 @@ def _go_on(job: Job, plan: PlanState, step: Step) -> Iterator[e.Event]:
             and counts[S.BACKING_OFF] + counts[S.WAITING] < spec.at_once
         ):
             yield e.TasksAdded(job.id, spec.name, Role.CHUNK, step.next, min(room, left))
-    elif step.succeeded + step.dead == step.count:
+    elif step.is_settled:
         if not spec.join:
             yield e.StepEnded(job.id, spec.name, StepState.SUCCEEDED)
         elif (join := plan.tasks.get(task_name(spec, Role.JOIN))) is None:
@@ -365,19 +425,28 @@ def _end_by(job: Job, spec: StepSpec, task: StepTask) -> Iterator[e.Event]:
 def _wake(job: Job, plan: PlanState) -> Iterator[e.Event]:
     """Yield what follows for tasks that wait for others."""
     failed: dict[str, None] = {}
-    for task in plan.tasks.values():
-        if task.state is not S.WAITING or task.due_at:
+    for task in plan.waiting.values():
+        step = task.step
+        if task.due_at or step.state is StepState.FAILED:
+            continue  # until its moment; or until an operator lets it go on
+        if task.role is Role.JOIN and not (step.is_settled and step.dead <= step.tolerated):
+            # A chunk is made again, or was in vain: then it may be one more that failed.
+            if step.dead > step.tolerated:
+                failed[step.spec.name] = None
             continue
-        if task.step.state is StepState.FAILED:
-            continue  # until an operator lets it go on
-        if all(map(plan.is_done, task.needs)):
+        for name in task.needs:
+            if plan.is_done(name):
+                continue
+            need = plan.tasks.get(name)
+            if need is None:
+                break
+            if need.state is S.DEAD and need.step is step and need.role is Role.CHUNK:
+                continue  # its join can do without
+            if need.state is S.DEAD or need.step.state is StepState.FAILED:
+                failed[step.spec.name] = None
+            break
+        else:
             yield e.TaskReady(job.id, task.id)
-        elif any(
-            (need := plan.tasks.get(name)) is not None
-            and (need.state is S.DEAD or need.step.state is StepState.FAILED)
-            for name in task.needs
-        ):
-            failed[task.step.spec.name] = None
     for name in failed:
         yield e.StepEnded(job.id, name, StepState.FAILED)
 
@@ -476,10 +545,12 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
     job.revision += 1
     if event.reason:
         job.reason = event.reason
-    for task in plan.tasks.values() if event.reason else ():
-        if task.state is S.WAITING:
+    failed = plan_status(job) == "failed"
+    for task in list(plan.waiting.values()):
+        task.due_at = 0.0  # nothing of it is to begin by itself
+        if not failed:
             move(task, Move.CANCELLED)
-    if plan_status(job) != "failed":
+    if not failed:
         for task in plan.tasks.values():
             if task.state is S.DEAD:
                 del state.dead[job.id, task.id]
@@ -523,23 +594,23 @@ def on_output_lost(state: State, event: e.OutputLost, at: float) -> None:
     plan.rebuilt[task_id] = plan.rebuilt.get(task_id, 0) + 1
     task = plan.tasks.get(task_id)
     if task is None:
-        task = _recalled(state, job, plan, task_id, event.attempt)
+        task = _recalled(state, job, plan, event)
     task.output = b""
+    # Losing it was not its fault; and of a chunk it may not be known any more.
+    task.failures = task.recoveries = task.interruptions = 0
     make_ready(task, Move.OUTPUT_LOST, at)
     look(state, job)
 
 
-def _recalled(state: State, job: Job, plan: PlanState, task_id: str, attempt: int) -> StepTask:
+def _recalled(state: State, job: Job, plan: PlanState, event: e.OutputLost) -> StepTask:
     """Take a finished chunk back into memory, with as much as is known of it."""
-    step, role, index = locate(plan, task_id)
+    step, role, index = locate(plan, event.task_id)
     line = state.line(step.spec.queue or job.queue)
-    task = StepTask(job, line, task_id, S.SUCCEEDED, attempt, step=step, role=role, index=index)
-    row = step.finished.pop(index, None)
-    if row is not None:
-        known = decode_finished(row)
-        task.attempt, task.failures = max(attempt, known.attempt), known.failures
-        task.recoveries, task.interruptions = known.recoveries, known.interruptions
-        task.past = list(known.past) or None
+    more: dict[str, Any] = {"step": step, "role": role, "index": index}
+    task = StepTask(job, line, event.task_id, S.SUCCEEDED, event.attempt, **more)
+    if event.row:
+        task.past = list(decode_finished(event.row).past) or None
+    step.finished.pop(index, None)
     plan.add(task)
     step.done[index >> 3] &= ~(1 << (index & 7))
     step.succeeded -= 1
@@ -570,11 +641,17 @@ def on_task_succeeded(state: State, task: StepTask) -> None:
                 task.past or [],
             )
         )
+        if task.id in plan.rebuilt:
+            plan.remade[task.id] = task.attempt
         plan.forget(task)
-    elif task.role is Role.SPLIT and step.count < 0:
+    elif task.role is Role.SPLIT:
+        step.raw = b""  # the manifest may lie elsewhere now
+        if step.count >= 0:
+            look(state, task.job)
+            return
         output = decode_output(task.output)
         step.count = output.chunks or 0
-        step.manifest = output.manifest.sha256 if output.manifest is not None else ""
+        step.manifest = _identity(output)
         step.done = bytearray((step.count + 7) // 8)
     look(state, task.job)
 
@@ -586,7 +663,7 @@ def on_compacted(jobs: Iterable[Job], seq: int) -> None:
         for step in job.plan.steps.values():
             covered = 0
             for row in step.finished.values():
-                if decode_finished(row).seq > seq:
+                if _decode_seq(row).seq > seq:
                     break
                 covered += 1
             if covered == len(step.finished):
@@ -597,14 +674,6 @@ def on_compacted(jobs: Iterable[Job], seq: int) -> None:
 
 
 # --- decide -----------------------------------------------------------------------------------
-
-
-class LostOutput(msgspec.Struct, frozen=True, array_like=True):
-    """A task whose output an attempt found gone, or other than it was."""
-
-    task_id: str
-    #: The attempt that made it.
-    attempt: int
 
 
 decode_lost = msgspec.json.Decoder(list[LostOutput]).decode
@@ -619,34 +688,95 @@ def lost_events(
 ) -> list[e.Event]:
     """Return what follows when `task` found outputs lost; `again` are those being made again.
 
-    Raises KeyError for an id of no task of the plan.
+    Nothing, if all of them were made again since. Raises KeyError if one is no input of the task.
     """
-    found: list[e.Event] = []
+    found: dict[str, e.OutputLost] = {}
+    needs: dict[str, None] = {}
     for one in lost:
-        step, role, index = locate(plan, one.task_id)
-        if (task.job.id, one.task_id) in again or not plan.is_done(one.task_id):
+        name = one.task_id
+        step, role, index = locate(plan, name)
+        if not (isinstance(task, StepTask) and _is_input(plan, task, step, role)):
+            raise KeyError(name)
+        made_by = plan.tasks.get(name)
+        if (task.job.id, name) in again or name in found:
+            needs[name] = None
+        elif plan.is_done(name):
+            row = step.finished.get(index, b"")
+            attempt = made_by.attempt if made_by is not None else plan.remade.get(name, 0)
+            if row:
+                attempt = decode_finished(row).attempt
+            if attempt > one.attempt:
+                continue  # it was made again since
+            if plan.rebuilt.get(name, 0) >= REBUILDS_MAX:
+                told = f"the output of task {name} was lost {REBUILDS_MAX + 1} times"
+                return [e.TaskDied(error=told, cause="output lost", **lease)]
+            attempt = attempt or max(1, one.attempt)
+            found[name] = e.OutputLost(task.job.id, name, attempt, row)
+            needs[name] = None
+        elif made_by is None:
+            raise KeyError(name)
+        elif made_by.state is not S.DEAD or step is not task.step or role is not Role.CHUNK:
+            needs[name] = None
+    again.update((task.job.id, name) for name in found)
+    return [*found.values(), e.InputsLost(needs=list(needs), **lease)] if needs else []
+
+
+def _is_input(plan: PlanState, task: StepTask, step: Step, role: Role) -> bool:
+    """Whether `task` may have read what that role of that step made.
+
+    Nothing else may be waited for: two tasks could wait for each other, or for what never comes.
+    """
+    if step is task.step:
+        if role is Role.SPLIT:
+            return task.role in (Role.CHUNK, Role.JOIN)
+        return role is Role.CHUNK and task.role is Role.JOIN
+    before = dict.fromkeys(task.step.spec.needs)
+    names = list(before)
+    for name in names:  # grows: what those needed may be read too, by the URIs they pass on
+        more = [n for n in plan.steps[name].spec.needs if n not in before]
+        before |= dict.fromkeys(more)
+        names += more
+    return step.spec.name in before
+
+
+def to_redrive(plan: PlanState) -> list[Task]:
+    """Return the dead tasks that stand in a failed job's way.
+
+    A chunk whose failure was tolerated stays out: its join may have run without it, or is to run
+    again while it would.
+    """
+    needed = {name for task in plan.waiting.values() for name in task.needs}
+    found: list[Task] = []
+    for task in plan.tasks.values():
+        step = task.step
+        if task.state is not S.DEAD:
             continue
-        made_by = plan.tasks.get(one.task_id)
-        attempt = made_by.attempt if made_by is not None else one.attempt
-        if role is Role.CHUNK and (row := step.finished.get(index)) is not None:
-            attempt = decode_finished(row).attempt
-        if attempt > one.attempt:
-            continue  # it was made again since
-        if plan.rebuilt.get(one.task_id, 0) >= REBUILDS_MAX:
-            told = f"the output of task {one.task_id} was lost {REBUILDS_MAX + 1} times"
-            return [e.TaskDied(error=told, cause="output lost", **lease)]
-        again.add((task.job.id, one.task_id))
-        found.append(e.OutputLost(task.job.id, one.task_id, one.attempt))
-    return [*found, e.InputsLost(needs=[one.task_id for one in lost], **lease)]
+        tolerated = step.dead <= step.tolerated or step.state is not StepState.FAILED
+        if task.role is not Role.CHUNK or not tolerated or task.id in needed:
+            found.append(task)
+    return found
 
 
-def is_unlike(task: Task, output: bytes) -> bool:
-    """Whether a split that was made again would give other chunks than those that are out.
+def split_error(task: Task, output: bytes) -> str:
+    """Return why what a split made cannot count; empty if it can, or if the task is no split.
 
     Raises a msgspec error for what is no Output.
     """
     if not isinstance(task, StepTask) or task.role is not Role.SPLIT:
-        return False
-    manifest = decode_output(output).manifest
-    sha256 = manifest.sha256 if manifest is not None else ""
-    return task.step.count >= 0 and sha256 != task.step.manifest
+        return ""
+    found = decode_output(output)
+    if found.chunks is None or not 0 <= found.chunks <= CHUNKS_MAX:
+        return f"the split says that there are {found.chunks} chunks; use 0 to {CHUNKS_MAX:,}"
+    step = task.step
+    if step.count >= 0 and (_identity(found), found.chunks) != (step.manifest, step.count):
+        return (
+            "the split was made again, its manifest having been lost, and gives other chunks "
+            "than those that are out; submit the job anew"
+        )
+    return ""
+
+
+def _identity(output: Output) -> str:
+    """Return what tells one split from another."""
+    file = output.manifest.sha256 if output.manifest is not None else ""
+    return output.chunks_sha256 or file

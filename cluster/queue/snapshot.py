@@ -99,9 +99,12 @@ class _Step(msgspec.Struct, array_like=True):
 
 class _Plan(msgspec.Struct, array_like=True):
     stop: str
-    started: bool
+    started_at: float
+    attempts: int
+    recoveries: int
     rebuilt: dict[str, int]
     steps: list[_Step]
+    remade: dict[str, int] = {}
 
 
 class _Task(msgspec.Struct, array_like=True):
@@ -222,7 +225,8 @@ def _plan_row(plan: PlanState, through: int) -> _Plan:
         )
         for name, step in plan.steps.items()
     ]
-    return _Plan(plan.stop, plan.started, plan.rebuilt, steps)
+    counts = plan.started_at, plan.attempts, plan.recoveries
+    return _Plan(plan.stop, *counts, plan.rebuilt, steps, plan.remade)
 
 
 def _task_row(task: Task) -> _Task:
@@ -333,7 +337,8 @@ def _job(state: State, job_id: str, data: bytes) -> Job:
 
 def _plan(spec: Plan, row: _Plan) -> PlanState:
     plan = PlanState(spec)
-    plan.stop, plan.started, plan.rebuilt = row.stop, row.started, row.rebuilt
+    plan.stop, plan.rebuilt, plan.remade = row.stop, row.rebuilt, row.remade
+    plan.started_at, plan.attempts, plan.recoveries = row.started_at, row.attempts, row.recoveries
     for told in row.steps:
         step = plan.steps[told.name]
         step.state = StepState(told.state)
@@ -389,4 +394,7 @@ def _lend(state: State, leased: list[Task]) -> None:
 
 
 def _find(state: State, job_id: str, task_id: str) -> Task:
-    return next(task for task in state.jobs[job_id].tasks if task.id == task_id)
+    job = state.jobs[job_id]
+    if job.plan is not None:
+        return job.plan.tasks[task_id]
+    return next(task for task in job.tasks if task.id == task_id)

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 NO_PARAMS = msgspec.Raw(b"{}")
+JOBS_OWN = msgspec.Raw(b"null")
 
 
 class StepSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -30,8 +31,8 @@ class StepSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = ""
     type: str = ""
     #: JSON in which `{"$result": "step.path"}` and `{"$file": "step/name"}` stand for what other
-    #: steps made; None: the job's own params.
-    params: msgspec.Raw | None = None
+    #: steps made; `null`: the job's own params.
+    params: msgspec.Raw = JOBS_OWN
     #: Steps that must have succeeded before, by name; those that params refer to are among them.
     needs: list[str] = []
     #: It is split into chunks; `join` says whether a task joins what they returned.
@@ -110,11 +111,12 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def step_spec(spec: JobSpec, step: StepSpec) -> JobSpec:
     """Return the spec as a step's tasks get it: the job's, with what the step says otherwise."""
+    own = bytes(step.params) == b"null"
     return msgspec.structs.replace(
         spec,
         type=step.type or spec.type,
-        params=spec.params if step.params is None else step.params,
-        params_ref=spec.params_ref if step.params is None else None,
+        params=spec.params if own else step.params,
+        params_ref=spec.params_ref if own else None,
         queue=step.queue or spec.queue,
         timeout_s=spec.timeout_s if step.timeout_s is None else step.timeout_s,
         grace_s=spec.grace_s if step.grace_s is None else step.grace_s,

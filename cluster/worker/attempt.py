@@ -9,6 +9,7 @@ handler did, there is an outcome, and the worker can read it.
 """
 
 import asyncio
+import hashlib
 import io
 import mimetypes
 import os
@@ -19,14 +20,25 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Protocol, cast
+from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from cluster.protocol import NOTHING, Assignment, FileInfo, Outcome, OutcomeKind, Output
+from cluster.protocol import (
+    NOTHING,
+    Assignment,
+    FileInfo,
+    InputInfo,
+    LostOutput,
+    Outcome,
+    OutcomeKind,
+    Output,
+    Submission,
+)
 from cluster.queue.spec import JobSpec
 from cluster.settings import DATA_DIRS_ENV
+from cluster.views import TaskPage, TaskView
 from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.pipe import Answer, Moved
 from jobs.context import Context, Files
@@ -35,13 +47,26 @@ from jobs.kept import checkpoint_json, effect_json, once_key, output_name, stric
 from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
 from jobs.redact import redact, redact_json
 
-__all__ = ["Attempt", "AttemptContext", "Host", "Store", "encode_outcome"]
+__all__ = [
+    "Attempt",
+    "AttemptContext",
+    "Host",
+    "InputLost",
+    "SplitResult",
+    "Store",
+    "encode_outcome",
+]
 
 ERROR_CHARS_MAX = 4096
 RESULT_BYTES_INLINE_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 1024
 #: A message is redacted before it is cut; so much more of it is looked at.
 _MESSAGE_CHARS_MAX = 64 * 1024
+#: Inputs that lineage names, and jobs that one attempt may submit.
+INPUTS_MAX = 1_000
+SUBMITS_MAX = 100
+#: Tasks of which it is remembered what they made.
+KNOWN_MAX = 20_000
 #: How often progress leaves the child, at most.
 PROGRESS_EVERY_S = 0.1
 #: How long until a store that did not answer is asked again for a finished result, at most.
@@ -54,8 +79,29 @@ _encode = msgspec.json.Encoder().encode
 class Store(Protocol):
     """What an attempt needs of the store."""
 
-    objects: Any
-    files: Any
+    @property
+    def objects(self) -> Any:
+        """Its objects."""
+
+    @property
+    def files(self) -> Any:
+        """The files of jobs in it."""
+
+    @property
+    def lineage(self) -> Any:
+        """What it has of finished chunks."""
+
+
+class SplitResult(msgspec.Struct, frozen=True):
+    """What a split left: so many chunks, listed in a file whose content has this checksum."""
+
+    count: int
+    manifest: FileInfo
+    sha256: str
+
+
+class InputLost(BaseException):
+    """Raised inside a handler: what it needs is gone. Not for `except Exception` to swallow."""
 
 
 class Host(Protocol):
@@ -78,6 +124,11 @@ class Host(Protocol):
     def store(self) -> Store:
         """Open the store, once."""
 
+    def submission(
+        self, attempt: "Attempt", type: str, params: Any, options: dict[str, Any]
+    ) -> Submission:
+        """Return a job to be submitted. Raises InvalidInput."""
+
     def write_log(self, attempt: "Attempt", text: str) -> None:
         """Append to the attempt's captured output."""
 
@@ -96,7 +147,8 @@ class AttemptContext(Context):
 
     def __getattr__(self, name: str) -> Any:
         if name == "files":
-            value: Any = Files(self._attempt, self._attempt.workdir())
+            task = f"{self.job_id}/{self.task_id}"
+            value: Any = Files(self._attempt, self._attempt.workdir(), task)
         elif name == "resumed_from":
             value = msgspec.json.decode(self._attempt.assignment.checkpoint)
         else:
@@ -111,17 +163,23 @@ class Attempt:
     __slots__ = (
         "_asked",
         "_host",
+        "_inputs",
+        "_known",
+        "_lost",
         "_moved",
         "_open",
         "_outputs",
         "_secrets",
         "_shown_at",
+        "_submits",
         "_token",
         "_workdir",
         "assignment",
+        "chunks",
         "ended",
         "on_stop",
         "output_file",
+        "params",
         "started_at",
         "tenant",
     )
@@ -141,6 +199,17 @@ class Attempt:
         #: Those that this attempt asked for.
         self._asked: list[str] = []
         self._outputs: dict[str, FileInfo] = {}
+        #: What it read, and which of that was gone.
+        self._inputs: dict[str, InputInfo] = {}
+        self._lost: list[LostOutput] = []
+        #: Outputs of other tasks as far as they were looked up, by (job, task).
+        self._known: dict[tuple[str, str], TaskView] = {}
+        #: Jobs to be submitted with its success.
+        self._submits: list[Submission] = []
+        #: Of a split: what it made.
+        self.chunks: SplitResult | None = None
+        #: Fingerprint of the params, of a task of a planned job.
+        self.params = ""
         self._open: list[_OutputFile] = []
         self._workdir: Path | None = None
         self._moved: Moved | None = None
@@ -179,7 +248,9 @@ class Attempt:
         """Have the worker claim it."""
         key = once_key(key, self._telling())
         answer = self._host.call(self._token, "once_claim", key, NOTHING)
-        return answer.found, msgspec.json.decode(answer.value)
+        found = answer.found
+        assert found != "evicted"
+        return found, msgspec.json.decode(answer.value)
 
     def once_done(self, key: str, value: Any) -> None:
         """Have the worker record it."""
@@ -207,37 +278,194 @@ class Attempt:
     def open_output(self, name: str) -> BinaryIO:
         """Open an output under this attempt's own path."""
         name = output_name(name, self._telling())
-        a = self.assignment
-        files = self._host.store().files
-        path = files.result_path(a.job_id, a.task_id, a.attempt, name)
-        output = _OutputFile(name, path, files.open_write(path), self._outputs)
+        path = self.own_path(name)
+        output = _OutputFile(name, path, self.files.open_write(path), self._outputs)
         self._open.append(output)
         return cast(BinaryIO, output)
 
     def fetch(self, uri: str, into: Path) -> Path:
         """Bring what `uri` names to this machine."""
         scheme, _, rest = uri.partition(":")
-        if scheme == "upload":
-            store = self._host.store()
-            with store.files.open_read(store.files.upload_path(self.tenant, rest)) as source:
-                return _copied(source, into, rest)
-        parts = urlsplit(uri)
-        if scheme == "file" and parts.netloc in {"", "localhost"}:
-            path = Path(unquote(parts.path)).resolve()
-            if not self.may_read(path):
-                raise InvalidInput("uri", f"{uri!r} is outside the folders that jobs may read")
-            if not path.exists():
-                raise NotFound("file", str(path))
+        if scheme == "file":
+            path = self._local(uri)
+            self._read(InputInfo(uri, "", path.stat().st_size if path.is_file() else 0))
             return path
+        if scheme == "output":
+            return self._fetch_output(uri, into)
+        with self._source(uri) as source:
+            path, digest = _copied(source, into, rest.rpartition("/")[2])
+        self._read(InputInfo(uri, digest, path.stat().st_size))
+        return path
+
+    def open(self, uri: str) -> BinaryIO:
+        """Open what `uri` names where it lies. An output is checked as a whole before."""
+        if uri.startswith("file:"):
+            path = self._local(uri)
+            self._read(InputInfo(uri, "", path.stat().st_size))
+            return path.open("rb")
+        if uri.startswith("output:"):
+            view, file = self._output_file(uri)
+            if uri not in self._inputs and not self._is_whole(file):
+                self._lose(view)
+            self._read(InputInfo(uri, file.sha256, file.bytes, view.attempts))
+            return cast(BinaryIO, self.files.open_read(file.path))
+        source = self._source(uri)
+        self._read(InputInfo(uri, "", source.seek(0, io.SEEK_END)))
+        source.seek(0)
+        return source
+
+    def _source(self, uri: str) -> BinaryIO:
+        scheme, _, rest = uri.partition(":")
+        if scheme == "upload":
+            path = self.files.upload_path(self.tenant, rest)
+            return cast(BinaryIO, self.files.open_read(path))
         folder, _, name = uri.rpartition("/")
-        if scheme in {"s3", "gs", "az"} and name and parts.path.strip("/"):
+        if scheme in {"s3", "gs", "az"} and name and urlsplit(uri).path.strip("/"):
             from cluster.store.objects import open_store
 
-            with open_store(folder).open_read(name) as source:
-                return _copied(source, into, name)
+            return open_store(folder).open_read(name)
         raise InvalidInput(
-            "uri", f"{uri!r} cannot be fetched; use upload:, file:///, s3://, gs:// or az://"
+            "uri",
+            f"{uri!r} cannot be fetched; use upload:, output:, file:///, s3://, gs:// or az://",
         )
+
+    def _local(self, uri: str) -> Path:
+        parts = urlsplit(uri)
+        if parts.netloc not in {"", "localhost"}:
+            raise InvalidInput("uri", f"{uri!r} names another machine; use file:///path")
+        path = Path(unquote(parts.path)).resolve()
+        if not self.may_read(path):
+            raise InvalidInput("uri", f"{uri!r} is outside the folders that jobs may read")
+        if not path.exists():
+            raise NotFound("file", str(path))
+        return path
+
+    # --- outputs of other tasks ---------------------------------------------------------------
+
+    def _fetch_output(self, uri: str, into: Path) -> Path:
+        view, file = self._output_file(uri)
+        try:
+            with self._host.store().files.open_read(file.path) as source:
+                path, digest = _copied(source, into, file.name)
+        except NotFound:
+            self._lose(view)
+        if digest != file.sha256:
+            self._lose(view)
+        self._read(InputInfo(uri, digest, file.bytes, view.attempts))
+        return path
+
+    def _output_file(self, uri: str) -> tuple[TaskView, FileInfo]:
+        job_id, _, rest = uri.removeprefix("output:").partition("/")
+        task_id, _, name = rest.partition("/")
+        if not (job_id and task_id and name):
+            raise InvalidInput("uri", f"{uri!r}: write it as output:JOB/TASK/NAME")
+        view = self.task_of(job_id, task_id)
+        for file in view.files:
+            if file.name == name:
+                return view, file
+        known = ", ".join(file.name for file in view.files) or "none"
+        raise NotFound("file", f"{uri}: that task kept {known}")
+
+    def task_of(self, job_id: str, task_id: str) -> TaskView:
+        """Return a task of this tenant, with what it left. Raises NotFound."""
+        known = self._known.get((job_id, task_id))
+        if known is None:
+            self.know(job_id, self.tasks(job_id, ids=[task_id]).tasks)
+            known = self._known[job_id, task_id]
+        return known
+
+    def know(self, job_id: str, tasks: list[TaskView]) -> None:
+        """Remember tasks that were looked up, the last so many."""
+        if len(self._known) > KNOWN_MAX:
+            self._known.clear()
+        self._known.update({(job_id, task.task_id): task for task in tasks})
+
+    @property
+    def files(self) -> Any:
+        """The files of the store."""
+        return self._host.store().files
+
+    def own_path(self, name: str) -> str:
+        """Return where this attempt's output `name` lies."""
+        a = self.assignment
+        path: str = self.files.result_path(a.job_id, a.task_id, a.attempt, name)
+        return path
+
+    def tasks(self, job_id: str, **which: Any) -> TaskPage:
+        """Return tasks of a job, wherever they are remembered: `ids`, or `first` and `limit`."""
+        value = msgspec.Raw(msgspec.json.encode(which))
+        answer = self._host.call(self._token, "tasks", job_id, value)
+        if answer.found != "evicted":
+            page = msgspec.json.decode(answer.value, type=TaskPage)
+            return cast(TaskPage, self._host.store().lineage.filled(job_id, page))
+        return past_tasks(self._host.store().objects, job_id, self.tenant, which)
+
+    def result_of(self, view: TaskView) -> bytes:
+        """Return what a task returned, as JSON; an output that is gone ends the attempt."""
+        if view.result_ref is None:
+            return bytes(view.result)
+        try:
+            data: bytes = self._host.store().objects.get(view.result_ref)
+        except NotFound:
+            self._lose(view)
+        if view.result_sha256 and hashlib.sha256(data).hexdigest() != view.result_sha256:
+            self._lose(view)
+        return data
+
+    def lose(self, task_id: str, attempt: int) -> NoReturn:
+        """End the attempt: an output of a task of its own job is gone or spoiled."""
+        if all(lost.task_id != task_id for lost in self._lost):
+            self._lost.append(LostOutput(task_id, attempt))
+        raise InputLost(f"the output of task {task_id} is gone, or not what it was")
+
+    def _lose(self, view: TaskView) -> NoReturn:
+        """End the attempt, having looked what else of all it was told of is gone."""
+        job_id = next(job for (job, _), task in self._known.items() if task is view)
+        if job_id != self.assignment.job_id:
+            raise Unavailable(
+                f"the output of task {view.task_id} of job {job_id} is gone, or not what it was; "
+                "submit that job anew"
+            )
+        for (job, task_id), other in list(self._known.items()):
+            if job == job_id and other is not view and not self._is_there(other):
+                self._lost.append(LostOutput(task_id, other.attempts))
+        self.lose(view.task_id, view.attempts)
+
+    def _is_there(self, view: TaskView) -> bool:
+        if view.result_ref is not None:
+            try:
+                data = self._host.store().objects.get(view.result_ref)
+            except NotFound:
+                return False
+            if view.result_sha256 and hashlib.sha256(data).hexdigest() != view.result_sha256:
+                return False
+        return all(map(self._is_whole, view.files))
+
+    def _is_whole(self, file: FileInfo) -> bool:
+        """Whether an output is there as it was made."""
+        digest = hashlib.sha256()
+        try:
+            with self._host.store().files.open_read(file.path) as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+        except NotFound:
+            return False
+        return digest.hexdigest() == file.sha256
+
+    def _read(self, info: InputInfo) -> None:
+        if len(self._inputs) < INPUTS_MAX:
+            self._inputs[info.uri] = info
+
+    # --- jobs it submits ----------------------------------------------------------------------
+
+    def submit(self, type: str, params: Any, options: dict[str, Any]) -> str:
+        """Keep a job to be submitted with this attempt's success."""
+        if len(self._submits) >= SUBMITS_MAX:
+            told = f"an attempt may submit {SUBMITS_MAX} jobs; for more, fan out"
+            raise InvalidInput("submit", told)
+        submission = self._host.submission(self, type, params, options)
+        self._submits.append(submission)
+        return submission.job_id
 
     def may_read(self, path: Path) -> bool:
         """Whether params may name this path of the worker's own disk."""
@@ -255,25 +483,48 @@ class Attempt:
 
     def succeeded(self, data: bytes) -> Outcome:
         """Return the outcome of a handler that returned `data` (JSON). May write to the store."""
+        if self._lost:
+            return self._ended_lost()  # whatever the handler made of it
         data = strict_json(data)
         for unclosed in self._open:
             unclosed.close()
         output = _NULL_OUTPUT
-        if data != b"null" or self._outputs:
+        if data != b"null" or self._outputs or self.params or self._inputs:
             output = self._output(data)
         self.close()
-        return Outcome(self._token, "ok", self.started_at, time.time(), output)
+        return Outcome(
+            self._token, "ok", self.started_at, time.time(), output, submits=self._submits
+        )
+
+    def _ended_lost(self) -> Outcome:
+        self.close()
+        lost = msgspec.Raw(msgspec.json.encode(self._lost))
+        told = ", ".join(one.task_id for one in self._lost[:5])
+        error = f"the output of {told} is gone, or not what it was"
+        now = time.time()
+        return Outcome(self._token, "lost", self.started_at, now, lost, error, "input lost")
 
     def _output(self, data: bytes) -> msgspec.Raw:
         data = redact_json(data, self._secrets)
         files = list(self._outputs.values())
-        if len(data) <= RESULT_BYTES_INLINE_MAX:
-            output = Output(msgspec.Raw(data), None, files)
-        else:
+        result, path, digest = msgspec.Raw(data), None, ""
+        if len(data) > RESULT_BYTES_INLINE_MAX:
             a = self.assignment
-            path = f"results/{a.job_id}/{a.task_id}/{a.attempt}/result.json"
-            self._insist(lambda: self._host.store().objects.put(path, data))
-            output = Output(NOTHING, path, files)
+            where = f"results/{a.job_id}/{a.task_id}/{a.attempt}/result.json"
+            self._insist(lambda: self._host.store().objects.put(where, data))
+            result, path, digest = NOTHING, where, hashlib.sha256(data).hexdigest()
+        split = self.chunks
+        output = Output(
+            result,
+            path,
+            files,
+            digest,
+            split.count if split is not None else None,
+            split.manifest if split is not None else None,
+            split.sha256 if split is not None else "",
+            list(self._inputs.values()),
+            self.params,
+        )
         return msgspec.Raw(msgspec.json.encode(output))
 
     def _insist(self, write: Callable[[], None]) -> None:
@@ -298,6 +549,8 @@ class Attempt:
             return _unwritable(self._token, self.started_at, broken)
 
     def _failed(self, error: BaseException) -> Outcome:
+        if self._lost and self.stop_reason() is None:
+            return self._ended_lost()
         if isinstance(error, Discard):
             return self._ended("discarded", _text(error), "discarded")
         if isinstance(error, Snooze):
@@ -387,13 +640,28 @@ class _OutputFile(io.BufferedIOBase):
             self.abort()
 
 
-def _copied(source: BinaryIO, into: Path, name: str) -> Path:
+def _copied(source: BinaryIO, into: Path, name: str) -> tuple[Path, str]:
+    """Return where the copy lies, and the checksum of what was copied."""
     path = into / name
     if path.exists():
         path = Path(tempfile.mkdtemp(prefix="input-", dir=into)) / name
+    digest = hashlib.sha256()
     with path.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
-    return path
+        while block := source.read(1 << 20):
+            digest.update(block)
+            copy.write(block)
+    return path, digest.hexdigest()
+
+
+def past_tasks(objects: Any, job_id: str, tenant: str, which: dict[str, Any]) -> TaskPage:
+    """Return tasks of a job that only history knows. Raises NotFound."""
+    from cluster.history.lineage import Lineage, record_page
+    from cluster.history.reader import History
+
+    record = History(objects).find(job_id)
+    if record is None or record.view.tenant != tenant:
+        raise NotFound("job", job_id)
+    return record_page(Lineage(objects), job_id, record.view.steps, record.tasks, **which)
 
 
 def _told(error: BaseException) -> str:

@@ -18,15 +18,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 from pydantic import ValidationError
 
-from cluster.protocol import Assignment, Outcome
+from cluster.protocol import Assignment, Outcome, Submission
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.worker.attempt import Attempt, AttemptContext, encode_outcome
 from cluster.worker.board import Board
@@ -48,9 +49,13 @@ from cluster.worker.pipe import (
     ended_frame,
     frame,
 )
+from jobs.definition import JobDefinition
 from jobs.outcome import Discard
 from jobs.registry import Registry
 from jobs.result import encode_result
+
+if TYPE_CHECKING:
+    from cluster.worker.parts import Parts
 
 __all__ = ["Child", "Loop", "main"]
 
@@ -123,6 +128,7 @@ def _be_killed_first() -> None:
 class _Type:
     """A job type, resolved once."""
 
+    definition: JobDefinition
     handler: Callable[[Any, Any], Any]
     validate: Callable[[bytes], Any]
     is_async: bool
@@ -137,6 +143,13 @@ class _StoreOfChild:
 
         self.objects = open_store(url)
         self.files = Files(self.objects)
+
+    @cached_property
+    def lineage(self) -> Any:
+        """What the store has of finished chunks."""
+        from cluster.history.lineage import Lineage
+
+        return Lineage(self.objects)
 
 
 class Child:
@@ -175,10 +188,18 @@ class Child:
             # Any module may raise anything; the worker says so and tries again later.
             self.send(frame(encode(Ready(error=str(error)))))
             os._exit(_EXIT_BROKEN)
-        self.send(frame(encode(Ready())))
+        self.send(frame(encode(Ready(code=self._fingerprints()))))
         threading.Thread(target=self._listen, name="drayman-listen", daemon=True).start()
         self.loop.run()
         os._exit(0)
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of each type's code; those of a bundle go by the bundle's name."""
+        from cluster.code import fingerprint
+
+        if self.config.code:
+            return {}
+        return {name: fingerprint(definition) for name, definition in self._registry.items()}
 
     # --- talking to the worker ----------------------------------------------------------------
 
@@ -249,18 +270,38 @@ class Child:
 
     # --- preparing an attempt -----------------------------------------------------------------
 
-    def prepare(self, attempt: Attempt) -> tuple[_Type, AttemptContext, Any]:
-        """Return the type, the context and the validated params. Raises Discard for bad input."""
+    def prepare(self, attempt: Attempt) -> tuple[Callable[[], Any], bool]:
+        """Return what runs the attempt, and whether that returns a coroutine.
+
+        Raises Discard for bad input.
+        """
         assignment = attempt.assignment
         spec = decode_spec(assignment.spec)
         kind = self._types.get(spec.type) or self._resolve(spec.type)
-        raw = spec.params if spec.params_ref is None else self._params(spec)
-        try:
-            params = kind.validate(bytes(raw))
-        except ValidationError as error:
-            raise Discard(_invalid(error)) from None
         attempt.tenant = spec.tenant
-        return kind, AttemptContext(attempt, assignment, spec), params
+        ctx = AttemptContext(attempt, assignment, spec)
+        if bytes(assignment.inputs) != b"null":
+            params = partial(self._params, spec)
+            validate = partial(_validated, kind.validate)
+            parts: Parts = self._parts
+            return parts.prepare(attempt, ctx, spec, kind.definition, params, validate)
+        model = _validated(kind.validate, self._params(spec))
+        return partial(kind.handler, ctx, model), kind.is_async
+
+    @cached_property
+    def _parts(self) -> Any:
+        # Most children never see a planned job, and this needs pyarrow.
+        from cluster.worker.parts import Parts
+
+        return Parts(self.scratch)
+
+    def submission(
+        self, attempt: Attempt, type: str, params: Any, options: dict[str, Any]
+    ) -> Submission:
+        """Return a job that the attempt submits. Raises InvalidInput."""
+        from cluster.worker.submitting import submission
+
+        return submission(self._registry, self.store().objects, attempt, type, params, options)
 
     def store(self) -> _StoreOfChild:
         """Open the store, once."""
@@ -270,8 +311,10 @@ class Child:
             return self._store
 
     def _params(self, spec: JobSpec) -> bytes:
-        assert spec.params_ref is not None
-        return self.store().objects.get(spec.params_ref)
+        if spec.params_ref is None:
+            return bytes(spec.params)
+        data: bytes = self.store().objects.get(spec.params_ref)
+        return data
 
     def _resolve(self, name: str) -> _Type:
         definition = self._registry.get(name)
@@ -279,6 +322,7 @@ class Child:
             known = ", ".join(sorted(self._registry)) or "none"
             raise Discard(f"job type {name!r} is not known on this worker; it knows: {known}")
         kind = _Type(
+            definition,
             definition.handler,
             definition.params_model.__pydantic_validator__.validate_json,
             definition.is_async,
@@ -350,9 +394,9 @@ class ProcessLoop:
         attempt = Attempt(self._child, assignment)
         self._running = attempt
         try:
-            kind, ctx, params = self._child.prepare(attempt)
-            result = kind.handler(ctx, params)
-            if kind.is_async:
+            call, is_async = self._child.prepare(attempt)
+            result = call()
+            if is_async:
                 result = self._run_async(attempt, result)
             outcome = attempt.succeeded(encode_result(result))
         except BaseException as error:
@@ -416,6 +460,13 @@ class ProcessLoop:
             self._child.send(ended_frame(self._board.kept(), span))
             self._board.clear()
             self._kept = 0
+
+
+def _validated(validate: Callable[[bytes], Any], params: bytes) -> Any:
+    try:
+        return validate(params)
+    except ValidationError as error:
+        raise Discard(_invalid(error)) from None
 
 
 def _invalid(error: ValidationError) -> str:

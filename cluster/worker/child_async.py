@@ -121,18 +121,16 @@ class AsyncLoop:
     async def _run(self, attempt: Attempt) -> Outcome:
         token = attempt.assignment.token
         loop = self._loop
-        kind, ctx, params = self._child.prepare(attempt)
+        call, is_async = self._child.prepare(attempt)
         if attempt.stop_reason() is not None:
             raise asyncio.CancelledError
-        if kind.is_async:
-            result = await _in_turns(self._child.board, token, kind.handler(ctx, params))
+        if is_async:
+            result = await _in_turns(self._child.board, token, call())
         else:
             context = contextvars.copy_context()
             self._on_thread.add(token)
             try:
-                result = await loop.run_in_executor(
-                    self._threads, lambda: context.run(kind.handler, ctx, params)
-                )
+                result = await loop.run_in_executor(self._threads, lambda: context.run(call))
             finally:
                 self._on_thread.discard(token)
         data = encode_result(result)

@@ -7,7 +7,8 @@ Rule 1: a token is started at most once; one that was handed back had not starte
 word or by its death. Rule 2: who ordered an end is decided here and stands in the outcome:
 `stopped` for a stop, `failed`/`timeout` for a limit, `crashed` only for a death nobody ordered.
 Rule 3: what was killed for another's sake is `returned`: it is not charged. Rule 4: an outcome is
-told after its log is in the store.
+told after its log is in the store. Rule 5: an attempt runs in a child with the code it names; each
+code has a line that keeps its order, and none waits behind the others for long.
 """
 
 import asyncio
@@ -20,19 +21,23 @@ from typing import Any
 import msgspec
 import structlog
 
+from cluster.code import Unpacked
 from cluster.protocol import (
     Assignment,
     Outcome,
     Progress,
     Record,
     Recorded,
+    Refused,
     decode_record_reply,
     encode,
     refusal_of,
 )
 from cluster.worker.capture import cut, last_lines
 from cluster.worker.child_async import output_path
+from cluster.worker.codes import Codes, remove
 from cluster.worker.held import BLOCKED, Held, as_ordered
+from cluster.worker.keeper import CODE_FOLDER
 from cluster.worker.logs import Logs, read_quietly
 from cluster.worker.pace import Pace
 from cluster.worker.pipe import Answer, Call, Ended, Moved
@@ -61,6 +66,19 @@ ERROR_CHARS_MAX = 4096
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 #: A token that was let go is remembered until so many others were.
 FORGOTTEN_TOKENS_MAX = 65_536
+#: Children of an `io` worker that run bundles, beside the one with the cluster's own code.
+CODE_SLOTS_MAX = 8
+
+
+class _Line(deque[int]):
+    """What waits for one code, in order; a token that is put back goes to the front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: When it was last fed, or last began to wait.
+        self.fed_s = 0.0
+        #: Since when no child is there for it; None while one is.
+        self.starved_since_s: float | None = None
 
 
 class Executor:
@@ -73,24 +91,34 @@ class Executor:
         scratch: Path,
         *,
         record: Callable[[bytes], Awaitable[bytes]],
+        ask: Callable[[bytes], Awaitable[bytes]],
         logs: Logs,
         news: Callable[[], None],
     ) -> None:
         self._config, self._concurrency = config, concurrency
         self._scratch = scratch
-        self._record, self._news = record, news
+        self._record, self._ask, self._news = record, ask, news
         self._logs = logs
         self._slots: list[Slot] = []
-        self._backlog: deque[int] = deque()
+        #: By code; the line of the cluster's own is always there.
+        self._lines: dict[str, _Line] = {"": _Line()}
+        #: The code of the line that waited too long and the token at its head: others drain.
+        self._pressing: tuple[str, int] | None = None
+        self._codes = Codes(
+            self._open_store,
+            scratch / CODE_FOLDER,
+            config.patience.backlog_s,
+            arrived=self._on_code,
+            broken=self._fail_code,
+            missed=self._give_back,
+        )
         self._suspects: deque[int] = deque()
         self._pace = Pace()
         self._tasks: set[asyncio.Task[Any]] = set()
-        #: Solo slots on their way out.
+        #: Slots on their way out.
         self._leaving: set[Slot] = set()
         #: Records sent so far.
         self._records = 0
-        #: Since when no child is there for the backlog; None while one is.
-        self._starved_since_s: float | None = None
         #: Tokens let go lately, never to be started again.
         self._gone: set[int] = set()
         self._gone_in_order: deque[int] = deque(maxlen=FORGOTTEN_TOKENS_MAX)
@@ -121,6 +149,11 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.close() for slot in (*self._slots, *self._leaving)))
 
+    def _open_store(self) -> Any:
+        from cluster.store.objects import open_store
+
+        return open_store(self._config.store_url)
+
     @property
     def _is_async(self) -> bool:
         return self._config.mode == "async"
@@ -141,7 +174,13 @@ class Executor:
 
     def appetite(self) -> tuple[int, int]:
         """Return (free, prefetch): what could start now, and what is welcome beyond."""
-        ready = sum(slot.is_ready and not slot.solo for slot in self._slots)
+        # Slots with code of bundles come beside the first one of an async worker: they share its
+        # concurrency.
+        own_only = self._is_async
+        ready = sum(
+            slot.is_ready and not slot.solo and not (own_only and slot.unpacked)
+            for slot in self._slots
+        )
         if self.draining or ready == 0:
             return 0, 0
         capacity = ready * (self._concurrency if self._is_async else 1)
@@ -165,6 +204,10 @@ class Executor:
             if token in ended or held.started_s is not None
         ]
 
+    def types(self) -> dict[str, str]:
+        """Return the fingerprint of the code of each job type that can run here."""
+        return next((slot.types for slot in self._slots if slot.types), {})
+
     @property
     def idle(self) -> bool:
         """Whether no attempt waits or runs here."""
@@ -184,17 +227,45 @@ class Executor:
             elif assignment.after:
                 self._spawn(self._assign_after(self.held[token]))
             else:
-                self._line(assignment).append(token)
+                self._queue(self.held[token])
         self._feed()
 
     async def _assign_after(self, held: Held) -> None:
         await wait_until_gone(held.assignment.after)
         if self.held.get(held.token) is held and held.token not in self.ended:
-            self._line(held.assignment).append(held.token)
+            self._queue(held)
             self._feed()
 
-    def _line(self, assignment: Assignment) -> deque[int]:
-        return self._suspects if assignment.alone and self._is_async else self._backlog
+    def _queue(self, held: Held) -> None:
+        code = held.assignment.code
+        if code:
+            if reason := self._codes.reason(code):
+                self._conclude(held, _discarded(held, reason))
+                return
+            if self._codes.wants(code):
+                self._spawn(self._codes.fetch(code))
+        if held.assignment.alone and self._is_async:
+            self._suspects.append(held.token)
+        else:
+            self._line(code).append(held.token)
+
+    def _line(self, code: str) -> _Line:
+        line = self._lines.get(code)
+        if line is None:
+            line = self._lines[code] = _Line()
+        if not line:
+            line.fed_s = time.monotonic()
+        return line
+
+    def _put_back(self, tokens: list[int]) -> None:
+        """Put what one child has not started in front of its line again."""
+        if not tokens:
+            return
+        suspects = [t for t in tokens if self._is_async and self.held[t].assignment.alone]
+        self._suspects.extendleft(reversed(suspects))
+        others = [token for token in tokens if token not in suspects] if suspects else tokens
+        if others:
+            self._line(self.held[others[0]].assignment.code).extendleft(reversed(others))
 
     def confirm(self, tokens: Iterable[int]) -> None:
         """Forget tokens: their outcomes are durable."""
@@ -273,13 +344,26 @@ class Executor:
     def _feed(self) -> None:
         if self._suspects:
             self._feed_suspects()
-        if not self._backlog:
-            return
-        slots = [s for s in self._slots if s.is_ready and not s.exclusive and not s.solo]
+        if len(self._lines) > 1 or any(slot.unpacked for slot in self._slots):
+            self._arrange()
+        for code, line in list(self._lines.items()):
+            if line:
+                self._feed_line(code, line)
+            elif code:
+                del self._lines[code]
+
+    def _feed_line(self, code: str, line: _Line) -> None:
+        slots = [
+            slot
+            for slot in self._slots
+            if slot.is_ready and not slot.exclusive and not slot.solo and slot.code == code
+        ]
+        pressing = self._pressing
+        yields = pressing is not None and pressing[0] != code and pressing[1] < line[0]
         limit = self._concurrency if self._is_async else self._pace.child_ahead()
         slots.sort(key=lambda slot: len(slot.fed))
         for at, slot in enumerate(slots):
-            if slot.stuck:
+            if slot.stuck or (yields and slot.fed):
                 continue
             room = limit - len(slot.fed)
             # Half empty before it is filled again: fewer and larger frames.
@@ -293,35 +377,55 @@ class Executor:
                 if not slot.fed:
                     slot.kill()  # For what earlier attempts left in it, the next is not to blame.
                 continue
-            share = -(-len(self._backlog) // (len(slots) - at))
-            self._feed_slot(slot, min(room, share))
-            if not self._backlog:
+            share = -(-len(line) // (len(slots) - at))
+            self._feed_slot(slot, line, min(room, share))
+            if not line:
                 return
 
-    def _feed_slot(self, slot: Slot, room: int) -> None:
+    def _feed_slot(self, slot: Slot, line: _Line, room: int) -> None:
         batch: list[Held] = []
-        while self._backlog and len(batch) < room:
-            held = self.held[self._backlog[0]]
+        while line and len(batch) < room:
+            held = self.held[line[0]]
             if held.assignment.alone and (slot.fed or batch):
                 break  # A suspect waits until a child is empty; whatever follows waits with it.
-            self._backlog.popleft()
+            line.popleft()
             batch.append(held)
             if held.assignment.alone:
                 slot.exclusive = True
                 break
+        if batch and (len(self._lines) > 1 or slot.unpacked):
+            line.fed_s = time.monotonic()
         self._hand_over(slot, batch)
 
     def _feed_suspects(self) -> None:
-        solo = next((slot for slot in self._slots if slot.solo), None)
-        if solo is None:
-            solo = Slot(self._config, self._scratch, self, solo=True)
-            self._slots.append(solo)
-            self._spawn(solo.start())
-        elif solo.is_ready and not solo.fed:
-            self._hand_over(solo, [self.held[self._suspects.popleft()]])
+        firsts: dict[str, int] = {}
+        for token in self._suspects:
+            firsts.setdefault(self.held[token].assignment.code, token)
+        for code, token in firsts.items():
+            solo = next((slot for slot in self._slots if slot.solo and slot.code == code), None)
+            if solo is None:
+                unpacked = self._codes.get(code) if code else None
+                if unpacked is not None or not code:
+                    self._open(unpacked, solo=True)
+            elif solo.is_ready and not solo.fed:
+                self._suspects.remove(token)
+                self._hand_over(solo, [self.held[token]])
 
     def _close_solo(self, slot: Slot) -> None:
-        if slot.solo and not slot.fed and not self._suspects and slot in self._slots:
+        if slot.solo and not slot.fed:
+            wanted = {self.held[token].assignment.code for token in self._suspects}
+            if slot.code not in wanted:
+                self._close(slot)
+
+    def _open(self, unpacked: Unpacked | None, *, solo: bool) -> None:
+        slot = Slot(self._config, self._scratch, self, solo=solo)
+        slot.unpacked = unpacked
+        slot.moved_s = time.monotonic()
+        self._slots.append(slot)
+        self._spawn(slot.start())
+
+    def _close(self, slot: Slot) -> None:
+        if slot in self._slots:
             self._slots.remove(slot)
             self._leaving.add(slot)
             self._spawn(self._close_after_readers(slot))
@@ -358,12 +462,135 @@ class Executor:
         if asked:
             slot.recall(item.token for item in asked)
 
+    # --- slots by code ------------------------------------------------------------------------
+
+    def _arrange(self) -> None:
+        """See to it that every line has a child with its code, the one that waits longest first."""
+        now = time.monotonic()
+        self._pressing = None
+        for head, code in sorted((line[0], code) for code, line in self._lines.items() if line):
+            unpacked = self._codes.get(code) if code else None
+            if code and unpacked is None:
+                continue  # It is on its way, and then this is called again.
+            if self._is_async:
+                self._arrange_beside(code, unpacked)
+            else:
+                self._arrange_slots(head, code, unpacked, now)
+
+    def _arrange_beside(self, code: str, unpacked: Unpacked | None) -> None:
+        """Give a bundle a slot of its own, beside that of the cluster's code."""
+        slots = [slot for slot in self._slots if slot.unpacked and not slot.solo]
+        if not code or any(slot.code == code for slot in slots):
+            return
+        if len(slots) >= CODE_SLOTS_MAX:
+            idle = [slot for slot in slots if not slot.fed and not self._lines.get(slot.code)]
+            if not idle:
+                return
+            self._close(min(idle, key=lambda slot: slot.moved_s))
+        self._open(unpacked, solo=False)
+
+    def _arrange_slots(self, head: int, code: str, unpacked: Unpacked | None, now: float) -> None:
+        """Let slots that have nothing to do change to this code, as many as its line needs.
+
+        If there is none and the line has waited for long, it gets the next slot that runs empty
+        although that one's own line goes on, unless what waits there has waited longer.
+        """
+        line = self._lines[code]
+        empty: dict[str, list[Slot]] = {}
+        for slot in self._slots:
+            if not slot.fed:
+                empty.setdefault(slot.code, []).append(slot)
+        coming = len(empty.pop(code, ()))
+        spare = [
+            slot
+            for other, slots in empty.items()
+            for slot in slots[len(self._lines.get(other, ())) :]
+            if slot.is_ready
+        ]
+        # Those of which there are most, and of these the one that was used least lately.
+        spare.sort(key=lambda slot: (-len(empty[slot.code]), slot.moved_s))
+        for slot in spare[: max(0, len(line) - coming)]:
+            slot.change(unpacked)
+            coming += 1
+        if coming or now - line.fed_s < self._config.patience.code_s or self._pressing:
+            return
+        for other, slots in empty.items():
+            if (waiting := self._lines.get(other)) and waiting[0] < head:
+                continue
+            for slot in slots:
+                if slot.is_ready:
+                    slot.change(unpacked)
+                    return
+        self._pressing = code, head
+
+    def _on_code(self, sha: str) -> None:
+        """Feed what waited for a bundle; forget bundles that nobody needs."""
+        used = {slot.code for slot in (*self._slots, *self._leaving)}
+        used.update(self._lines)
+        used.update(self.held[token].assignment.code for token in self._suspects)
+        if folders := self._codes.forget_unused(used | {sha}):
+            self._spawn(asyncio.to_thread(remove, folders))
+        self._feed()
+
+    def _waiting_for(self, sha: str) -> list[Held]:
+        tokens = [*self._lines.get(sha, ()), *self._suspects]
+        return [self.held[t] for t in tokens if self.held[t].assignment.code == sha]
+
+    def _fail_code(self, sha: str, reason: str) -> None:
+        """End what waits for a bundle that cannot work, and what comes for it in a while."""
+        self._codes.fails(sha, reason)
+        for held in self._waiting_for(sha):
+            self._unqueue(held.token)
+            self._conclude(held, _discarded(held, reason))
+
+    def _give_back(self, sha: str) -> None:
+        """Give back what waits for a bundle that does not come: the store is away."""
+        waiting = self._waiting_for(sha)
+        log.error("worker.code_missed", code=sha, given_back=len(waiting))
+        for held in waiting:
+            self._unqueue(held.token)
+            self._conclude(held, Outcome(held.token, "returned"))
+
+    def _leave_code(self, slot: Slot) -> None:
+        """Let go of a bundle with which no child comes up."""
+        if self._is_async:
+            self._close(slot)
+        else:
+            slot.unpacked = None
+
+    def _free_idle(self, now: float) -> None:
+        """Turn slots that have had nothing to do for a while back to the cluster's own code."""
+        for slot in list(self._slots):
+            idle = slot.unpacked and not slot.solo and not slot.fed and slot.is_ready
+            if not idle or self._lines.get(slot.code):
+                continue
+            if now - slot.moved_s > self._config.patience.code_idle_s:
+                if self._is_async:
+                    self._close(slot)
+                else:
+                    slot.change(None)
+
     # --- news from the slots ------------------------------------------------------------------
 
     def on_ready(self, slot: Slot) -> None:
         """Feed a new child."""
+        if slot.unpacked is not None:
+            slot.moved_s = time.monotonic()
+            self._codes.works(slot.code)
         self._feed()
         self._news()
+
+    def on_broken(self, slot: Slot, error: str) -> None:
+        """Discard what waits for a bundle that cannot be imported; the slot is for others then."""
+        sha = slot.code
+        if not sha:
+            return  # The cluster's own code: the slot tries again, and the backlog is given back.
+        if self._codes.is_whole(sha):
+            self._fail_code(sha, error)
+        elif self._codes.wants(sha):  # Somebody cleaned this machine's temporary files.
+            self._spawn(self._codes.fetch(sha))
+        self._leave_code(slot)
+        self._feed()
 
     def on_moved(self, moved: Moved) -> None:
         """Note progress for the next report."""
@@ -404,7 +631,7 @@ class Executor:
             else:
                 del slot.fed[token]
                 self._retire(slot, held, outcome)
-        self._backlog.extendleft(reversed(back))
+        self._put_back(back)
         self._pace.add(tasks, total_s)
         slot.moved_s = time.monotonic()
         if tasks:
@@ -422,6 +649,9 @@ class Executor:
     def on_died(self, slot: Slot, death: Death) -> None:
         """Settle what a dead child held. A new child is on its way."""
         guilty, slot.guilty = slot.guilty, None
+        changing, slot.changing = slot.changing, False
+        if slot.unpacked is not None and not death.was_ready and not changing:
+            self._on_died_unready(slot, death)
         self.on_ended(slot, Ended(death.kept))
         orphans = [self.held[token] for token in slot.fed]
         slot.fed.clear()
@@ -444,10 +674,8 @@ class Executor:
             else:
                 alone = len(running) == 1
                 self._read(slot, held, self._bury(held, death, death.cause, alone=alone))
-        suspects = [token for token in back if self._is_async and self.held[token].assignment.alone]
-        self._suspects.extendleft(reversed(suspects))
-        self._backlog.extendleft(token for token in reversed(back) if token not in suspects)
-        if guilty is None:
+        self._put_back(back)
+        if guilty is None and not changing:
             log.warning(
                 "worker.child_died",
                 cause=death.cause,
@@ -459,6 +687,19 @@ class Executor:
         self._close_solo(slot)
         self._feed()
         self._news()
+
+    def _on_died_unready(self, slot: Slot, death: Death) -> None:
+        """Fail what waits for a bundle whose children die while they import it."""
+        sha = slot.code
+        if death.cause == HUNG or not self._codes.died(sha):
+            return
+        now = time.time()
+        error = f"its process died while it imported the job's code: {death.cause}"
+        for held in self._waiting_for(sha):
+            self._unqueue(held.token)
+            failed = Outcome(held.token, "failed", now, now, error=error, cause=death.cause)
+            self._conclude(held, failed)
+        self._leave_code(slot)
 
     def _read(self, slot: Slot, held: Held, reading: Coroutine[Any, Any, None]) -> None:
         """Conclude in a task that reads the log first; its files are kept as long."""
@@ -554,9 +795,10 @@ class Executor:
         self.confirm([token])
 
     def _unqueue(self, token: int) -> None:
-        for line in (self._backlog, self._suspects):
+        code = self.held[token].assignment.code if token in self.held else ""
+        for line in (self._lines.get(code, ()), self._suspects):
             if token in line:
-                line.remove(token)
+                line.remove(token)  # type: ignore[union-attr]
 
     def _kill(self, slot: Slot, held: Held) -> None:
         if slot.guilty is None:
@@ -585,23 +827,37 @@ class Executor:
             if value not in held.secrets:
                 held.secrets.append(value)
             return Answer(call.call, msgspec.Raw(encode(value)))
+        if call.op == "tasks":
+            return await self._tasks_of(held, call)
         self._records += 1
         message = encode(Record(call.token, call.op, call.key, call.value, self._records))
-        reply = decode_record_reply(await self._recorded(message))
+        reply = decode_record_reply(await self._insist(self._record, message))
         if isinstance(reply, Recorded):
             return Answer(call.call, reply.value, reply.found)
         return Answer(call.call, refused=reply)
 
-    async def _recorded(self, message: bytes) -> bytes:
+    async def _tasks_of(self, held: Held, call: Call) -> Answer:
+        """Ask for tasks of a job that the attempt's tenant may see."""
+        query = msgspec.json.decode(call.value)
+        query |= {"op": "tasks", "job_id": call.key, "tenant": held.spec().tenant}
+        reply = await self._insist(self._ask, encode(query))
+        kind, body = reply[:1], reply[1:]
+        if kind == b"~":  # it is not in the manager's memory: the attempt looks at history
+            return Answer(call.call, found="evicted")
+        if kind == b"-":
+            return Answer(call.call, refused=msgspec.json.decode(body, type=Refused))
+        return Answer(call.call, msgspec.Raw(body))
+
+    async def _insist(self, call: Callable[[bytes], Awaitable[bytes]], message: bytes) -> bytes:
         """Repeat until the manager answers: while it is away, the attempt waits."""
         pause_s = RETRY_MIN_S
         while True:
             try:
-                return await self._record(message)
+                return await call(message)
             except Exception as error:
                 # Whatever the carrier raises, it means: not known to be durable. Records repeat
                 # harmlessly, and a child that died meanwhile takes this task with its slot.
-                log.warning("worker.record_failed", error=str(error), next_try_s=pause_s)
+                log.warning("worker.call_failed", error=str(error), next_try_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(RETRY_MAX_S, pause_s * 2)
 
@@ -615,6 +871,7 @@ class Executor:
                 slot.tend(now)
             if self.held:
                 self._look(now)
+            self._free_idle(now)
 
     def _look(self, now: float) -> None:
         """See to limits, graces, live logs, and tasks stuck behind a long one."""
@@ -633,15 +890,32 @@ class Executor:
 
     def _look_at_backlog(self, now: float) -> None:
         """Give back what no child is there for: on another worker there may be one."""
-        if not self._backlog or any(slot.is_ready and not slot.solo for slot in self._slots):
-            self._starved_since_s = None
-        elif self._starved_since_s is None:
-            self._starved_since_s = now
-        elif now - self._starved_since_s > self._config.patience.backlog_s:
-            log.error("worker.no_child", given_back=len(self._backlog), next="a child is started")
-            for token in list(self._backlog):
-                self._unqueue(token)
-                self._conclude(self.held[token], Outcome(token, "returned"))
+        if len(self._lines) > 1:
+            self._feed()  # for the line that has begun to press
+        for code, line in self._lines.items():
+            if not line or self._is_served(code):
+                line.starved_since_s = None
+            elif line.starved_since_s is None:
+                line.starved_since_s = now
+            elif now - line.starved_since_s > self._config.patience.backlog_s:
+                line.starved_since_s = None
+                log.error(
+                    "worker.no_child",
+                    given_back=len(line),
+                    code=code,
+                    next="a child is started",
+                )
+                for token in list(line):
+                    line.remove(token)
+                    self._conclude(self.held[token], Outcome(token, "returned"))
+
+    def _is_served(self, code: str) -> bool:
+        ready = [slot for slot in self._slots if slot.is_ready and not slot.solo]
+        if any(slot.code == code for slot in ready):
+            return True
+        # Else the next slot that runs empty will be.
+        can_change = not self._is_async and (not code or self._codes.get(code) is not None)
+        return can_change and bool(ready)
 
     def _look_at_child(self, slot: Slot, now: float) -> list[Held]:
         assert slot.board is not None
@@ -741,3 +1015,9 @@ class Executor:
             return
         held.log_bytes = len(data)
         await self._logs.put(held, data)
+
+
+def _discarded(held: Held, reason: str) -> Outcome:
+    now = time.time()
+    told = f"the job's code cannot run: {reason}"[:ERROR_CHARS_MAX]
+    return Outcome(held.token, "discarded", now, now, error=told, cause="discarded")

@@ -5,7 +5,8 @@
 Rule 1: when the child is gone, for whatever reason, every process below the keeper is killed before
 anyone is told (as their subreaper it inherits those that forked twice or began a session).
 Rule 2: the end of the control socket means that the worker is dead, `kill -9` included: kill
-everything below, remove the scratch directory, exit. Rule 3: it is nobody's direct child, because
+everything below, remove the scratch directory, and with the last one what the worker kept for all
+of them, exit. Rule 3: it is nobody's direct child, because
 Ray kills the direct children of a worker it ends, and a killed keeper could not obey rule 1.
 Rule 4: it imports no user code, and Linux lets it start a child in a few milliseconds. Rule 5: the
 silence of a worker that lives (stopped, hung) ends its child too, before the manager gives the work
@@ -31,7 +32,10 @@ from typing import Any, NoReturn
 
 from cluster.worker.remains import hold
 
-__all__ = ["descendants", "main"]
+__all__ = ["CODE_FOLDER", "descendants", "main"]
+
+#: Where, beside the scratch directories, a worker keeps the code that its children run.
+CODE_FOLDER = "code"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -53,12 +57,28 @@ def main(control_fd: int, scratch: str, patience_s: float) -> NoReturn:
     held = hold(Path(scratch).parent)
     keeper = _Keeper(control, scratch, patience_s)
     _preload()
+    worker_is_gone = False
     try:
         keeper.serve()
+        worker_is_gone = True
     finally:
         keeper.end()
         os.close(held)
+        if worker_is_gone:
+            # Whoever waits for the end of this process's work waits no longer: this may take a
+            # while. A keeper that was ended while its worker lives leaves the code alone.
+            _remove_code(Path(scratch).parent)
     os._exit(0)
+
+
+def _remove_code(folder: Path) -> None:
+    """Remove the worker's folder, unless another keeper still has its directory there."""
+    try:
+        if [entry.name for entry in folder.iterdir()] == [CODE_FOLDER]:
+            shutil.rmtree(folder / CODE_FOLDER, ignore_errors=True)
+            folder.rmdir()
+    except OSError:
+        pass  # It is gone, or another keeper of this worker sees to it.
 
 
 def _preload() -> None:

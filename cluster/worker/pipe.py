@@ -55,6 +55,10 @@ class ChildConfig(msgspec.Struct, frozen=True):
     #: A directory that goes with the child.
     scratch: str
     sys_path: list[str]
+    #: The bundle it runs (`cluster/code.py`); empty: only what the cluster was started with.
+    code: str = ""
+    #: Those of `job_modules` that are the bundle's: where two declare one type, theirs counts.
+    code_modules: list[str] = []
 
 
 class Feed(msgspec.Struct, frozen=True, tag="feed", array_like=True):
@@ -83,7 +87,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
 
     call: int
     value: msgspec.Raw = NOTHING
-    found: Literal["new", "done", "in_doubt"] = "new"
+    found: Literal["new", "done", "in_doubt", "evicted"] = "new"
     refused: Refused | None = None
 
 
@@ -94,6 +98,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Job modules are imported; or they are not, and `error` says why."""
 
     error: str = ""
+    #: Fingerprint of the code of each job type.
+    code: dict[str, str] = {}
 
 
 class LogSpan(msgspec.Struct, frozen=True, array_like=True):
@@ -120,11 +126,11 @@ class Moved(msgspec.Struct, frozen=True, tag="moved", array_like=True):
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
-    """Something the attempt waits for: a record to be made durable, or a secret."""
+    """Something the attempt waits for: a record to be made durable, a secret, tasks of a job."""
 
     call: int
     token: int
-    op: Literal["checkpoint", "once_claim", "once_done", "secret"]
+    op: Literal["checkpoint", "once_claim", "once_done", "secret", "tasks"]
     key: str = ""
     value: msgspec.Raw = NOTHING
 

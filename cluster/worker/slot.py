@@ -5,6 +5,7 @@ last frame it sent was read. Rule 2: it never decides what a death means for an 
 executor's. Rule 3: a keeper that dies is replaced like a child, and what it may have left is found
 by the mark in its environment. Rule 4: a kill that has not come about after a while is repeated by
 the worker itself, and a process that even then does not go is given up: it never runs again.
+Rule 5: a child runs the code it was started with and no other; for other code there is a new child.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from typing import Any, Literal, Protocol, cast
 import msgspec
 import structlog
 
+from cluster.code import Unpacked
 from cluster.protocol import Assignment, Outcome
 from cluster.worker.board import Board
 from cluster.worker.memory import MIB, held_bytes, oom_kills, resident_bytes
@@ -88,6 +90,10 @@ class Patience:
     backlog_s: float = 10.0
     #: An `async def` handler that blocks the event loop beside others is killed.
     blocked_s: float = 30.0
+    #: Work for other code than the children have waits so long before it presses.
+    code_s: float = 1.0
+    #: A child with code of a bundle and without work makes room after so long.
+    code_idle_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,8 @@ class Death:
     output: Path
     #: What more there is to say of the cause.
     told: str = ""
+    #: Whether it ever took work.
+    was_ready: bool = True
 
 
 class SlotOwner(Protocol):
@@ -125,6 +133,9 @@ class SlotOwner(Protocol):
 
     def on_ready(self, slot: "Slot") -> None:
         """Its child takes work."""
+
+    def on_broken(self, slot: "Slot", error: str) -> None:
+        """Its child cannot import its job modules, and ends. A new one is on its way."""
 
     def on_ended(self, slot: "Slot", ended: Ended) -> None:
         """Attempts ended or came back."""
@@ -146,6 +157,11 @@ class Slot:
         self.config, self._owner = config, owner
         #: Made for suspects: one attempt at a time, and gone when there are no more.
         self.solo = solo
+        #: The bundle that its next child gets; None: what the cluster was started with. The
+        #: executor's, and changed under a living child by `change` alone.
+        self.unpacked: Unpacked | None = None
+        #: Its child is being replaced by one with other code.
+        self.changing = False
         #: Tokens in the child, in the order they were handed over. The executor's.
         self.fed: dict[int, None] = {}
         #: Whose end the next death of the child is, if it was ordered. The executor's.
@@ -157,6 +173,8 @@ class Slot:
         #: Who still reads captured output. The executor's.
         self.readers: set[asyncio.Task[None]] = set()
         self.is_ready = False
+        #: Fingerprint of the code of each type that the child has; none of a bundle's.
+        self.types: dict[str, str] = {}
         #: How many children it has had: tells the living one from those before it.
         self.lives = 0
         self.child_pid = 0
@@ -233,13 +251,17 @@ class Slot:
         self._life = life
         self.lives += 1
         self.output_bytes, self._rewound = 0, False
+        bundle = self.unpacked
+        modules = [] if bundle is None else bundle.modules
         config = ChildConfig(
             self.config.mode,
             self.config.concurrency,
             self.config.store_url,
-            list(self.config.job_modules),
+            [*modules, *(name for name in self.config.job_modules if name not in modules)],
             str(self._scratch),
-            sys.path,
+            sys.path if bundle is None else [str(bundle.path), *sys.path],
+            "" if bundle is None else bundle.sha,
+            modules,
         )
         line = json.dumps({"fork": msgspec.to_builtins(config)}).encode() + b"\n"
         try:
@@ -256,6 +278,16 @@ class Slot:
         task.add_done_callback(self._tasks.discard)
 
     # --- orders to the child ------------------------------------------------------------------
+
+    @property
+    def code(self) -> str:
+        """The hash of its bundle; empty: it has what the cluster was started with."""
+        return "" if self.unpacked is None else self.unpacked.sha
+
+    def change(self, unpacked: Unpacked | None) -> None:
+        """Replace the child by one with this code. Only while it is ready and holds nothing."""
+        self.unpacked, self.changing = unpacked, True
+        self.kill()
 
     @property
     def alive(self) -> bool:
@@ -393,10 +425,20 @@ class Slot:
         elif isinstance(message, Moved):
             self._owner.on_moved(message)
         elif message.error:
-            log.error("worker.jobs_broken", error=message.error, next_try_s=self._restart_s)
+            log.error(
+                "worker.jobs_broken",
+                error=message.error,
+                code=self.code,
+                next_try_s=self._restart_s,
+            )
+            if not self._closing:
+                self._owner.on_broken(self, message.error)
         elif not self._closing:
             self.is_ready = True
+            if self._life is not None:
+                self._life.was_ready = True
             self._restart_s = RESTART_MIN_S
+            self.types = message.code
             self._owner.on_ready(self)
 
     def lost(self, life: "_Life") -> None:
@@ -481,7 +523,9 @@ class Slot:
             self._restart_s = RESTART_MIN_S
         if self._closing:
             return
-        death = Death(cause, kept, running, started_ns, output_at, life.output_path, told)
+        death = Death(
+            cause, kept, running, started_ns, output_at, life.output_path, told, life.was_ready
+        )
         self._owner.on_died(self, death)
         # Without a keeper there is none to fork: `_replace_keeper` goes on from here.
         if self._control is not None:
@@ -522,6 +566,8 @@ class _Life:
         self.status: int | None = None
         self.at_end = False
         self.closed = asyncio.Event()
+        #: Whether it ever took work.
+        self.was_ready = False
         self.born_s = time.monotonic()
         self.killed = False
         #: Since when its end is due: its kill was ordered, or only its keeper's word is missing.

@@ -58,6 +58,9 @@ class ManagerPort(Protocol):
     async def record(self, record: bytes) -> bytes:
         """Take an encoded Record, return encoded Recorded or Refused."""
 
+    async def call(self, query: bytes) -> bytes:
+        """Answer an encoded Query: `+` and JSON, `-` and a Refused, `~` if it knows no such job."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerTimes:
@@ -121,6 +124,7 @@ class Worker:
             concurrency,
             self._scratch,
             record=manager.record,
+            ask=manager.call,
             logs=Logs(self._open_logs),
             news=self._news.set,
         )
@@ -311,6 +315,7 @@ class Worker:
             node=self._node,
             pid=os.getpid(),
             draining=executor.draining,
+            code={} if executor.ended else executor.types(),
         )
 
     async def _exchange(self, report: Report) -> bool:

@@ -122,10 +122,16 @@ def router(api: Api) -> APIRouter:
         return reply(job_of(await api.gateway.retry(job_id_of(job_id), caller.sees)), 202)
 
     @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN))
-    async def list_tasks(caller: reader, job_id: str) -> Response:
-        """Show the tasks of a job."""
-        views = await api.gateway.tasks(job_id_of(job_id), caller.sees)
-        return reply(Tasks([task_of(view) for view in views]))
+    async def list_tasks(
+        caller: reader,
+        job_id: str,
+        after: Annotated[int, Query(ge=0, description="`next_after` of the page before.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> Response:
+        """Show the tasks of a job with their lineage: inputs, code, attempts, worker, outputs."""
+        page = await api.gateway.tasks(job_id_of(job_id), caller.sees, after, limit)
+        tasks = [task_of(view, job_id) for view in page.tasks]
+        return reply(Tasks(tasks, page.next_after))
 
     @routes.get("/v1/jobs/{job_id}/attempts", responses=answers(200, Attempts, *_SEEN))
     async def list_attempts(caller: reader, job_id: str) -> Response:

@@ -3,6 +3,7 @@
 import time
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
@@ -21,12 +22,16 @@ RUN_HEADER = "Drayman-Run"
 def router(api: Api) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["operate"], default_response_class=Response)
-    known = reply(_types(api))
+    shown: dict[int, Response] = {}
 
     @routes.get("/v1/types", responses=answers(200, JobTypes, "unauthorized"))
     async def list_types(caller: Annotated[Caller, Depends(api.caller())]) -> Response:
         """List the job types with the JSON Schemas of their params. Any valid token may."""
-        return known
+        await api.catalog.learn([])
+        if api.catalog.revision not in shown:
+            shown.clear()
+            shown[api.catalog.revision] = reply(_types(api))
+        return shown[api.catalog.revision]
 
     @routes.get("/healthz", responses=answers(200, Health))
     async def healthz() -> Response:
@@ -80,15 +85,16 @@ def _types(api: Api) -> JobTypes:
     return JobTypes(
         [
             JobType(
-                name=definition.name,
-                summary=definition.summary,
-                queue=definition.queue,
-                max_attempts=definition.max_attempts,
-                timeout_s=definition.timeout_s,
-                unique_for_s=definition.unique_for_s,
-                unique_by=list(definition.unique_by),
-                params_schema=definition.params_model.model_json_schema(),
+                name=known.card.name,
+                summary=known.card.summary,
+                queue=known.card.queue,
+                max_attempts=known.card.max_attempts,
+                timeout_s=known.card.timeout_s,
+                unique_for_s=known.card.unique_for_s,
+                unique_by=known.card.unique_by,
+                code=known.code,
+                params_schema=msgspec.json.decode(known.card.schema),
             )
-            for _, definition in sorted(api.types.items())
+            for _, known in sorted(api.catalog.items())
         ]
     )

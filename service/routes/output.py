@@ -78,6 +78,30 @@ def router(api: Api) -> APIRouter:
             raise NotFound("file", name)
         return await send_file(request, api.store, files[name])
 
+    @routes.head("/v1/jobs/{job_id}/tasks/{task_id}/files/{name}", include_in_schema=False)
+    @routes.get(
+        "/v1/jobs/{job_id}/tasks/{task_id}/files/{name}",
+        responses=answers(
+            200,
+            None,
+            *_SEEN,
+            "range-not-satisfiable",
+            description="The file.",
+            media_type="application/octet-stream",
+        )
+        | {206: {"description": "The range."}, 304: {"description": "The client's copy is good."}},
+        openapi_extra=_RANGES,
+    )
+    async def get_task_file(
+        request: Request, caller: reader, job_id: str, task_id: str, name: str
+    ) -> Response:
+        """Download a file that one task of the job kept, whole or a range of it."""
+        page = await api.gateway.tasks(job_id_of(job_id), caller.sees, ids=[task_id])
+        for info in page.tasks[0].files:
+            if info.name == name:
+                return await send_file(request, api.store, info)
+        raise NotFound("file", name)
+
     @routes.get(
         "/v1/jobs/{job_id}/logs",
         responses=answers(

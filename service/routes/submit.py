@@ -32,7 +32,7 @@ from service.schemas import (
     encode_lines,
     job_of,
 )
-from service.submission import BatchLine, JobRequest, RequestKey
+from service.submission import BatchLine, JobRequest, RequestKey, WorkflowRequest
 
 __all__ = ["SubmitEndpoint", "router"]
 
@@ -55,6 +55,14 @@ _KEYS = [
         "a job type's own `unique_for_s`; `Idempotency-Key` ranks before it.",
     ),
 ]
+_HEADERS = [
+    *_KEYS,
+    header(
+        "Prefer",
+        "`wait=N` answers with the finished job if it ends within N seconds (at most 30).",
+    ),
+    header("traceparent", "W3C trace context, kept with the job."),
+]
 _PROBLEMS = ("malformed", "unauthorized", "forbidden", "too-large", "invalid-input", "unavailable")
 
 
@@ -74,10 +82,7 @@ class SubmitEndpoint:
         data = await read_body(receive, limit, sent.get(b"content-length"), "a job")
         key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
         now = time.time()
-        request = api.submissions.decode(data)
-        spec = await api.submissions.park(
-            api.submissions.spec(request, caller, key, now, sent.get(b"traceparent"))
-        )
+        spec = await self._spec(data, caller, key, now, sent.get(b"traceparent"))
         accepted = await api.gateway.submit(spec)
         if not accepted.replayed:
             api.metrics.accepted(spec.type)
@@ -94,6 +99,15 @@ class SubmitEndpoint:
             headers.append((b"preference-applied", f"wait={applied:g}".encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    async def _spec(
+        self, data: bytes, caller: Caller, key: RequestKey, now: float, trace: bytes | None
+    ) -> JobSpec:
+        submissions = self._api.submissions
+        request = submissions.decode(data)
+        if submissions.needs(request):
+            await submissions.learn([request])
+        return await submissions.park(submissions.spec(request, caller, key, now, trace))
 
     async def _answer(
         self, accepted: Accepted, spec: JobSpec, caller: Caller, now: float, prefer: bytes | None
@@ -112,6 +126,18 @@ class SubmitEndpoint:
         except (NotFound, Unavailable):
             pass  # It is accepted all the same: what is known of it here has to do.
         return accepted_job(accepted, spec, now), 202, None
+
+
+class WorkflowEndpoint(SubmitEndpoint):
+    """`POST /v1/workflows`: the same, for steps that are posted one by one."""
+
+    async def _spec(
+        self, data: bytes, caller: Caller, key: RequestKey, now: float, trace: bytes | None
+    ) -> JobSpec:
+        submissions = self._api.submissions
+        request = submissions.decode_workflow(data)
+        await submissions.learn_steps(request)
+        return submissions.workflow(request, caller, key, now, trace)
 
 
 def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
@@ -133,22 +159,36 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
             headers=_ANSWER_HEADERS,
         )
         | {200: answers(200, Job, description="It ended within `Prefer: wait`.")[200]},
-        openapi_extra=body(JobRequest)
-        | {
-            "parameters": [
-                *_KEYS,
-                header(
-                    "Prefer",
-                    "`wait=N` answers with the finished job if it ends within N "
-                    "seconds (at most 30).",
-                ),
-                header("traceparent", "W3C trace context, kept with the job."),
-            ]
-        },
+        openapi_extra=body(JobRequest) | {"parameters": _HEADERS},
     )
     async def submit_job(request: Request) -> Response:
         """Submit a job. The answer comes once it is durable, usually in milliseconds."""
         return _Bare(submit)
+
+    @routes.post(
+        "/v1/workflows",
+        status_code=202,
+        response_class=Response,
+        responses=answers(
+            202,
+            Job,
+            *_PROBLEMS,
+            "key-reused",
+            "tenant-overloaded",
+            "overloaded",
+            description="The job is durable.",
+            headers=_ANSWER_HEADERS,
+        )
+        | {200: answers(200, Job, description="It ended within `Prefer: wait`.")[200]},
+        openapi_extra=body(WorkflowRequest) | {"parameters": _HEADERS},
+    )
+    async def submit_workflow(request: Request) -> Response:
+        """Submit steps that wait for each other and use what others made, as one job.
+
+        What is wrong is refused with its place: an unknown step or type, a cycle, a reference to
+        what is not there, params that a type does not take.
+        """
+        return _Bare(WorkflowEndpoint(api))
 
     @routes.post(
         "/v1/jobs/batch",
@@ -229,30 +269,51 @@ async def _batch(
     now = time.time()
     parts: list[asyncio.Task[list[BatchResult]]] = []
     for first in range(0, len(lines), LINES_AT_ONCE):
-        made = _specs(api, caller, key, lines[first : first + LINES_AT_ONCE], first, now)
+        made = await _specs(api, caller, key, lines[first : first + LINES_AT_ONCE], first, now)
         # A task each: what was begun goes on when the client leaves.
         parts.append(asyncio.create_task(_submit(api, made, first)))
         await asyncio.sleep(0)
     return [result for part in parts for result in await part]
 
 
-def _specs(
+async def _specs(
     api: Api, caller: Caller, key: RequestKey, lines: list[bytes], first: int, now: float
 ) -> list[JobSpec | Exception]:
     """Return, for each line, its spec or why there is none; `first` lines were before these."""
-    decode_line, make = api.submissions.decode_line, api.submissions.spec
-    made: list[JobSpec | Exception] = []
+    submissions = api.submissions
+    decode_line, make = submissions.decode_line, submissions.spec
+    requests: list[BatchLine | Exception] = []
     for number, line in enumerate(lines, first + 1):
         try:
-            request = decode_line(line)
-            made.append(make(request, caller, key.line(number, request.idempotency_key), now))
-        except (DraymanError, RequestError) as error:
-            made.append(error)
+            requests.append(decode_line(line))
         except Exception as error:
-            # A defect of ours, which is no reason to refuse the other lines.
-            log.exception("line_not_understood", line=number)
-            made.append(error)
+            requests.append(_reason(error, number))
+    unknown = [r for r in requests if not isinstance(r, Exception) and submissions.needs(r)]
+    away: Unavailable | None = None
+    if unknown:
+        try:
+            await submissions.learn(unknown)
+        except Unavailable as error:
+            away = error  # It is the answer to those that nothing is known of.
+    made: list[JobSpec | Exception] = []
+    for number, request in enumerate(requests, first + 1):
+        if isinstance(request, Exception):
+            made.append(request)
+        elif away is not None and not submissions.knows(request):
+            made.append(away)
+        else:
+            try:
+                made.append(make(request, caller, key.line(number, request.idempotency_key), now))
+            except Exception as error:
+                made.append(_reason(error, number))
     return made
+
+
+def _reason(error: Exception, number: int) -> Exception:
+    if not isinstance(error, DraymanError | RequestError):
+        # A defect of ours, which is no reason to refuse the other lines.
+        log.error("line_not_understood", line=number, exc_info=error)
+    return error
 
 
 async def _submit(api: Api, made: list[JobSpec | Exception], first: int) -> list[BatchResult]:

@@ -43,8 +43,10 @@ ADMIN = [
     ("POST", "/v1/tokens"),
     ("GET", "/v1/tokens"),
     ("DELETE", "/v1/tokens/0123456789ab"),
+    ("PUT", "/v1/code"),
+    ("POST", "/v1/code/deploy"),
 ]
-ANY = [("GET", "/v1/types")]
+ANY = [("GET", "/v1/types"), ("GET", "/v1/code"), ("GET", "/v1/code/{sha}")]
 PUBLIC = ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/problems", "/problems/conflict"]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 from pypdf import PdfReader
@@ -168,6 +169,23 @@ class TestPages:
 
         assert again.files["report.pdf"] == united.files["report.pdf"]
 
+    @pytest.mark.parametrize("rows", [1, 50_000, 10_000_000])
+    def test_parts_of_any_size_give_the_same_bytes(
+        self, rows: int, united: Finished, tables: dict[str, str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "flights.parquet"
+        pq.write_table(pq.read_table(tables["flights"]), path, row_group_size=20_000)
+
+        parted = report(**{**tables, "flights": str(path)}, partition_rows=rows)
+
+        assert len(parted.chunks) == {1: 17, 50_000: 9, 10_000_000: 1}[rows]
+        assert parted.files["report.pdf"] == united.files["report.pdf"]
+        assert parted.result == united.result
+
+    def test_table_of_two_million_rows_is_read_in_one_part(self, united: Finished) -> None:
+        assert len(united.chunks) == 1
+        assert list(united.files) == ["report.pdf"]
+
     def test_airline_without_a_completed_flight_still_gets_a_report(self, small: Small) -> None:
         finished = report(flights=small("WHERE dep_time IS NULL AND month = 2"))
 
@@ -184,6 +202,13 @@ class TestProgress:
         assert fractions[-1] == 1.0
         assert len(fractions) > 6
 
+    def test_each_part_tells_how_far_it_is(self, united: Finished) -> None:
+        (part,) = united.chunks
+
+        fractions = [fraction for fraction, _ in part.progress if fraction is not None]
+        assert fractions == sorted(fractions)
+        assert part.progress[-1] == (1.0, "Read 336,776 rows of flights")
+
     @pytest.mark.parametrize("calls", [1, 5, 14])
     def test_stop_is_obeyed_and_leaves_no_file(self, calls: int, tables: dict[str, str]) -> None:
         finished = run(annual_report, {"carrier": "UA", "year": 2013, **tables}, stop_after=calls)
@@ -193,6 +218,11 @@ class TestProgress:
 
 
 class TestBadInput:
+    def test_table_without_rows(self, small: Small) -> None:
+        reason = refusal(flights=small("WHERE month = 13"))
+
+        assert reason == "flights: part.parquet has no rows; give a table with flights"
+
     def test_missing_table(self, tmp_path: Path) -> None:
         assert refusal(flights=str(tmp_path / "none.parquet")) == (
             f"flights: there is nothing at {tmp_path}/none.parquet; "
@@ -282,7 +312,14 @@ class TestBadInput:
         assert "sig=abc" not in reason.partition("(")[0]
 
     @pytest.mark.parametrize(
-        "params", [{"carrier": "U/A"}, {"year": 13}, {"flights": ""}, {"colour": "red"}]
+        "params",
+        [
+            {"carrier": "U/A"},
+            {"year": 13},
+            {"flights": ""},
+            {"colour": "red"},
+            {"partition_rows": 0},
+        ],
     )
     def test_params_are_validated(self, params: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match=next(iter(params))):

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import Discard
 from jobs.context import Files, Runtime
-from jobs.library.report.tables import open_table
+from jobs.library.report.tables import open_table, parts_of
+from jobs.library.report_annual import FilePart
 
 Small = Callable[..., str]
 JANUARY, FEBRUARY = 27_004, 24_951
@@ -84,3 +87,69 @@ def test_rows_of_csv_are_estimated_from_its_size(small: Small) -> None:
     table = open_table("flights", small(name="part.csv"), DISK)
 
     assert table.rows == pytest.approx(JANUARY, rel=0.05)
+
+
+def test_small_table_is_one_part(folder: Path) -> None:
+    parts = list(parts_of(open_table("flights", str(folder), DISK), 1_000_000))
+
+    assert [[file.path for file in part] for part in parts] == [["a.parquet", "b.parquet"]]
+
+
+@pytest.mark.parametrize("rows_max", [1, 30_000, 60_000, 1_000_000])
+def test_parts_are_the_table(rows_max: int, tables: dict[str, str], tmp_path: Path) -> None:
+    whole = pq.read_table(tables["flights"])
+    for n in range(2):
+        half = whole.slice(n * 200_000, 200_000)
+        pq.write_table(half, tmp_path / f"{n}.parquet", row_group_size=40_000)
+
+    parts = list(parts_of(open_table("flights", str(tmp_path), DISK), rows_max))
+
+    read = []
+    for part in parts:
+        table = open_table("flights", str(tmp_path), DISK, part)
+        rows = list(table.batches())
+        assert sum(batch.num_rows for batch in rows) == table.rows <= max(rows_max, 40_000)
+        read += rows
+    assert len(parts) == {1: 9, 30_000: 9, 60_000: 8, 1_000_000: 1}[rows_max]
+    columns = ["month", "day", "carrier", "tailnum"]
+    assert (
+        pa.concat_tables(read)
+        .select(columns)
+        .equals(whole.select(columns).cast(pa.concat_tables(read).select(columns).schema))
+    )
+
+
+def test_each_csv_file_is_a_part_of_its_own(small: Small, tmp_path: Path) -> None:
+    small("WHERE month = 1", name="all/a.csv")
+    small("WHERE month = 2", name="all/b.csv")
+
+    parts = list(parts_of(open_table("flights", str(tmp_path / "all"), DISK), 30_000))
+
+    assert parts == [[FilePart(path="a.csv")], [FilePart(path="b.csv")]]
+
+
+def test_part_has_the_columns_named_by_all_folders(small: Small, tmp_path: Path) -> None:
+    small("WHERE month = 1", "* EXCLUDE carrier", "parts/carrier=9E/a.parquet")
+    small("WHERE month = 2", "* EXCLUDE carrier", "parts/carrier=5/a.parquet")
+
+    part = [FilePart(path="carrier=5/a.parquet")]
+    table = open_table("flights", str(tmp_path / "parts"), DISK, part)
+
+    assert {c for rows in table.batches() for c in rows["carrier"].to_pylist()} == {"5"}
+
+
+def test_part_of_a_file_that_was_replaced_is_refused(folder: Path, small: Small) -> None:
+    (part,) = parts_of(open_table("flights", str(folder), DISK), 1_000_000)
+    pq.write_table(pq.read_table(folder / "b.parquet"), folder / "b.parquet", row_group_size=999)
+
+    with pytest.raises(Discard, match=r"flights: b.parquet was changed while the job ran; submit"):
+        open_table("flights", str(folder), DISK, part)
+
+
+def test_table_without_rows_is_one_part_of_nothing(small: Small) -> None:
+    path = small("WHERE month = 13")
+    pq.write_table(pq.read_table(path), path)
+
+    (part,) = parts_of(open_table("flights", path, DISK), 1_000)
+
+    assert open_table("flights", path, DISK, part).rows == 0

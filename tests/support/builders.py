@@ -183,16 +183,19 @@ def _job(job: Job) -> dict[str, Any]:
     return {**plain, "tasks": sorted(map(_task, job.tasks), key=str), "plan": plan}
 
 
+_PLAN_FIELDS = ("asked", "attempts", "rebuilt", "recoveries", "spec", "started_at", "stop")
+
+
 def _plan(plan: PlanState) -> dict[str, Any]:
     steps = {name: _step(step) for name, step in plan.steps.items()}
     counts = {str(state): n for state, n in plan.counts.items()}
-    plain = {f: getattr(plan, f) for f in ("asked", "rebuilt", "spec", "started", "stop")}
+    plain = {f: getattr(plan, f) for f in _PLAN_FIELDS}
     return {**plain, "steps": steps, "open": sorted(plan.open), "counts": counts}
 
 
 def _step(step: Step) -> dict[str, Any]:
-    # Rows of chunks that a lineage file has may still be in memory, or not; `raw` is a cache.
-    left_out = ("finished", "raw")
+    # Rows of chunks that a lineage file has may still be in memory, or not; the rest is a cache.
+    left_out = ("finished", "raw", "inputs")
     return {f: getattr(step, f) for f in step.__struct_fields__ if f not in left_out}
 
 

@@ -41,6 +41,9 @@ class ScriptedManager:
         self.eager = eager
         self.reports: list[Report] = []
         self.records: list[Record] = []
+        #: Questions asked, and the answers that are laid out for them.
+        self.queries: list[dict[str, Any]] = []
+        self.answers: list[bytes] = []
         self.outcomes: dict[int, Outcome] = {}
         #: Tokens whose outcome came more than once, with how often.
         self.repeated: dict[int, int] = {}
@@ -76,7 +79,14 @@ class ScriptedManager:
         checkpoint = spec.pop("checkpoint", NOTHING)
         encoded = encode_spec(JobSpec(type=type, params=msgspec.Raw(params), **spec))
         assignment = Assignment(
-            token, f"job-{token}", f"task-{token}", attempt, msgspec.Raw(encoded), checkpoint, alone
+            token,
+            f"job-{token}",
+            f"task-{token}",
+            attempt,
+            msgspec.Raw(encoded),
+            checkpoint,
+            alone,
+            code=spec.get("code", ""),
         )
         self._ready.append(assignment)
         self.wake()
@@ -133,6 +143,12 @@ class ScriptedManager:
         orders = self._make_orders(report, mine)
         self.after(report, orders)
         return encode(orders)
+
+    async def call(self, data: bytes) -> bytes:
+        if self.away:
+            raise ManagerAway("the manager is away")
+        self.queries.append(msgspec.json.decode(data))
+        return self.answers.pop(0)
 
     async def record(self, data: bytes) -> bytes:
         if self.away:

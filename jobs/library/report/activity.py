@@ -1,13 +1,16 @@
 """One pass over the flights: all that the report says about them, in integers.
 
-The year before is read along, for comparison, and so are the other airlines of the year.
+The year before is read along, for comparison, and so are the other airlines of the year. Rule: the
+flights may be read in any parts and these added up in any order; every figure stays the same.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
@@ -15,7 +18,9 @@ from jobs.library.report.sums import Sums, Tally, add_up, with_measures
 from jobs.library.report.tables import Table
 from jobs.outcome import Discard
 
-__all__ = ["Activity", "Histogram", "read_activity"]
+__all__ = ["Activity", "Histogram", "Tallies", "no_rows"]
+
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class Histogram:
@@ -76,50 +81,86 @@ class Activity:
         return add_up(self.months_before.values()) if self.months_before else None
 
 
-def read_activity(flights: Table, carrier: str, year: int, tick: Callable[[int], None]) -> Activity:
-    """Read the flights once. Raises Discard if the airline has none in that year."""
-    years = (ds.field("year") >= year - 1) & (ds.field("year") <= year)
-    own_months, carriers = Tally("year", "month"), Tally("year", "carrier")
-    slots = Tally("origin", "month", "day", "hour")
-    destinations, aircraft = Tally("dest"), Tally("tailnum")
-    delays = Tally("arr_delay", measures=("completed",))
-    rows_read = 0
+class Tallies:
+    """The sums of some part of the flights, for one airline's year; those of parts add up."""
 
-    def count(rows: int) -> None:
-        nonlocal rows_read
-        rows_read += rows
-        tick(rows)
+    def __init__(self, carrier: str, year: int) -> None:
+        self._carrier, self._year = carrier, year
+        self.own_months, self.carriers = Tally("year", "month"), Tally("year", "carrier")
+        self.slots = Tally("origin", "month", "day", "hour")
+        self.destinations, self.aircraft = Tally("dest"), Tally("tailnum")
+        self.delays = Tally("arr_delay", measures=("completed",))
+        self.rows_read = 0
 
-    for rows in flights.batches(years, count):
-        measured = with_measures(rows)
-        carriers.add(measured)
-        own = measured.filter(pc.equal(measured["carrier"], carrier))
-        if not own.num_rows:
-            continue
-        own_months.add(own)
-        own = own.filter(pc.equal(own["year"], year))
-        for tally in (slots, destinations, aircraft):
-            tally.add(own)
-        delays.add(own.filter(pc.equal(own["completed"], 1)))
+    def read(self, flights: Table, tick: Callable[[int], None]) -> None:
+        """Read the flights once and add them; `tick` gets the rows of each batch."""
+        years = (ds.field("year") >= self._year - 1) & (ds.field("year") <= self._year)
 
-    months = own_months.by_key()
-    if not any(key[0] == year for key in months):
-        raise _no_rows(flights, carrier, year, tick)
-    hourly = slots.table()
-    return Activity(
-        total=carriers.by_key()[year, carrier],
-        months={month: sums for (y, month), sums in months.items() if y == year},
-        days=_days(hourly, year),
-        hours=_regroup(hourly, "hour"),
-        origins=_regroup(hourly, "origin"),
-        destinations=destinations.by_key(),
-        aircraft=aircraft.by_key(),
-        arrival_delays=Histogram({key[0]: sums["completed"] for key, sums in delays.items()}),
-        slots=hourly,
-        months_before={month: sums for (y, month), sums in months.items() if y == year - 1},
-        carriers={code: sums for (y, code), sums in carriers.by_key().items() if y == year},
-        rows_read=rows_read,
-    )
+        def count(rows: int) -> None:
+            self.rows_read += rows
+            tick(rows)
+
+        for rows in flights.batches(years, count):
+            measured = with_measures(rows)
+            self.carriers.add(measured)
+            own = measured.filter(pc.equal(measured["carrier"], self._carrier))
+            if not own.num_rows:
+                continue
+            self.own_months.add(own)
+            own = own.filter(pc.equal(own["year"], self._year))
+            for tally in (self.slots, self.destinations, self.aircraft):
+                tally.add(own)
+            self.delays.add(own.filter(pc.equal(own["completed"], 1)))
+
+    def write(self, out: BinaryIO) -> None:
+        """Write the sums as one Arrow IPC stream a tally, one after the other."""
+        for tally in self._all():
+            table = tally.table()
+            if table is None:
+                table = pa.table({})
+            with pa.ipc.new_stream(out, table.schema, options=COMPRESSED) as stream:
+                stream.write_table(table)
+
+    def add(self, path: Path, rows_read: int) -> None:
+        """Add the sums that another part wrote to the file at `path`."""
+        with pa.OSFile(str(path)) as source:
+            for tally in self._all():
+                table = pa.ipc.open_stream(source).read_all()
+                if table.num_rows:
+                    tally.add(table)
+        self.rows_read += rows_read
+
+    def _all(self) -> tuple[Tally, ...]:
+        return (
+            self.own_months,
+            self.carriers,
+            self.slots,
+            self.destinations,
+            self.aircraft,
+            self.delays,
+        )
+
+    def activity(self) -> Activity | None:
+        """Return the airline's year, or None if there is none."""
+        year, months = self._year, self.own_months.by_key()
+        if not any(key[0] == year for key in months):
+            return None
+        hourly, carriers = self.slots.table(), self.carriers.by_key()
+        delays = self.delays.items()
+        return Activity(
+            total=carriers[year, self._carrier],
+            months={month: sums for (y, month), sums in months.items() if y == year},
+            days=_days(hourly, year),
+            hours=_regroup(hourly, "hour"),
+            origins=_regroup(hourly, "origin"),
+            destinations=self.destinations.by_key(),
+            aircraft=self.aircraft.by_key(),
+            arrival_delays=Histogram({key[0]: sums["completed"] for key, sums in delays}),
+            slots=hourly,
+            months_before={month: sums for (y, month), sums in months.items() if y == year - 1},
+            carriers={code: sums for (y, code), sums in carriers.items() if y == year},
+            rows_read=self.rows_read,
+        )
 
 
 def _regroup(table: Any, *keys: str) -> dict[Any, Sums]:
@@ -138,7 +179,7 @@ def _days(table: Any, year: int) -> dict[date, Sums]:
     return days
 
 
-def _no_rows(flights: Table, carrier: str, year: int, tick: Callable[[int], None]) -> Discard:
+def no_rows(flights: Table, carrier: str, year: int, tick: Callable[[int], None]) -> Discard:
     """Say what the table does hold; a second pass, paid only by those who asked for nothing."""
     years: set[int] = set()
     codes: set[str] = set()

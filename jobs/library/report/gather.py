@@ -1,23 +1,28 @@
-"""All that the pages need, from the tables: the longest part of the job, and all of its I/O."""
+"""All that the pages need, from the tables: the longest part of the job, and all of its reading.
 
+`check` is for the split, `tally` for a chunk, `gather` for the join.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.context import Context
-from jobs.library.report.activity import Activity, read_activity
+from jobs.library.report.activity import Activity, Tallies, no_rows
 from jobs.library.report.fleet import Fleet, read_fleet
 from jobs.library.report.headline import Headline, headline_of
-from jobs.library.report.tables import COLUMNS, Table, open_table
+from jobs.library.report.tables import COLUMNS, Table, open_table, shown_name
 from jobs.library.report.weather import Weather, read_weather
 from jobs.outcome import Discard
+from jobs.results import Results
 
 if TYPE_CHECKING:
-    from jobs.library.report_annual import ReportParams
+    from jobs.library.report_annual import FilePart, PartDone, ReportParams
 
-__all__ = ["Report", "gather"]
+__all__ = ["Report", "check", "gather", "tally"]
 
-#: Where in the whole job the pass over the flights begins and ends.
-SCAN_FROM, SCAN_TO = 0.05, 0.80
+#: The share of the join's work that is done once the parts are added up.
+ADDED = 0.3
 #: Longer names are cut, for a cell must fit on a page.
 NAME_LETTERS = 80
 
@@ -42,32 +47,65 @@ class Report:
     sources: tuple[tuple[str, str], ...]
 
 
-def gather(ctx: Context, params: "ReportParams") -> Report:
-    """Read the tables. Raises Discard where the input cannot give a report."""
-    ctx.progress(0.0, "Opening the tables")
-    tables: dict[str, Table] = {}
-    for name in COLUMNS:
-        uri = getattr(params, name)
-        if uri is not None:
-            ctx.check()
-            tables[name] = open_table(name, uri, ctx.files)
-    airlines = _names(tables.get("airlines"), "carrier")
-    if airlines and params.carrier not in airlines:
-        known = ", ".join(sorted(airlines)[:40])
-        raise Discard(f"airlines: no carrier {params.carrier!r}; use one of {known}")
+def check(ctx: Context, params: "ReportParams") -> Table:
+    """Open all tables, so that a bad one is told before the long part; return the flights.
 
-    activity = _scan(ctx, tables["flights"], params)
-    ctx.progress(0.82, "Looking up airports and aircraft")
-    airports = _names(tables.get("airports"), "faa")
+    Raises Discard.
+    """
+    ctx.progress(0.0, "Opening the tables")
+    tables = {name: _opened(ctx, params, name) for name in COLUMNS}
+    _airlines(tables["airlines"], params.carrier)
+    flights = tables["flights"]
+    assert flights is not None
+    return flights
+
+
+def tally(ctx: Context, params: "ReportParams", part: "Sequence[FilePart]") -> Tallies:
+    """Read a part of the flights. Raises Discard where it cannot be read."""
+    flights = open_table("flights", params.flights, ctx.files, part)
+    read = 0
+
+    def tick(rows: int) -> None:
+        nonlocal read
+        read += rows
+        # The rows of a CSV file are an estimate: it may say more than all before the end.
+        ctx.progress(min(1.0, read / max(1, flights.rows)), f"Read {read:,} rows of flights")
+
+    tallies = Tallies(params.carrier, params.year)
+    tallies.read(flights, tick)
+    return tallies
+
+
+def gather(
+    ctx: Context, params: "ReportParams", parts: Results["PartDone"], sums_name: str
+) -> Report:
+    """Add up the parts and look up what belongs to them. Raises Discard if there are no flights."""
+    ctx.progress(0.0, "Adding up the flights")
+    tallies = Tallies(params.carrier, params.year)
+    for n, part in enumerate(parts):
+        path = ctx.files.fetch(part.files[sums_name])
+        tallies.add(path, part.value.rows)
+        if path.is_relative_to(ctx.files.workdir):
+            path.unlink()  # a copy; those of all parts together may be large
+        ctx.progress(ADDED * (n + 1) / len(parts), f"Added {tallies.rows_read:,} rows of flights")
+    activity = tallies.activity()
+    if activity is None:
+        flights = open_table("flights", params.flights, ctx.files)
+        raise no_rows(flights, params.carrier, params.year, lambda _: ctx.check())
+
+    ctx.progress(0.35, "Looking up airports and aircraft")
+    others = {name: _opened(ctx, params, name) for name in COLUMNS if name != "flights"}
+    airlines = _airlines(others["airlines"], params.carrier)
+    airports = _names(others["airports"], "faa")
     fleet = None
-    if "planes" in tables:
-        operated = activity.total.operated
-        fleet = read_fleet(tables["planes"], activity.aircraft, operated, params.year)
+    if (planes := others["planes"]) is not None:
+        fleet = read_fleet(planes, activity.aircraft, activity.total.operated, params.year)
     weather = None
-    if "weather" in tables:
-        ctx.progress(0.86, "Joining the weather")
-        weather = read_weather(tables["weather"], activity.slots, params.year)
-    ctx.progress(0.90, "Laying out the pages")
+    if (readings := others["weather"]) is not None:
+        ctx.progress(0.45, "Joining the weather")
+        weather = read_weather(readings, activity.slots, params.year)
+    ctx.progress(0.55, "Laying out the pages")
+    sources = {name: getattr(params, name) for name in COLUMNS}
     return Report(
         carrier=params.carrier,
         airline=airlines.get(params.carrier, params.carrier),
@@ -80,22 +118,24 @@ def gather(ctx: Context, params: "ReportParams") -> Report:
         airline_names=airlines,
         airport_names=airports,
         destinations_shown=params.destinations,
-        sources=tuple((name, table.shown) for name, table in tables.items()),
+        sources=tuple((name, shown_name(uri)) for name, uri in sources.items() if uri is not None),
     )
 
 
-def _scan(ctx: Context, flights: Table, params: "ReportParams") -> Activity:
-    read = 0
+def _opened(ctx: Context, params: "ReportParams", name: str) -> Table | None:
+    uri = getattr(params, name)
+    if uri is None:
+        return None
+    ctx.check()
+    return open_table(name, uri, ctx.files)
 
-    def tick(rows: int) -> None:
-        nonlocal read
-        read += rows
-        # The rows of a CSV file are an estimate: it may say more than all before the end.
-        share = min(1.0, read / max(1, flights.rows))
-        fraction = SCAN_FROM + (SCAN_TO - SCAN_FROM) * share
-        ctx.progress(fraction, f"Read {read:,} rows of flights")
 
-    return read_activity(flights, params.carrier, params.year, tick)
+def _airlines(table: Table | None, carrier: str) -> dict[str, str]:
+    names = _names(table, "carrier")
+    if names and carrier not in names:
+        known = ", ".join(sorted(names)[:40])
+        raise Discard(f"airlines: no carrier {carrier!r}; use one of {known}")
+    return names
 
 
 def _names(table: Table | None, key: str) -> dict[str, str]:

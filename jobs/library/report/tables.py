@@ -6,24 +6,26 @@ Rule 2: the reader holds a few batches, whatever the size of files and row group
 Rule 3: messages name the table, the file and the fix, and never show credentials.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
+from jobs.library.report_annual import FilePart
 from jobs.outcome import Discard
 
-__all__ = ["COLUMNS", "Kind", "Table", "open_table"]
+__all__ = ["COLUMNS", "Kind", "Table", "open_table", "parts_of", "shown_name", "write_parquet"]
 
 #: `whole` must be integers; `rounded` becomes integers; `number` stays a float.
 Kind = Literal["whole", "rounded", "number", "text"]
@@ -78,6 +80,10 @@ PARQUET_SCAN = ds.ParquetFragmentScanOptions(
 )
 
 
+#: Files of one part at most, so that a part's description stays short.
+PART_FILES_MAX = 500
+
+
 @dataclass(frozen=True)
 class Table:
     """One checked table. `rows` is exact for Parquet and an estimate for CSV."""
@@ -87,6 +93,12 @@ class Table:
     shown: str
     dataset: Any
     rows: int
+    #: What is read, in file order: whole files, or row groups of them.
+    fragments: tuple[Any, ...]
+    #: The folder that the paths of its parts are in, or the file.
+    base: str
+    #: The rows of each CSV file; empty for Parquet, which says them itself.
+    estimates: tuple[int, ...] = ()
 
     def batches(
         self, keep: Any = None, tick: Callable[[int], None] = lambda rows: None
@@ -97,7 +109,7 @@ class Table:
         files whose statistics rule a match out are skipped and ticked at once.
         """
         columns = COLUMNS[self.name]
-        for fragment in self.dataset.get_fragments():
+        for fragment in self.fragments:
             try:
                 for batch in self._scan(fragment, keep, tick):
                     yield pa.table(
@@ -116,7 +128,7 @@ class Table:
         if isinstance(fragment, ds.ParquetFileFragment):
             options = PARQUET_SCAN
             if keep is not None:
-                before = fragment.metadata.num_rows
+                before = sum(group.num_rows for group in fragment.row_groups)
                 fragment = fragment.subset(filter=keep, schema=schema)
                 kept = sum(group.num_rows for group in fragment.row_groups)
                 tick(before - kept)
@@ -136,11 +148,12 @@ class Table:
                 yield rows
 
 
-def open_table(name: str, uri: str, files: Files) -> Table:
+def open_table(name: str, uri: str, files: Files, only: Sequence[FilePart] | None = None) -> Table:
     """Return the table `name` found at `uri`; `files` makes other URIs (`upload:`...) local.
 
-    Raises Discard, naming the fix, if nothing is there, it is neither Parquet nor CSV, or a column
-    is missing or of the wrong type.
+    With `only` the rest is neither checked nor read. Raises Discard, naming the fix, if nothing is
+    there, it is neither Parquet nor CSV, a column is missing or of the wrong type, or a part is not
+    what it was.
     """
     shown = _without_secrets(uri)
     filesystem, base, pattern = _locate(name, uri, shown, files)
@@ -148,8 +161,12 @@ def open_table(name: str, uri: str, files: Files) -> Table:
     parquet = _is_parquet(name, filesystem, paths[0])
     form = ds.ParquetFileFormat() if parquet else _csv_format(name)
     try:
+        # Of all files, also for a part: types of columns named by folders depend on all names.
         dataset = ds.dataset(paths, filesystem=filesystem, format=form, partitioning="hive")
-        for fragment in dataset.get_fragments():
+        fragments = tuple(dataset.get_fragments())
+        if only is not None:
+            fragments = tuple(_selected(name, fragments, base, only))
+        for fragment in fragments:
             _check_columns(name, fragment, _whole_schema(fragment, dataset.schema))
     except pa.ArrowInvalid as error:
         kind = "Parquet" if parquet else "CSV"
@@ -159,10 +176,73 @@ def open_table(name: str, uri: str, files: Files) -> Table:
             "correct the file",
         ) from error
     if parquet:
-        rows = sum(fragment.metadata.num_rows for fragment in dataset.get_fragments())
-    else:
-        rows = sum(_estimate_rows(filesystem, path) for path in paths)
-    return Table(name, _base(shown), dataset, rows)
+        rows = sum(group.num_rows for fragment in fragments for group in fragment.row_groups)
+        return Table(name, _base(shown), dataset, rows, fragments, base)
+    estimates = tuple(_estimate_rows(filesystem, fragment.path) for fragment in fragments)
+    return Table(name, _base(shown), dataset, sum(estimates), fragments, base, estimates)
+
+
+def parts_of(table: Table, rows_max: int) -> Iterator[list[FilePart]]:
+    """Yield parts of about `rows_max` rows, in file order; together they are the table.
+
+    A row group and a CSV file stay whole, however large. A table of fewer rows, or of none, is
+    one part.
+    """
+    part: list[FilePart] = []
+    rows = 0
+    for piece, size in _pieces(table):
+        last = part[-1] if part else None
+        if part and (rows + size > rows_max or (len(part) == PART_FILES_MAX)):
+            yield part
+            part, rows, last = [], 0, None
+        if last is not None and last.path == piece.path:
+            part[-1] = last.model_copy(update={"end": piece.end})
+        else:
+            part.append(piece)
+        rows += size
+    yield part
+
+
+def write_parquet(table: Table, out: BinaryIO, tick: Callable[[int], None]) -> int:
+    """Write the columns that the report reads, cleaned, in file order; return the rows."""
+    types = {"text": pa.string(), "number": pa.float64()}
+    schema = pa.schema([(c, types.get(k, pa.int64())) for c, k in COLUMNS[table.name].items()])
+    rows = 0
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for batch in table.batches(None, tick):
+            writer.write_table(batch)
+            rows += batch.num_rows
+    return rows
+
+
+def _pieces(table: Table) -> Iterator[tuple[FilePart, int]]:
+    """Yield the smallest parts, with their rows."""
+    for n, fragment in enumerate(table.fragments):
+        path = fragment.path[len(table.base) :].lstrip("/")
+        if table.estimates:
+            yield FilePart(path=path), table.estimates[n]
+            continue
+        groups = fragment.row_groups
+        for at, group in enumerate(groups):
+            yield FilePart(path=path, first=at, end=at + 1, groups=len(groups)), group.num_rows
+
+
+def _selected(
+    name: str, fragments: Sequence[Any], base: str, only: Sequence[FilePart]
+) -> Iterator[Any]:
+    by_path = {fragment.path[len(base) :].lstrip("/"): fragment for fragment in fragments}
+    for part in only:
+        fragment = by_path.get(part.path)
+        if fragment is None or (part.groups is not None and fragment.num_row_groups != part.groups):
+            raise _bad(
+                name,
+                f"{_base(part.path or base)} was changed while the job ran",
+                "submit it again once the table is complete",
+            )
+        if part.first is None or part.end is None or (part.first, part.end) == (0, part.groups):
+            yield fragment
+        else:
+            yield fragment.subset(row_group_ids=list(range(part.first, part.end)))
 
 
 def _locate(name: str, uri: str, shown: str, files: Files) -> tuple[Any, str, str | None]:
@@ -180,7 +260,7 @@ def _locate(name: str, uri: str, shown: str, files: Files) -> tuple[Any, str, st
         return filesystem, root.rstrip("/"), pattern
     if parts.scheme == "file":
         path, pattern = _split_glob(unquote(parts.path))
-    elif "://" in uri or uri.startswith("upload:"):
+    elif "://" in uri or uri.startswith(("upload:", "output:")):
         return fs.LocalFileSystem(), str(_brought(name, uri, shown, files.fetch)), None
     else:
         path, pattern = _split_glob(uri)
@@ -331,6 +411,11 @@ def _estimate_rows(filesystem: Any, path: str) -> int:
         size: int = file.size()
     lines = int(sample.count(b"\n"))
     return max(1, size * lines // max(1, len(sample)))
+
+
+def shown_name(uri: str) -> str:
+    """Return what the report tells of where a table came from: the last part, no credentials."""
+    return _base(_without_secrets(uri))
 
 
 def _without_secrets(uri: str) -> str:
