@@ -95,9 +95,7 @@ def a_job(number: int, submitted_at: float, chance: random.Random) -> Job:
     digits += f"{chance.getrandbits(62) | 1 << 63:016x}"
     cuts = (0, 8, 12, 16, 20, 32)
     job_id = "-".join(digits[a:b] for a, b in itertools.pairwise(cuts))
-    job = Job(
-        job_id, encode_spec(spec), name, spec.tenant, spec.queue, 0, submitted_at, number + 1
-    )
+    job = Job(job_id, encode_spec(spec), name, spec.tenant, spec.queue, 0, submitted_at, number + 1)
     failed = chance.random() < FAILED
     task = Task(job, Line(spec.queue), "0", TaskState.DEAD if failed else TaskState.SUCCEEDED)
     task.attempt, task.worker = 1, f"w{number % 16}"

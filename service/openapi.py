@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.problems import KINDS, Problem
 from service.schemas import components
-from service.submission import BatchLine, JobRequest
+from service.submission import BatchLine, JobRequest, WorkflowRequest
 
 __all__ = ["answers", "body", "describe", "header"]
 
@@ -71,7 +71,7 @@ def describe(app: FastAPI) -> Part:
             if path not in PUBLIC:
                 operation["security"] = [{"token": []}]
     parts = found.setdefault("components", {})
-    parts["schemas"] = components(JobRequest, BatchLine)
+    parts["schemas"] = components(JobRequest, BatchLine, WorkflowRequest)
     parts["securitySchemes"] = {
         "token": {
             "type": "http",

@@ -715,7 +715,11 @@ def lost_events(
             needs[name] = None
         elif made_by is None:
             raise KeyError(name)
-        elif made_by.state is not S.DEAD or step is not task.step or role is not Role.CHUNK:
+        elif made_by.state is not S.DEAD or role is not Role.CHUNK:
+            needs[name] = None
+        elif step is not task.step:
+            if name not in plan.rebuilt:
+                raise KeyError(name)  # it never had an output
             needs[name] = None
     again.update((task.job.id, name) for name in found)
     return [*found.values(), e.InputsLost(needs=list(needs), **lease)] if needs else []

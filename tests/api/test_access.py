@@ -17,6 +17,7 @@ GREET: dict[str, Any] = {"type": "greet", "params": {"name": "Ada"}}
 SUBMIT = [
     ("POST", "/v1/jobs"),
     ("POST", "/v1/jobs/batch"),
+    ("POST", "/v1/workflows"),
     ("POST", "/v1/jobs/x/cancel"),
     ("POST", "/v1/jobs/x/retry"),
     ("PUT", "/v1/uploads/a.csv"),
@@ -26,6 +27,8 @@ READ = [
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/x"),
     ("GET", "/v1/jobs/x/tasks"),
+    ("GET", "/v1/jobs/x/tasks/t/files/y"),
+    ("HEAD", "/v1/jobs/x/tasks/t/files/y"),
     ("GET", "/v1/jobs/x/attempts"),
     ("GET", "/v1/jobs/x/logs"),
     ("GET", "/v1/jobs/x/result"),
@@ -68,7 +71,12 @@ def test_lists_above_hold_every_operation(api: RunningApi) -> None:
     }
 
     def as_template(path: str) -> str:
-        for value, name in (("/x", "/{job_id}"), ("/y", "/{name}"), ("/a.csv", "/{name}")):
+        for value, name in (
+            ("/x", "/{job_id}"),
+            ("/t", "/{task_id}"),
+            ("/y", "/{name}"),
+            ("/a.csv", "/{name}"),
+        ):
             path = path.replace(f"{value}/", f"{name}/")
             path = path.removesuffix(value) + name if path.endswith(value) else path
         return path.replace("/default/", "/{name}/").replace("0123456789ab", "{token_id}")

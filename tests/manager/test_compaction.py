@@ -191,7 +191,7 @@ async def test_whoever_asks_does_not_see_where_a_job_lies(objects: MemoryObjects
         gateway = one.gateway
 
         assert (await gateway.job(over[0], "default")).status == "completed"
-        assert [task.state for task in await gateway.tasks(over[0], None)] == ["succeeded"]
+        assert [task.state for task in (await gateway.tasks(over[0], None)).tasks] == ["succeeded"]
         assert len(await gateway.attempts(over[0], None)) == 1
         assert (await gateway.wait(over[0], None, 9.0)).status == "completed"
         with pytest.raises(NotFound):

@@ -98,6 +98,21 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(steps, goes_on=draw(st.booleans()))
 
 
+def comparable(state: State) -> dict[str, Any]:
+    """Return the canonical dump without what may differ: jobs that history has may be gone."""
+    found = canonical(state)
+    for line in found["lines"].values():
+        del line["counts"]["dead"]  # chunks that failed, of jobs that completed, are among them
+    found["stopping"] = {worker: sorted(stops) for worker, stops in found["stopping"].items()}
+    found["remade"] = {
+        job.id: job.plan.remade for job in state.order if job.plan and job.plan.remade
+    }
+    for job in state.finished:
+        if job.finished_seq <= state.compacted_seq:
+            found["remade"].pop(job.id, None)
+    return found
+
+
 class Planned(RuleBasedStateMachine):
     """The rules, workers that lose what others made, and jobs of many tasks among simple ones."""
 
@@ -463,7 +478,7 @@ class Planned(RuleBasedStateMachine):
 
     @invariant()
     def the_journal_gives_the_same_state(self) -> None:
-        assert canonical(self.shadow) == canonical(self.state)
+        assert comparable(self.shadow) == comparable(self.state)
         assert not self.state.moving
 
     @invariant()

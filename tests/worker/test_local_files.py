@@ -31,4 +31,4 @@ async def test_local_file_is_fetched_only_from_folders_that_were_opened(
 
     assert result(inside) == "local"
     assert all("outside the folders that jobs may read" in refused.error for refused in outside)
-    assert "use upload:, file:///, s3://, gs:// or az://" in web.error
+    assert "use upload:, output:, file:///, s3://, gs:// or az://" in web.error

@@ -10,7 +10,7 @@ other value than the same text without.
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ __all__ = ["Bad", "CsvModelRows", "CsvRows", "Dialect", "JsonModelRows", "JsonRo
 #: A block that Arrow refuses is cut into about so many, again and again.
 _CUTS = 16
 #: Below this the rows are looked at one by one.
-_SMALL_BYTES = 1 << 13
+_SMALL_BYTES = 1 << 15
 _BATCH_ROWS = 1_000
 _SHOWN_CHARS = 80
 #: A field may be as long as a record; Python's own limit is 128 KiB.
@@ -250,7 +250,11 @@ class CsvRows(_CsvText):
         reasons: dict[int, str] = {}
         for column, n in at:
             values = [row[n] for _, _, row in good]
-            wrong = self._wrong(column, list(dict.fromkeys(values)))
+            try:
+                arrays[column.name] = self._column(column, values)
+                continue
+            except self._pa.ArrowInvalid:
+                wrong = self._wrong(column, list(dict.fromkeys(values)))
             for place, value in enumerate(values):
                 if value in wrong:
                     reasons.setdefault(place, f"column {column.name!r}: {wrong[value]}")
@@ -280,8 +284,10 @@ class CsvRows(_CsvText):
     def _options(self) -> dict[str, Any]:
         return {c.name: self._convert([c]) for c in self._columns}
 
-    def _column(self, column: Column, values: Iterable[str]) -> Any:
+    def _column(self, column: Column, values: Sequence[str]) -> Any:
         """Convert values of one column as the file's reader would. Raises ArrowInvalid."""
+        if not values:
+            return self._pa.nulls(0, arrow_type(column.type))
         data = "".join(['"' + v.replace('"', '""') + '"\n' for v in values]).encode()
         table = self._csv.read_csv(
             self._pa.BufferReader(data),
