@@ -6,7 +6,7 @@ import time
 from pydantic import BaseModel
 
 from benchmarks.marks import Marks
-from jobs import Context, job
+from jobs import Context, fan_out, job
 
 #: How often a long job looks whether it shall stop.
 LOOK_S = 0.05
@@ -29,6 +29,13 @@ class Mark(BaseModel):
     pad: str = ""
 
 
+class Chunks(BaseModel):
+    """How many chunks, and how long each sleeps."""
+
+    chunks: int
+    seconds: float = 0.0
+
+
 class Long(BaseModel):
     """Where to write that it began, and how long to run."""
 
@@ -47,6 +54,17 @@ def mark(ctx: Context, params: Mark) -> None:
     if params.file not in _mapped:
         _mapped[params.file] = Marks(params.file)
     _mapped[params.file].hit(params.n)
+    if params.seconds:
+        time.sleep(params.seconds)
+
+
+def _numbers(ctx: Context, params: Chunks) -> range:
+    return range(params.chunks)
+
+
+@fan_out("bench.chunks", split=_numbers)
+def chunks(ctx: Context, params: Chunks, chunk: int) -> None:
+    """Do nothing, maybe for a while."""
     if params.seconds:
         time.sleep(params.seconds)
 

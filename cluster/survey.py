@@ -39,7 +39,7 @@ _SNAPSHOT = re.compile(r"snapshots/(\d{20})\.parquet")
 _HISTORY = re.compile(r"history/(jobs|attempts)/date=\d{4}-\d\d-\d\d/(\d{20})-(\d{20})\.parquet")
 _IDENTITIES = ("store/identity.json", "journal-identity.json")
 #: Files of jobs and of the API: counted, not read.
-_COUNTED = ("results/", "logs/", "uploads/", "tokens/")
+_COUNTED = ("results/", "logs/", "uploads/", "tokens/", "params/", "code/", "lineage/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ name and the reason; half a registry is worse than none.
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -53,6 +54,26 @@ class Registry(Mapping[str, JobDefinition]):
                 raise InvalidInput(
                     "jobs", f"module {name!r} holds no job type; declare one with @job(...)"
                 )
+        return registry
+
+    @classmethod
+    def over(cls, first: Sequence[str], modules: Sequence[str]) -> Self:
+        """Import `first` and collect its types, then those of the rest whose names are still free.
+
+        The rest are `modules` and what installed packages announce. One of them that cannot be
+        imported is left out: it may import what one of `first` stands in for. Raises InvalidInput
+        as `load` does, for `first` alone.
+        """
+        registry = cls.load(first, entry_points=False)
+        rest = cls()
+        for name in (*announced(), *(name for name in modules if name not in first)):
+            try:
+                rest._scan(name)
+            except InvalidInput as error:
+                print(f"left out: {error.reason}", file=sys.stderr)
+        for name in rest:
+            if name not in registry:
+                registry.add(rest[name])
         return registry
 
     def add(self, definition: JobDefinition) -> None:

@@ -5,6 +5,7 @@ from benchmarks.questions import (
     cost,
     depth,
     end_to_end,
+    fanout,
     latency,
     real_work,
     recovery,
@@ -22,5 +23,6 @@ QUESTIONS: dict[str, Question] = {
     "depth": depth.ask,
     "scale_out": scale_out.ask,
     "real_work": real_work.ask,
+    "fanout": fanout.ask,
     "cost": cost.ask,
 }

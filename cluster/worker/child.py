@@ -183,7 +183,11 @@ class Child:
     def serve(self) -> NoReturn:
         """Import the job modules, then run what comes."""
         try:
-            self._registry = Registry.load(self.config.job_modules)
+            self._registry = (
+                Registry.over(self.config.code_modules, self.config.job_modules)
+                if self.config.code
+                else Registry.load(self.config.job_modules)
+            )
         except Exception as error:
             # Any module may raise anything; the worker says so and tries again later.
             self.send(frame(encode(Ready(error=str(error)))))

@@ -4,6 +4,10 @@ Rule: every type is named here, so that the registry finds it without importing 
 needs (pyarrow, reportlab, ...).
 """
 
+from jobs.library.image_variants import image_variants
+from jobs.library.mail_send import send_mail
 from jobs.library.report_annual import annual_report
+from jobs.library.report_deliver import deliver_report
+from jobs.library.report_fetch import fetch_tables
 
-__all__ = ["annual_report"]
+__all__ = ["annual_report", "deliver_report", "fetch_tables", "image_variants", "send_mail"]

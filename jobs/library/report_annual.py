@@ -8,7 +8,6 @@ Rule 4: this file imports neither pyarrow nor reportlab at the top: the registry
 type in every process, and the two cost a third of a second.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -79,11 +78,12 @@ class PartDone(BaseModel):
     rows: int
 
 
-def _split(ctx: Context, params: ReportParams) -> Iterator[list[FilePart]]:
-    """Check all tables and divide the flights."""
+def _split(ctx: Context, params: ReportParams) -> list[list[FilePart]]:
+    """Check all tables and divide the flights; what is one part the join reads itself."""
     from jobs.library.report import check, parts_of
 
-    return parts_of(check(ctx, params), params.partition_rows)
+    parts = list(parts_of(check(ctx, params), params.partition_rows))
+    return parts if len(parts) > 1 else []
 
 
 def _join(ctx: Context, params: ReportParams, results: Results[PartDone]) -> dict[str, Any]:

@@ -325,3 +325,32 @@ class KeeperOf:
         while self._ours.recv(4096):
             pass
         self._ours.close()
+
+
+OVER = '''\
+from jobs import Context, job
+from pydantic import BaseModel
+
+class Nothing(BaseModel):
+    pass
+
+@job("test.noop")
+def noop(ctx: Context, params: Nothing) -> str:
+    return "the bundle's"
+'''
+
+
+async def test_a_bundle_s_type_wins_over_one_the_cluster_was_started_with(
+    start: Any, tmp_path: Path, result: Any
+) -> None:
+    bench = await start()
+    (tmp_path / "over.py").write_text(OVER)
+    bundle = make_bundle(["over"], [str(tmp_path)])
+    CodeStore(LocalObjects(tmp_path / "store")).put(bundle.data)
+
+    theirs = await bench.manager.outcome(bench.manager.submit("test.noop", code=bundle.sha))
+    beside = await bench.manager.outcome(bench.manager.submit("test.about", code=bundle.sha))
+    ours = await bench.manager.outcome(bench.manager.submit("test.noop"))
+
+    assert result(theirs) == "the bundle's"
+    assert (beside.kind, result(ours)) == ("ok", None)

@@ -62,26 +62,36 @@ def check(ctx: Context, params: "ReportParams") -> Table:
 
 def tally(ctx: Context, params: "ReportParams", part: "Sequence[FilePart]") -> Tallies:
     """Read a part of the flights. Raises Discard where it cannot be read."""
-    flights = open_table("flights", params.flights, ctx.files, part)
+    tallies = Tallies(params.carrier, params.year)
+    _read(ctx, open_table("flights", params.flights, ctx.files, part), tallies, 1.0)
+    return tallies
+
+
+def _read(ctx: Context, flights: Table, tallies: Tallies, share: float) -> None:
+    """Read flights, which are this share of the task's work."""
     read = 0
 
     def tick(rows: int) -> None:
         nonlocal read
         read += rows
         # The rows of a CSV file are an estimate: it may say more than all before the end.
-        ctx.progress(min(1.0, read / max(1, flights.rows)), f"Read {read:,} rows of flights")
+        done = min(1.0, read / max(1, flights.rows))
+        ctx.progress(share * done, f"Read {read:,} rows of flights")
 
-    tallies = Tallies(params.carrier, params.year)
     tallies.read(flights, tick)
-    return tallies
 
 
 def gather(
     ctx: Context, params: "ReportParams", parts: Results["PartDone"], sums_name: str
 ) -> Report:
-    """Add up the parts and look up what belongs to them. Raises Discard if there are no flights."""
+    """Add up the parts and look up what belongs to them. Raises Discard if there are no flights.
+
+    Without parts the flights are read here: few are not worth tasks of their own.
+    """
     ctx.progress(0.0, "Adding up the flights")
     tallies = Tallies(params.carrier, params.year)
+    if not len(parts):
+        _read(ctx, open_table("flights", params.flights, ctx.files), tallies, ADDED)
     for n, part in enumerate(parts):
         path = ctx.files.fetch(part.files[sums_name])
         tallies.add(path, part.value.rows)
