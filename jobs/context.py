@@ -46,8 +46,8 @@ class Runtime(Protocol):
     def log(self, message: str) -> None:
         """Append one line to the attempt's log."""
 
-    def open_output(self, name: str) -> BinaryIO:
-        """Open an output file of this attempt for writing; durable once closed."""
+    def open_output(self, name: str, ephemeral: bool = False) -> BinaryIO:
+        """Open an output file of this attempt for writing; durable, or held, once closed."""
 
     def fetch(self, uri: str, into: Path) -> Path:
         """Copy what `uri` names into the directory `into` and return its path."""
@@ -76,24 +76,37 @@ class Files:
         """
         return f"output:{self._task}/{name}"
 
-    def open_output(self, name: str) -> BinaryIO:
+    def open_output(self, name: str, *, ephemeral: bool = False) -> BinaryIO:
         """Open the output file `name` for writing bytes; durable when closed.
 
-        Raises InvalidInput for a name that is not a plain file name.
-        """
-        return self._runtime.open_output(name)
+        `ephemeral` is for what only later tasks of the same job read: held in the cluster's memory
+        and not in the store, which is cheaper. It cannot be downloaded, it goes when the job has
+        ended, and if its node goes before, this task runs again to make it: so only where each run
+        makes the same, and has no effect that must not be repeated. Where there is no room for it,
+        it is stored like any other.
 
-    def save(self, path: Path, name: str | None = None) -> str:
-        """Keep the file at `path` as the output `name`, durable on return; return its URI."""
+        Raises InvalidInput for a name that is not a plain file name, and when an ephemeral file is
+        closed that is too large to be one.
+        """
+        return self._runtime.open_output(name, ephemeral)
+
+    def save(self, path: Path, name: str | None = None, *, ephemeral: bool = False) -> str:
+        """Keep the file at `path` as the output `name`, durable on return; return its URI.
+
+        `ephemeral`: see `open_output`.
+        """
         name = name or path.name
-        with path.open("rb") as source, self.open_output(name) as output:
+        with path.open("rb") as source, self.open_output(name, ephemeral=ephemeral) as output:
             while block := source.read(1 << 20):
                 output.write(block)
         return self.uri(name)
 
-    def write(self, name: str, data: bytes) -> str:
-        """Keep `data` as the output file `name`, durable on return; return its URI."""
-        with self.open_output(name) as output:
+    def write(self, name: str, data: bytes, *, ephemeral: bool = False) -> str:
+        """Keep `data` as the output file `name`, durable on return; return its URI.
+
+        `ephemeral`: see `open_output`.
+        """
+        with self.open_output(name, ephemeral=ephemeral) as output:
             output.write(data)
         return self.uri(name)
 

@@ -305,7 +305,7 @@ class _Scripted:
     def log(self, message: str) -> None:
         self._printed.write(message + "\n")
 
-    def open_output(self, name: str) -> BinaryIO:
+    def open_output(self, name: str, ephemeral: bool = False) -> BinaryIO:
         if not name or name in {".", ".."} or "/" in name or "\\" in name:
             raise InvalidInput("name", f"{name!r} is not a plain file name; leave folders out")
         return _Output(output_name(name, self.read), self._finished.files)

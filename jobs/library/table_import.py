@@ -100,10 +100,13 @@ class ImportParams(BaseModel):
     ] = "utf-8"
     nulls: Annotated[
         list[Annotated[str, Field(max_length=100)]],
-        Field(max_length=50, description="Texts that mean null in CSV, quoted or not"),
+        Field(
+            max_length=50,
+            description="Texts that mean null in CSV, quoted or not; a model gets None for them",
+        ),
     ] = [""]
     text_nulls: Annotated[
-        bool, Field(description="Whether `nulls` mean null in string columns too")
+        bool, Field(description="Whether `nulls` mean null in string columns and str fields too")
     ] = False
     timestamp_formats: Annotated[
         list[Annotated[str, Field(min_length=2, max_length=60)]],

@@ -59,7 +59,7 @@ class Rendition(BaseModel):
 
     height: Annotated[int, Field(ge=16, le=4320, description="Lines; the width follows")]
     crf: Annotated[
-        float, Field(ge=0, le=51, description="Quality: lower is better and larger, 18 to 28 usual")
+        float, Field(ge=1, le=51, description="Quality: lower is better and larger, 18 to 28 usual")
     ] = 23
     name: Annotated[
         str | None,
@@ -119,12 +119,11 @@ class TranscodeParams(BaseModel):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "TranscodeParams":
-        titles = [rendition.title for rendition in self.renditions]
-        taken = {"master", "poster", "sound"} | {t for t in titles if t.startswith("thumbnail")}
-        if len({title.lower() for title in titles}) < len(titles) or taken & set(titles):
+        titles = [rendition.title.lower() for rendition in self.renditions]
+        if len(set(titles)) < len(titles) or "master" in titles:
             raise ValueError(
-                f"renditions are named {', '.join(titles)}; give each another `name`, none of "
-                "them master, poster, sound or thumbnail..."
+                f"renditions are named {', '.join(titles)}; give each another `name`, and none "
+                "`master`, which is that of the playlist of all"
             )
         return self
 
@@ -191,8 +190,7 @@ def _ladder(params: TranscodeParams, source: "Source") -> list[Rung]:
     fitting = [r for r in params.renditions if params.upscale or r.height <= source.height]
     if not fitting:
         least = min(params.renditions, key=lambda rendition: rendition.height)
-        own = Rendition(height=max(16, source.height), crf=least.crf)
-        fitting = [own]
+        fitting = [Rendition(height=max(16, source.height), crf=least.crf)]
     return [
         Rung(
             name=rendition.title,

@@ -267,6 +267,15 @@ class TestFramesOfOddSources:
         assert "decoding from the start" in again.logs
 
 
+def test_a_source_may_bear_the_name_of_what_is_made_of_it(clip: Callable[..., str]) -> None:
+    source = "upload:90p.mp4"
+    data = Path(clip("small.mp4")).read_bytes()
+    finished = run(transcode, {"source": source, **SMALL}, files={source: data})
+
+    assert finished.result["renditions"][0]["frames"] == 132
+    assert len(finished.files["90p.mp4"]) < len(data)
+
+
 class TestSizes:
     def test_none_is_larger_than_the_source(self, clip: Callable[..., str], tmp_path: Path) -> None:
         wanted = [{"height": 1080}, {"height": 180}, {"height": 90}]

@@ -4,16 +4,20 @@ import os
 import re
 from pathlib import Path
 
+import av
 import duckdb
 import pytest
 from pypdf import PdfReader
 
+from service.demo import film_path
 from tests.support.live import BIN, ROOT, processes_with, run
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
-def test_the_demo_ends_by_itself_and_leaves_a_report_and_nothing_else(tmp_path: Path) -> None:
+def test_the_demo_ends_by_itself_and_leaves_a_report_a_film_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     home = tmp_path / "home"
 
     done = run(
@@ -31,7 +35,15 @@ def test_the_demo_ends_by_itself_and_leaves_a_report_and_nothing_else(tmp_path: 
     words = " ".join(page.extract_text() for page in PdfReader(report).pages).split()
     missing = [figure for figure in figures(tmp_path / "demo" / "tables") if figure not in words]
     assert not missing
+    film = Path(said["film"])
+    with av.open(str(film / "240p.mp4")) as made, av.open(str(film_path())) as source:
+        assert frames(made) == frames(source)
+    assert {"480p.mp4", "720p.mp4", "master.m3u8", "poster.jpg"} <= {f.name for f in film.iterdir()}
     assert processes_with(f"DRAYMAN_HOME={home}") == {}
+
+
+def frames(container: av.container.InputContainer) -> int:
+    return sum(1 for _ in container.decode(video=0))
 
 
 def figures(tables: Path) -> list[str]:

@@ -61,7 +61,7 @@ def find(files: Files, sources: Sequence[str]) -> Found:
                 fragment = _FORMAT.make_fragment(file)
                 physical = fragment.physical_schema
                 metadata = fragment.metadata
-            except (pa.ArrowInvalid, OSError) as error:
+            except pa.ArrowInvalid as error:
                 raise Discard(
                     f"source: {_name(uri)} cannot be read as Parquet ({_line(error)})"
                 ) from error

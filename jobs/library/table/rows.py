@@ -128,6 +128,10 @@ class _CsvText:
         return f"column {name!r}: {_shown(value)} is not {self._dialect.encoding}"
 
 
+#: First line, last line, fields.
+_Row = tuple[int, int, list[str]]
+
+
 class _Lines:
     """The lines of a text, cut only if somebody asks for one."""
 
@@ -166,13 +170,24 @@ class CsvRows(_CsvText):
         if self._dialect.timestamp_formats:
             told["timestamp_parsers"] = list(self._dialect.timestamp_formats)
         return self._csv.ConvertOptions(
-            column_types={c.name: arrow_type(c.type) for c in columns},
+            column_types={c.name: self._read_as(c) for c in columns},
             include_columns=[c.name for c in columns],
             null_values=list(self._dialect.nulls),
             strings_can_be_null=self._dialect.text_nulls,
             quoted_strings_can_be_null=True,
             **told,
         )
+
+    def _read_as(self, column: Column) -> Any:
+        # Arrow heeds the formats for timestamps alone.
+        if column.type == "date" and self._dialect.timestamp_formats:
+            return self._pa.timestamp("s")
+        return arrow_type(column.type)
+
+    def _cast(self, table: Any, columns: Sequence[Column]) -> Any:
+        if not self._dialect.timestamp_formats:
+            return table
+        return table.cast(self._pa.schema([(c.name, arrow_type(c.type)) for c in columns]))
 
     @cached_property
     def _all(self) -> Any:
@@ -218,6 +233,7 @@ class CsvRows(_CsvText):
                 parse_options=self._parse,
                 convert_options=self._all,
             )
+            table = self._cast(table, self._columns)
         except (pa.ArrowInvalid, UnicodeDecodeError):
             # Which row, and why, is for `_slow` to find.
             return None
@@ -246,81 +262,101 @@ class CsvRows(_CsvText):
                 good.append((first, last, row))
             else:
                 found.append(Bad(before + first, reason, lines(first, last)))
-        arrays: dict[str, Any] = {}
-        reasons: dict[int, str] = {}
-        for column, n in at:
-            values = [row[n] for _, _, row in good]
-            try:
-                arrays[column.name] = self._column(column, values)
-                continue
-            except self._pa.ArrowInvalid:
-                wrong = self._wrong(column, list(dict.fromkeys(values)))
-            for place, value in enumerate(values):
-                if value in wrong:
-                    reasons.setdefault(place, f"column {column.name!r}: {wrong[value]}")
-            # A stand-in for the bad value; its row is left out below.
-            stand_in = next((v for v in values if v not in wrong), None)
-            if stand_in is None:
-                arrays[column.name] = self._pa.nulls(len(values), arrow_type(column.type))
-            else:
-                arrays[column.name] = self._column(
-                    column, [stand_in if v in wrong else v for v in values]
-                )
+        good, table = self._converted(
+            good, lambda f, n, why: found.append(Bad(before + f, why, lines(f, n)))
+        )
         for name in self._required:
-            if name in arrays:
-                for place, null in enumerate(arrays[name].is_null().to_pylist()):
-                    if null:
-                        reasons.setdefault(place, f"column {name!r}: it is null")
-        for place, reason in reasons.items():
-            first, last, _ = good[place]
-            found.append(Bad(before + first, reason, lines(first, last)))
+            if table.column(name).null_count:
+                null = table.column(name).is_null().to_pylist()
+                for (first, last, _), is_null in zip(good, null, strict=True):
+                    if is_null:
+                        reason = f"column {name!r}: it is null"
+                        found.append(Bad(before + first, reason, lines(first, last)))
+                good = [row for row, is_null in zip(good, null, strict=True) if not is_null]
+                table = table.filter(table.column(name).is_valid())
         for one in sorted(found, key=lambda b: b.line):
             bad(one)
-        keep = self._pa.array([n not in reasons for n in range(len(good))], self._pa.bool_())
-        kept = {name: array.filter(keep) for name, array in arrays.items()}
-        return self._whole(self._pa.table(kept))
+        return self._whole(table)
+
+    def _converted(
+        self, rows: list[_Row], found: Callable[[int, int, str], None]
+    ) -> tuple[list[_Row], Any]:
+        """Return the rows whose values are of their columns' types, and their table."""
+        at = [(c, self._header.index(c.name)) for c in self._columns]
+        # Asking Arrow costs much for a few values: first put aside what it is known to refuse.
+        for column, n in at:
+            rows = self._kept(
+                column, n, rows, self._unlikely(column, {r[n] for *_, r in rows}), found
+            )
+        try:
+            return rows, self._table(self._columns, [[r[n] for _, n in at] for *_, r in rows])
+        except self._pa.ArrowInvalid:
+            pass  # Which column, and which of its values, is found next.
+        for column, n in at:
+            values = list(dict.fromkeys(r[n] for *_, r in rows))
+            rows = self._kept(column, n, rows, self._refused(column, values), found)
+        return rows, self._table(self._columns, [[r[n] for _, n in at] for *_, r in rows])
+
+    def _kept(
+        self,
+        column: Column,
+        n: int,
+        rows: list[_Row],
+        wrong: set[str],
+        found: Callable[[int, int, str], None],
+    ) -> list[_Row]:
+        if not wrong:
+            return rows
+        for first, last, row in rows:
+            if row[n] in wrong:
+                reason = f"column {column.name!r}: {_shown(row[n])} is not {column.type}"
+                found(first, last, reason)
+        return [row for row in rows if row[2][n] not in wrong]
+
+    def _unlikely(self, column: Column, values: set[str]) -> set[str]:
+        likely = _LIKELY.get(column.type.split("(")[0])
+        if likely is None or self._dialect.timestamp_formats:
+            return set()
+        nulls = self._dialect.nulls
+        return {v for v in values if not likely.fullmatch(v) and v.strip() not in nulls}
+
+    def _refused(self, column: Column, values: list[str]) -> set[str]:
+        """Return those of the values that Arrow does not take for the column's type."""
+        wrong: set[str] = set()
+        spans = [(0, len(values))] if values else []
+        while spans:
+            low, high = spans.pop()
+            try:
+                self._table([column], [[value] for value in values[low:high]])
+            except self._pa.ArrowInvalid:
+                if high - low == 1:
+                    wrong.add(values[low])
+                else:
+                    middle = (low + high) // 2
+                    spans += [(low, middle), (middle, high)]
+        return wrong
 
     @cached_property
     def _options(self) -> dict[str, Any]:
         return {c.name: self._convert([c]) for c in self._columns}
 
-    def _column(self, column: Column, values: Sequence[str]) -> Any:
-        """Convert values of one column as the file's reader would. Raises ArrowInvalid."""
-        if not values:
-            return self._pa.nulls(0, arrow_type(column.type))
-        data = "".join(['"' + v.replace('"', '""') + '"\n' for v in values]).encode()
+    def _table(self, columns: Sequence[Column], rows: list[list[str]]) -> Any:
+        """Convert values as the file's reader would. Raises ArrowInvalid."""
+        if not rows:
+            return arrow_schema(columns).empty_table()
+        text = "".join(['"' + '","'.join([v.replace('"', '""') for v in r]) + '"\n' for r in rows])
+        data = text.encode()
         table = self._csv.read_csv(
             self._pa.BufferReader(data),
             read_options=self._csv.ReadOptions(
-                column_names=[column.name], use_threads=False, block_size=len(data) + 1
+                column_names=[c.name for c in columns],
+                use_threads=False,
+                block_size=len(data) + 1,
             ),
             parse_options=self._one,
-            convert_options=self._options[column.name],
+            convert_options=self._all if len(columns) > 1 else self._options[columns[0].name],
         )
-        return table.column(0).combine_chunks()
-
-    def _wrong(self, column: Column, values: list[str]) -> dict[str, str]:
-        """Return those of the values that are not of the column's type, and why."""
-        wrong: dict[str, str] = {}
-        likely = None if self._dialect.timestamp_formats else _LIKELY.get(column.type.split("(")[0])
-        if likely is not None:
-            nulls = self._dialect.nulls
-            for value in values:
-                if not likely.fullmatch(value) and value.strip() not in nulls:
-                    wrong[value] = f"{_shown(value)} is not {column.type}"
-            values = [value for value in values if value not in wrong]
-        spans = [(0, len(values))] if values else []
-        while spans:
-            low, high = spans.pop()
-            try:
-                self._column(column, values[low:high])
-            except self._pa.ArrowInvalid:
-                if high - low == 1:
-                    wrong[values[low]] = f"{_shown(values[low])} is not {column.type}"
-                else:
-                    middle = (low + high) // 2
-                    spans += [(low, middle), (middle, high)]
-        return wrong
+        return self._cast(table, columns)
 
 
 class JsonRows:
@@ -389,13 +425,13 @@ class JsonRows:
 
     def _why(self, line: bytes, told: str) -> str:
         """Return what is wrong with a line, with the column where Arrow's own words lack it."""
+        kinds = {column.name: column.type for column in self._columns}
+        if (changed := _CHANGED.search(told)) and changed[1] in kinds:
+            return f"column {changed[1]!r}: a JSON {changed[3]} is not {kinds[changed[1]]}"
         for column in self._columns:
             try:
                 self._arrow(line + b"\n", [column], "ignore")
             except self._pa.ArrowInvalid as error:
-                changed = _CHANGED.search(str(error))
-                if changed:
-                    return f"column {column.name!r}: a JSON {changed[3]} is not {column.type}"
                 if "JSON parse error" not in str(error):
                     return f"column {column.name!r}: it is not {column.type} ({error})"
         return told.partition("\n")[0]

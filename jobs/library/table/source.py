@@ -37,6 +37,8 @@ _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 #: The folder `year=...` of rows whose year is null, as Hive names it.
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 HEADER_BYTES_MAX = 1 << 24
+#: What a packed file may unpack to: a table seldom shrinks to a hundredth, a bomb does.
+UNPACKED_TIMES_MAX, UNPACKED_BYTES_FREE = 200, 1 << 26
 _BLOCK = 1 << 20
 
 
@@ -110,15 +112,26 @@ def unpacked(ctx: Context, source: Source, name: str) -> Path | None:
     source.file.seek(0)
     path = ctx.files.workdir / name
     stream = pa.CompressedInputStream(pa.PythonFile(source.file, mode="r"), codec)
-    try:
-        with path.open("wb") as output:
-            done = 0
-            while block := stream.read(_BLOCK):
-                output.write(block)
-                done += len(block)
-                ctx.progress(message=f"Unpacking, {done >> 20} MiB so far")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise Discard(f"source: the {codec} data is damaged ({error}); send it again") from error
+
+    def block_of() -> bytes:
+        try:
+            return bytes(stream.read(_BLOCK))
+        except OSError as error:
+            raise Discard(
+                f"source: the {codec} data is damaged ({error}); send it again"
+            ) from error
+
+    with path.open("wb") as output:
+        done = 0
+        while block := block_of():
+            output.write(block)
+            done += len(block)
+            if done > UNPACKED_BYTES_FREE + UNPACKED_TIMES_MAX * source.size:
+                raise Discard(
+                    f"source: it unpacks to more than {UNPACKED_TIMES_MAX} times its size; "
+                    "if that is right, unpack it before"
+                )
+            ctx.progress(message=f"Unpacking, {done >> 20} MiB so far")
     return path
 
 

@@ -28,6 +28,8 @@ __all__ = ["audio", "executable", "hls", "nvenc_works", "run", "segment", "still
 LOOK_S = 0.1
 END_S = 1.0
 TOLD_BYTES = 2_000
+#: A driver that is broken may hang.
+TRIAL_S = 30
 #: Headers of x264 do not depend on the content then, so segments share them.
 X264 = "stitchable=1:scenecut=0:open-gop=0"
 #: x264 spends less on frames that nothing refers to, and takes those at the end of a segment for
@@ -162,13 +164,17 @@ def nvenc_works() -> bool:
     ffmpeg = _library()
     black = ffmpeg.input("color=black:s=256x256", f="lavfi")
     output = ffmpeg.output(black, "-", f="null", **{"c:v": "h264_nvenc", "frames:v": 1})
-    tried = subprocess.run(
-        [executable(), "-nostdin", "-v", "error", *output.get_args()],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    try:
+        tried = subprocess.run(
+            [executable(), "-nostdin", "-v", "error", *output.get_args()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TRIAL_S,
+            check=False,
+            preexec_fn=_dies_with(os.getpid()),
+        )
+    except subprocess.TimeoutExpired:
+        return False
     return tried.returncode == 0
 
 
