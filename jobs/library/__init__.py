@@ -9,6 +9,8 @@ from jobs.library.mail_send import send_mail
 from jobs.library.report_annual import annual_report
 from jobs.library.report_deliver import deliver_report
 from jobs.library.report_fetch import fetch_tables
+from jobs.library.table_export import table_export
+from jobs.library.table_import import table_import
 from jobs.library.video_transcode import transcode
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "fetch_tables",
     "image_variants",
     "send_mail",
+    "table_export",
+    "table_import",
     "transcode",
 ]

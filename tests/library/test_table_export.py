@@ -196,7 +196,7 @@ def test_no_rows_give_a_file_that_can_be_read(format: str, tmp_path: Path) -> No
         assert data == (b'"n"\n' if format == "csv" else b"")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.one_of(st.none(), st.integers(-3, 3)), max_size=30),
     st.integers(1, 7),

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from pydantic import BaseModel, Field, ValidationError
 from jobs.library.table import table_model
 from jobs.library.table.place import open_place, publish
 from jobs.library.table.records import Splitter
+from jobs.library.table.schema import arrow_type
+from jobs.library.table_export import table_export
 from jobs.library.table_import import ImportParams, table_import
 from jobs.outcome import Discard, StopRequested
 from jobs.testing import Finished, run, run_chunk
+from tests.support.weed import Weed, started
 
 Row = dict[str, Any]
 SOURCE = "upload:rows.csv"
@@ -144,7 +147,7 @@ CSV_TEXT = st.text(alphabet='ab",\n\r', max_size=60)
 # --- where records end --------------------------------------------------------------------------
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CSV_TEXT, st.integers(1, 9))
 def test_ends_of_records_are_those_of_the_csv_module(text: str, window: int) -> None:
     ends = ends_by_csv(text)
@@ -156,7 +159,7 @@ def test_ends_of_records_are_those_of_the_csv_module(text: str, window: int) -> 
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(CSV_TEXT, st.integers(1, 70))
 def test_rows_and_lines_are_those_of_the_csv_module(text: str, chunk_bytes: int) -> None:
     good, bad = by_csv("a,b\n" + text, 2)
@@ -167,7 +170,7 @@ def test_rows_and_lines_are_those_of_the_csv_module(text: str, chunk_bytes: int)
     assert [line for line, _, _ in aside(finished)] == bad
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -291,6 +294,43 @@ def test_each_type_is_converted() -> None:
     ]
 
 
+KINDS = ["int64", "uint8", "float64", "decimal(10,2)", "date", "timestamp(us)", "bool"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.text(alphabet="0189eE.+-xaTtZ:/ infrues_", max_size=8), min_size=1, max_size=8),
+)
+def test_value_is_refused_only_if_arrow_refuses_it_alone(kind: str, values: list[str]) -> None:
+    def is_taken(value: str) -> bool:
+        convert = pacsv.ConvertOptions(column_types={"a": arrow_type(kind)}, null_values=[])
+        options = pacsv.ReadOptions(column_names=["a"])
+        data = pa.BufferReader(f'"{value}"\n'.encode())
+        try:
+            pacsv.read_csv(data, read_options=options, convert_options=convert)
+        except pa.ArrowInvalid:
+            return False
+        return True
+
+    data = "a\n" + "".join(f'"{value}"\n' for value in values)
+
+    finished = imported(data.encode(), f"a {kind}", nulls=[])
+
+    assert [line for line, _, _ in aside(finished)] == [
+        n for n, value in enumerate(values, 2) if not is_taken(value)
+    ]
+
+
+def test_dates_are_read_in_the_formats_told() -> None:
+    data = b"a,b\n31.12.2013,31.12.2013\n2013-12-31,31.12.2013\n"
+
+    finished = imported(data, "a date", "b timestamp(us)", timestamp_formats=["%d.%m.%Y"])
+
+    assert rows_of(finished) == [{"a": dt.date(2013, 12, 31), "b": dt.datetime(2013, 12, 31)}]
+    assert aside(finished)[0][:2] == (3, "column 'a': '2013-12-31' is not date")
+
+
 def test_spellings_of_null_are_null_and_refused_where_null_is() -> None:
     data = b'a,b\nNA,"NA"\n1,x\n'
 
@@ -322,6 +362,12 @@ def test_other_forms_of_csv(data: bytes, params: Row, expected: list[Row]) -> No
 
     assert rows_of(finished) == expected
     assert finished.result["rows_quarantined"] == 0
+
+
+def test_file_that_unpacks_to_far_more_than_a_table_would_is_refused() -> None:
+    finished = imported(gzip.compress(b"a\n" * (50 << 20)), "a string")
+
+    assert "unpack it before" in str(finished.error)
 
 
 def test_bytes_that_the_encoding_lacks_are_put_aside() -> None:
@@ -600,6 +646,36 @@ def test_foreign_names_in_the_list_of_an_import_are_left_alone(tmp_path: Path) -
 
     assert (tmp_path / "x-00001.parquet").read_bytes() == b"precious"
     assert (into / "other.parquet").read_bytes() == b"precious"
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    server = started(tmp_path_factory.mktemp("weed"))
+    if isinstance(server, str):
+        pytest.skip(server)
+    yield server
+    server.kill()
+
+
+def test_bucket_holds_one_import_and_is_exported_in_order(
+    weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in weed.environment.items():
+        monkeypatch.setenv(name, value)
+    into = weed.url()
+    data = b"a,k\n" + b"".join(b"%d,%d\n" % (n, n % 2) for n in range(100))
+
+    def again(size: int) -> Finished:
+        told = {"into": into, "name": "sales", "partition_by": ["k"], "chunk_bytes": size}
+        return imported(data, "a int64", "k int64", **told)
+
+    fine, coarse = again(100), again(1_000)
+    back = run(table_export, {"source": f"{into}/*/*.parquet", "format": "ndjson"})
+
+    assert fine.result["file_count"] > coarse.result["file_count"] == 2
+    assert coarse.result["files"] == [f"{into}/k={n}/sales-00000.parquet" for n in range(2)]
+    rows = [json.loads(line) for line in back.files["export.ndjson"].splitlines()] or back.result
+    assert rows == [{"a": n, "k": n % 2} for n in [*range(0, 100, 2), *range(1, 100, 2)]]
 
 
 def test_stopped_chunk_leaves_nothing_and_runs_again_alike() -> None:
