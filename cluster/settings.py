@@ -14,6 +14,7 @@ from jobs.errors import InvalidInput
 __all__ = [
     "DATA_DIRS_ENV",
     "NAMESPACE",
+    "OUTPUT_DIRS_ENV",
     "ClusterSettings",
     "PoolSettings",
     "default_pools",
@@ -22,6 +23,8 @@ __all__ = [
 
 #: Carries `data_dirs` from a worker to its children.
 DATA_DIRS_ENV = "DRAYMAN_DATA_DIRS"
+#: The same of `output_dirs`.
+OUTPUT_DIRS_ENV = "DRAYMAN_OUTPUT_DIRS"
 #: Ray namespace of every actor of ours.
 NAMESPACE = "drayman"
 #: Long enough to make one write of many, short beside the write itself.
@@ -81,8 +84,13 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     take_over: bool = False
     #: Directories to put on the workers' import path.
     python_path: list[str] = []
+    #: What a node holds of ephemeral outputs, at most; one file may take a quarter of it. More than
+    #: Ray's object store has room for lies on the node's disk, where Ray spills it.
+    ephemeral_bytes_max: int = 2 << 30
     #: Directories of the workers' own disks that params may name files in.
     data_dirs: list[str] = []
+    #: Those that job types may also write into, where params say so.
+    output_dirs: list[str] = []
 
     def extend_path(self) -> None:
         """Let modules in `python_path` be imported in this process."""

@@ -58,6 +58,9 @@ class Runtime(Protocol):
     def may_read(self, path: Path) -> bool:
         """Whether params may name this path of the worker's own disk."""
 
+    def may_write(self, path: Path) -> bool:
+        """Whether params may name this path to write to."""
+
 
 class Files:
     """Files of one attempt: inputs by URI, outputs by name, scratch space that goes with it."""
@@ -122,6 +125,21 @@ class Files:
                 "path",
                 f"{path!r} is outside the folders that jobs may read; upload the file, or start "
                 "Drayman with --data-dir",
+            )
+        return resolved
+
+    def target(self, path: str) -> Path:
+        """Return the worker's own folder `path`, links resolved, for a handler to write into.
+
+        As `local`, of the folders that the operator opened for it (`drayman up --output-dir`).
+        What lies there is not Drayman's: write under names that a retry writes again.
+        """
+        resolved = Path(path).expanduser().resolve()
+        if not self._runtime.may_write(resolved):
+            raise InvalidInput(
+                "path",
+                f"{path!r} is outside the folders that jobs may write to; start Drayman with "
+                "--output-dir",
             )
         return resolved
 

@@ -70,7 +70,7 @@ class Registry(Mapping[str, JobDefinition]):
             try:
                 rest._scan(name)
             except InvalidInput as error:
-                print(f"left out: {error.reason}", file=sys.stderr)
+                sys.stderr.write(f"left out: {error.reason}\n")
         for name in rest:
             if name not in registry:
                 registry.add(rest[name])

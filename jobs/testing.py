@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel
 
@@ -321,11 +322,16 @@ class _Scripted:
         return path
 
     def open(self, uri: str) -> BinaryIO:
+        if uri.startswith("file:") and uri not in self._script.files:
+            return Path(unquote(urlsplit(uri).path)).open("rb")
         if uri not in self._script.files:
             raise NotFound("file", uri)
         return io.BytesIO(self._script.files[uri])
 
     def may_read(self, path: Path) -> bool:
+        return True
+
+    def may_write(self, path: Path) -> bool:
         return True
 
     def _record(self) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from service import cli_code, cli_jobs, cli_operate, cli_run, cli_sql
+from service import cli_code, cli_jobs, cli_operate, cli_plan, cli_run, cli_sql
 from service.cli_show import EXIT_UNREACHABLE, EXIT_USAGE, Settings, complain
 from service.target import TOKEN_ENV, URL_ENV, NoTarget
 
@@ -43,7 +43,7 @@ def settings(
     context.obj = Settings(url, token)
 
 
-for commands in (cli_run, cli_jobs, cli_code, cli_operate, cli_sql):
+for commands in (cli_run, cli_jobs, cli_plan, cli_code, cli_operate, cli_sql):
     commands.register(app)
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -27,7 +27,7 @@ from service.cli_show import (
 if TYPE_CHECKING:
     from service.client import Client
 
-__all__ = ["register"]
+__all__ = ["JobId", "register", "wait_for"]
 
 #: What shells use for a command ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -101,7 +101,7 @@ def submit(
         if wait:
             if not as_json:
                 note(job["id"])
-            _wait(client, job["id"], as_json, cancel_on_interrupt)
+            wait_for(client, job["id"], as_json, cancel_on_interrupt)
         elif as_json:
             print_json(job)
         else:
@@ -128,7 +128,7 @@ def watch(
 ) -> None:
     """Follow a job until it ends; exit 1 if it fails."""
     with connect(context, waits=True) as client:
-        _wait(client, job_id, as_json, cancel_on_interrupt)
+        wait_for(client, job_id, as_json, cancel_on_interrupt)
 
 
 def logs(
@@ -168,7 +168,8 @@ def result(
             raise typer.Exit(EXIT_FAILED if ended_badly else EXIT_USAGE) from None
         saved = []
         if files is not None:
-            saved = [str(client.download(file, files)) for file in client.files(job_id)]
+            lasting = [file for file in client.files(job_id) if not file.get("ephemeral")]
+            saved = [str(client.download(file, files)) for file in lasting]
     if as_json:
         print_json({"result": value, "files": saved})
     else:
@@ -260,7 +261,8 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_jobs)
 
 
-def _wait(client: "Client", job_id: str, as_json: bool, cancel_on_interrupt: bool) -> None:
+def wait_for(client: "Client", job_id: str, as_json: bool, cancel_on_interrupt: bool) -> NoReturn:
+    """Wait for the end of a job and show it; exit as it ended."""
     try:
         with termination_interrupts():
             job = client.wait(job_id) if as_json else follow(client, job_id)

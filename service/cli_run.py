@@ -53,6 +53,10 @@ def up(
         list[Path] | None,
         typer.Option(help="A folder that params may name files in; repeatable. None by default."),
     ] = None,
+    output_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help="One that jobs may also write into; repeatable. None by default."),
+    ] = None,
     pool: Annotated[
         list[str] | None,
         typer.Option(help="A setting of a pool, like cpu:memory_limit_mb=2000; repeatable."),
@@ -101,6 +105,7 @@ def up(
             compact_after_s=compact_after,
             retention_days=retention_days,
             data_dirs=tuple(str(folder.expanduser().absolute()) for folder in data_dir or ()),
+            output_dirs=tuple(str(folder.expanduser().absolute()) for folder in output_dir or ()),
         )
         if store is None:
             settings = _with_own_store(settings)

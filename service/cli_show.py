@@ -5,7 +5,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
@@ -30,9 +30,12 @@ __all__ = [
     "follow",
     "note",
     "print_json",
+    "print_json_list",
     "print_table",
     "seconds",
     "show_job",
+    "span",
+    "step_text",
     "termination_interrupts",
 ]
 
@@ -40,6 +43,9 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE = 0, 1, 2, 3
 
 #: A command that a person waits for gives up soon; one that waits for a job outlasts a restart.
 PATIENCE_S, PATIENCE_WAITING_S = 4.0, 120.0
+
+#: Bars of steps beside that of the whole job.
+STEP_BARS_MAX = 12
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
 
@@ -83,6 +89,15 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
+def print_json_list(values: Iterable[Any]) -> None:
+    """Print an answer of many as `print_json` would, as they come."""
+    typer.echo("[", nl=False)
+    for number, value in enumerate(values):
+        typer.echo(",\n" if number else "", nl=False)
+        typer.echo(json.dumps(value, ensure_ascii=False), nl=False)
+    typer.echo("]")
+
+
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) -> None:
     """Print aligned columns, or `nothing` if there are no rows."""
     if not rows:
@@ -100,10 +115,11 @@ def age(moment: str | None) -> str:
     if moment is None:
         return ""
     passed = datetime.now(UTC) - datetime.fromisoformat(moment)
-    return _span(passed.total_seconds())
+    return span(passed.total_seconds())
 
 
-def _span(passed_s: float) -> str:
+def span(passed_s: float) -> str:
+    """Return a duration in one unit."""
     for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if passed_s >= 2 * unit_s:
             return f"{passed_s / unit_s:.0f} {unit}"
@@ -133,7 +149,7 @@ def show_job(job: "Json") -> None:
         ("type", job["type"]),
         ("status", _status(job)),
         ("queue", job["queue"]),
-        ("attempts", f"{job['attempts']} of {job['max_attempts']}"),
+        ("attempts", _attempts(job)),
     ]
     if job["recoveries"]:
         rows.append(("recoveries", job["recoveries"]))
@@ -148,6 +164,10 @@ def show_job(job: "Json") -> None:
         if job[name] and not job["finished_at"]
     ]
     rows += [(f"label {name}", value) for name, value in job["labels"].items()]
+    if job["parent"]:
+        rows.append(("submitted by", job["parent"]))
+    for step in job["steps"]:
+        rows.append((f"step {step['name']}".strip(), step_text(step)))
     if job["error"]:
         rows.append(("error", f"{job['error']['message']} ({job['error']['cause']})"))
     if job["status"] == "completed" and job["result"] is not None:
@@ -156,6 +176,28 @@ def show_job(job: "Json") -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name.ljust(width)}  {value}")
+
+
+def _attempts(job: "Json") -> str:
+    if job["steps"]:  # the limit is each task's
+        return f"{job['attempts']:,} of all its tasks"
+    return f"{job['attempts']} of {job['max_attempts']}"
+
+
+def step_text(step: "Json") -> str:
+    """Return where a step is, with its chunks if it has been split."""
+    more = [step["type"]]
+    if step["chunks"] is not None:
+        more.append(_chunks(step))
+    if step["needs"] and step["state"] == "waiting":
+        more.append(f"after {', '.join(step['needs'])}")
+    return f"{step['state']} ({', '.join(more)})"
+
+
+def _chunks(step: "Json") -> str:
+    """Return how many of a step's chunks are where."""
+    more = [f"{step[name]:,} {name}" for name in ("running", "failed") if step[name]]
+    return ", ".join([f"{step['done']:,} of {step['chunks']:,} chunks", *more])
 
 
 def _short(text: str) -> str:
@@ -170,17 +212,23 @@ def _status(job: "Json") -> str:
     if job["reason"]:
         more.append(job["reason"])
     if job["progress"] and job["status"] == "processing":
-        more.append(_progress(job["progress"]))
+        more.append(_progress(job["progress"], job["steps"]))
     if job["queue_position"] is not None:
         more.append(f"position {job['queue_position']}")
     if job["eta_s"] is not None:
-        more.append(f"starts in about {_span(job['eta_s'])}")
+        more.append(f"starts in about {span(job['eta_s'])}")
     return f"{job['status']} ({', '.join(filter(None, more))})" if any(more) else job["status"]
 
 
-def _progress(progress: "Json") -> str:
-    fraction, message = progress["fraction"], progress["message"]
-    return " ".join(filter(None, ["" if fraction is None else f"{fraction:.0%}", message]))
+def _progress(progress: "Json", steps: "list[Json]") -> str:
+    fraction = progress["fraction"]
+    told = ["" if fraction is None else f"{fraction:.0%}", _message(progress, steps)]
+    return " ".join(filter(None, told))
+
+
+def _message(progress: "Json", steps: "list[Json]") -> str:
+    failed = sum(step["failed"] for step in steps)
+    return ", ".join(filter(None, [progress["message"], f"{failed:,} failed" if failed else ""]))
 
 
 def follow(client: "Client", job_id: str) -> "Json":
@@ -198,9 +246,17 @@ def follow(client: "Client", job_id: str) -> "Json":
 def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     columns = (
+        TextColumn("{task.fields[name]}"),
         TextColumn("{task.fields[status]:<10}"),
         BarColumn(),
         TaskProgressColumn(),
@@ -208,7 +264,8 @@ def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("", total=None, status="")
+        bar = bars.add_task("", total=None, name="", status="")
+        of_steps: dict[str, TaskID] = {}
         for job in client.watch(job_id):
             progress = job["progress"] or {"fraction": None, "message": ""}
             fraction = progress["fraction"]
@@ -216,11 +273,34 @@ def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
             bars.update(
                 bar,
                 status=job["status"],
-                description=escape(_status(job) if waiting else progress["message"]),
+                description=escape(_status(job) if waiting else _message(progress, job["steps"])),
                 total=None if fraction is None else 1.0,
                 completed=fraction or 0.0,
             )
+            busy = _busy(job)
+            for step in busy:
+                name = step["name"]
+                if name not in of_steps:
+                    of_steps[name] = bars.add_task("", total=None, name=name, status="")
+                chunks = step["chunks"]
+                bars.update(
+                    of_steps[name],
+                    status=step["state"],
+                    description=escape(step["type"] if chunks is None else _chunks(step)),
+                    total=chunks,
+                    completed=step["done"],
+                )
+            names = {step["name"] for step in busy}
+            for name, step_bar in of_steps.items():
+                bars.update(step_bar, visible=name in names)
     return job
+
+
+def _busy(job: "Json") -> list["Json"]:
+    """Return the steps that have a bar of their own: what runs, and what failed."""
+    named = (step for step in job["steps"] if step["name"])
+    busy = [step for step in named if step["state"] in ("running", "failed")]
+    return busy[:STEP_BARS_MAX]
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 3.0
 POLL_S = 25
 #: Lines of one batch, as the server takes them.
 BATCH_LINES = 10_000
+#: Jobs and tasks asked for at once, as many as the server gives.
+JOBS_PAGE, TASKS_PAGE = 500, 1_000
 BLOCK_BYTES = 1 << 20
 
 
@@ -135,10 +137,30 @@ class Client:
         run_at, delay_s, timeout_s, expires_at, max_attempts, labels, code.
         """
         body = {"type": type, "params": dict(params or {})} | options
+        return self._submit("/v1/jobs", body, key, wait_s)
+
+    def workflow(
+        self,
+        steps: Iterable[Mapping[str, Any]],
+        *,
+        key: str | None = None,
+        wait_s: float | None = None,
+        **options: Any,
+    ) -> Json:
+        """Submit steps as one job; else as `submit`.
+
+        A step is a mapping with the fields `name`, `type`, `params`, `after`, and so on; `options`
+        are the fields of `POST /v1/workflows` beside `steps`: name, on_failure, result, priority,
+        run_at, delay_s, expires_at, labels, code.
+        """
+        body = {"steps": [dict(step) for step in steps]} | options
+        return self._submit("/v1/workflows", body, key, wait_s)
+
+    def _submit(self, path: str, body: Json, key: str | None, wait_s: float | None) -> Json:
         headers = _keys(key)
         if wait_s is not None:
             headers["Prefer"] = f"wait={int(wait_s)}"
-        return self._json("POST", "/v1/jobs", json=body, headers=headers, repeatable=True)
+        return self._json("POST", path, json=body, headers=headers, repeatable=True)
 
     def submit_many(
         self, jobs: Iterable[Mapping[str, Any]], *, key: str | None = None
@@ -203,6 +225,15 @@ class Client:
         """Return the job's attempts, oldest first."""
         return list(self._json("GET", f"{_job(job_id)}/attempts")["attempts"])
 
+    def tasks(self, job_id: str, *, after: int = 0, limit: int | None = None) -> Iterator[Json]:
+        """Yield the job's tasks with their lineage: from place `after` on, all or `limit` of them.
+
+        Of each step its split, its chunks in order, its join. They are asked for a page at a time.
+        """
+        return self._pages(
+            f"{_job(job_id)}/tasks", {"after": after, "limit": limit}, "tasks", TASKS_PAGE
+        )
+
     def logs(self, job_id: str, attempt: int | None = None) -> str:
         """Return what the attempts printed."""
         query = {} if attempt is None else {"attempt": attempt}
@@ -219,7 +250,7 @@ class Client:
         return list(self._json("GET", f"{_job(job_id)}/files")["files"])
 
     def download(self, file: Json, folder: Path) -> Path:
-        """Save one of `files(...)` into the folder; return its path.
+        """Save one of `files(...)`, or of a task's `files`, into the folder; return its path.
 
         A broken transfer is taken up where it broke; the checksum is compared at the end, and
         nothing has the file's name before that.
@@ -229,13 +260,18 @@ class Client:
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             with partial.open("wb") as target:
-                digest = self._fetch(file, target)
-            if digest != file["sha256"]:
+                digest, promised = self._fetch(file, target)
+            if digest != promised:
                 raise Unreachable(f"{path.name} arrived damaged; download it again")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+    def task_file(self, job_id: str, task_id: str, name: str, folder: Path) -> Path:
+        """Save the file `name` that a task of the job kept; else as `download`."""
+        href = f"{_job(job_id)}/tasks/{quote(task_id, safe='')}/files/{quote(name, safe='')}"
+        return self.download({"name": name, "href": href, "sha256": ""}, folder)
 
     def upload(self, path: Path, name: str | None = None) -> Json:
         """Store a file; return `{uri, bytes, sha256}`. Put the uri into params."""
@@ -315,13 +351,15 @@ class Client:
         found: Json = self._call(method, path, **request).json()
         return found
 
-    def _pages(self, path: str, filters: Mapping[str, Any]) -> Iterator[Json]:
+    def _pages(
+        self, path: str, filters: Mapping[str, Any], items: str = "jobs", at_once: int = JOBS_PAGE
+    ) -> Iterator[Json]:
         query = {name: value for name, value in filters.items() if value is not None}
         left = query.pop("limit", None)
         while left is None or left > 0:
-            page = self._json("GET", path, params=query | {"limit": min(left or 100, 500)})
-            yield from page["jobs"][:left]
-            left = None if left is None else left - len(page["jobs"])
+            page = self._json("GET", path, params=query | {"limit": min(left or at_once, at_once)})
+            yield from page[items][:left]
+            left = None if left is None else left - len(page[items])
             if page["next_after"] is None:
                 return
             query["after"] = page["next_after"]
@@ -356,13 +394,15 @@ class Client:
             tries.pause(wait_s)
         raise AssertionError("the last try returns or raises")
 
-    def _fetch(self, file: Json, target: Any) -> str:
-        """Write the file's bytes; return their SHA-256."""
+    def _fetch(self, file: Json, target: Any) -> tuple[str, str]:
+        """Write the file's bytes; return their SHA-256, and what it is to be."""
         digest, offset = hashlib.sha256(), 0
+        promised: str = file["sha256"]  # empty if only the answer says it
         tries = _Tries(self._patience_s)
         for last in tries:
-            headers = {"If-Range": f'"{file["sha256"]}"', "Accept-Encoding": "identity"}
+            headers = {"Accept-Encoding": "identity"}
             if offset:
+                headers["If-Range"] = f'"{promised}"'
                 headers["Range"] = f"bytes={offset}-"
             try:
                 with self._http.stream("GET", file["href"], headers=headers) as answer:
@@ -373,11 +413,12 @@ class Client:
                     else:
                         if offset and answer.status_code != 206:
                             raise Unreachable("the file changed while it was downloaded")
+                        promised = promised or answer.headers.get("etag", "").strip('"')
                         for block in answer.iter_bytes():
                             target.write(block)
                             digest.update(block)
                             offset += len(block)
-                        return digest.hexdigest()
+                        return digest.hexdigest(), promised
             except httpx.TransportError as error:
                 if last:
                     raise Unreachable(f"{self.url} does not answer: {error}") from error

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -64,8 +65,13 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         compact_after_s=settings.compact_after_s,
         retention_days=settings.retention_days,
         python_path=[os.getcwd()],
-        data_dirs=[str(Path(folder).expanduser().resolve()) for folder in settings.data_dirs],
+        data_dirs=_resolved(settings.data_dirs),
+        output_dirs=_resolved(settings.output_dirs),
     )
+
+
+def _resolved(folders: Sequence[str]) -> list[str]:
+    return [str(Path(folder).expanduser().resolve()) for folder in folders]
 
 
 def _store_name(settings: Settings) -> str:

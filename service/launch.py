@@ -94,6 +94,7 @@ class Settings:
     take_over: bool = False
     #: Folders of this machine that params of jobs may name files in.
     data_dirs: tuple[str, ...] = ()
+    output_dirs: tuple[str, ...] = ()
     #: The store's folder is mounted on every node of the Ray that is joined.
     shared_mount: bool = False
     #: New work is refused while the store's disk has less room (MiB).

@@ -101,6 +101,8 @@ class File(msgspec.Struct, frozen=True):
     sha256: str
     media_type: str
     href: str
+    #: Held for later tasks of the job alone: `href` answers 409.
+    ephemeral: bool
 
 
 class Links(msgspec.Struct, frozen=True):
@@ -504,7 +506,7 @@ def file_of(job_id: str, info: FileInfo, task_id: str | None = None) -> File:
     """Return a file, of the job or of one of its tasks, without its place in the store."""
     task = "" if task_id is None else f"/tasks/{quote(task_id, safe='')}"
     href = f"/v1/jobs/{job_id}{task}/files/{quote(info.name, safe='')}"
-    return File(info.name, info.bytes, info.sha256, info.media_type, href)
+    return File(info.name, info.bytes, info.sha256, info.media_type, href, info.is_ephemeral)
 
 
 def error_of(view: ErrorView) -> JobError:

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from cluster.protocol import FileInfo
 from cluster.store.contract import Objects
-from jobs.errors import Corrupt
+from jobs.errors import Conflict, Corrupt
 from service.headers import ByteRange, byte_range, not_modified
 
 __all__ = ["SAFE", "send_file", "stream_objects"]
@@ -29,7 +29,9 @@ SAFE = {
 
 
 async def send_file(request: Request, store: Objects, info: FileInfo) -> Response:
-    """Return the file, the one range asked for, or 304. Raises NotFound, Corrupt."""
+    """Return the file, the one range asked for, or 304. Raises NotFound, Conflict, Corrupt."""
+    if info.is_ephemeral:
+        raise Conflict(f"the file {info.name!r} is ephemeral: only tasks of its job read it")
     etag = f'"{info.sha256}"'
     headers = SAFE | {
         "ETag": etag,

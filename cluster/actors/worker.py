@@ -11,9 +11,10 @@ import msgspec
 import ray
 import structlog
 
+from cluster.actors.holder import RayHolder
 from cluster.actors.port import FATAL_EXIT, RayManager, manager_handle, raylet_gone
 from cluster.protocol import NODE_LOST
-from cluster.settings import DATA_DIRS_ENV, ClusterSettings, PoolSettings
+from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV, ClusterSettings, PoolSettings
 from cluster.slim import rarely_collect, without_pandas
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
@@ -68,6 +69,7 @@ class Worker:
         cluster = msgspec.json.decode(settings, type=ClusterSettings)
         cluster.extend_path()
         os.environ[DATA_DIRS_ENV] = os.pathsep.join(cluster.data_dirs)
+        os.environ[OUTPUT_DIRS_ENV] = os.pathsep.join(cluster.output_dirs)
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,
@@ -80,6 +82,7 @@ class Worker:
             node=ray.get_runtime_context().get_node_id(),
             times=plain_worker.WorkerTimes.within(pool_settings.heartbeat_timeout_s),
             memory_limit_bytes=(pool_settings.memory_limit_mb or 0) * MIB,
+            holder=RayHolder(cluster.ephemeral_bytes_max),
         )
         on_sigterm(lambda: self._worker.leave(TERM_GRACE_S))
         rarely_collect()

@@ -38,6 +38,7 @@ from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
 from cluster.queue.plan import (
     OVER,
     PlanState,
+    Role,
     StepTask,
     adopt_plan,
     decode_lost,
@@ -82,7 +83,7 @@ WAIT_MAX_S = 366 * 86_400.0
 S = TaskState
 # Looked up several times a job, where an attribute of the enum costs as much as the rest.
 _READY, _LEASED, _WAITING, _BACKING_OFF = S.READY, S.LEASED, S.WAITING, S.BACKING_OFF
-_SUCCEEDED, _DEAD = S.SUCCEEDED, S.DEAD
+_SUCCEEDED, _DEAD, _SPLIT = S.SUCCEEDED, S.DEAD, Role.SPLIT
 
 
 def decide(state: State, rules: Rules, command: c.Command, now: float) -> list[e.Event]:
@@ -203,7 +204,7 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
             continue  # late or doubled: the lease is someone else's, or nobody's
         kind = outcome.kind
         if kind == "ok" and task.stop != "cancel":
-            if outcome.submits or task.job.plan is not None:
+            if outcome.submits or (isinstance(task, StepTask) and task.role is _SPLIT):
                 refused = _refused_end(state, rules, task, outcome, after, now)
                 if refused:
                     broken = _Lost("error", refused, outcome.started_at, outcome.ended_at)
@@ -238,10 +239,11 @@ def _refused_end(
 ) -> str:
     """Return why an end cannot count, or add the jobs that are submitted with it."""
     try:
-        refused = split_error(task, bytes(outcome.output))
+        refused = split_error(task, outcome.output)
         if refused:
             return refused
-        submitted += _submissions(state, rules, outcome.submits, submitted, now)
+        if outcome.submits:
+            submitted += _submissions(state, rules, outcome.submits, submitted, now)
     except msgspec.MsgspecError as error:
         return f"what it left cannot be read: {error}"
     except DraymanError as error:

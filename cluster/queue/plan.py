@@ -336,6 +336,23 @@ def look(state: State, job: Job) -> None:
         state.moving.pop(job.id, None)
 
 
+def _is_quiet(plan: PlanState, step: Step) -> bool:
+    """Whether nothing follows from one more chunk of the step that is done, if nothing did before.
+
+    It makes room in the window, and lets go on who waits for it, or for the last of all.
+    """
+    spec, counts = step.spec, step.counts
+    left = step.count - step.next
+    room = spec.at_once - counts[S.READY] - counts[S.LEASED]
+    return (
+        left > 0
+        and room < min(left, spec.at_once // 2)
+        and step.state is StepState.RUNNING
+        and not plan.stop
+        and not plan.counts[S.WAITING]
+    )
+
+
 def next_events(job: Job) -> Iterator[e.Event]:
     """Yield what follows from where the plan is."""
     plan = job.plan
@@ -351,9 +368,11 @@ def next_events(job: Job) -> Iterator[e.Event]:
             yield from _begin(job, plan, step)
         else:
             yield from _go_on(job, plan, step)
-    if counts[S.WAITING]:
-        yield from _wake(job, plan)
-    if not plan.open:
+    if plan.open:
+        if counts[S.WAITING]:
+            yield from _wake(job, plan)
+    else:
+        # Nothing begins any more, or what is withdrawn here would be woken, for ever.
         yield from _withdraw(job, plan)
         if not counts[S.LEASED]:
             yield e.JobEnded(job.id)
@@ -464,12 +483,12 @@ def on_tasks_added(state: State, event: e.TasksAdded, at: float) -> None:
     role = Role(event.role)
     line = state.line(step.spec.queue or job.queue)
     if role is Role.CHUNK:
+        prefix = f"{event.step}." if event.step else ""
         for index in range(event.first, event.first + event.count):
-            name = task_name(step.spec, role, index)
+            name = f"{prefix}{index}"
             if not (step.is_done(index) or name in plan.tasks):
-                _enter(
-                    plan, StepTask(job, line, name, S.READY, step=step, role=role, index=index), at
-                )
+                task = StepTask(job, line, name, S.READY, step=step, role=role, index=index)
+                _enter(plan, task, at)
         step.next = event.first + event.count
     else:
         task = StepTask(job, line, task_name(step.spec, role), S.READY, step=step, role=role)
@@ -595,6 +614,11 @@ def on_output_lost(state: State, event: e.OutputLost, at: float) -> None:
     task = plan.tasks.get(task_id)
     if task is None:
         task = _recalled(state, job, plan, event)
+    else:
+        keep_attempt(task, "succeeded", cause="output lost")
+    if task.role is Role.CHUNK:
+        task.step.done[task.index >> 3] &= ~(1 << (task.index & 7))
+        task.step.succeeded -= 1
     task.output = b""
     # Losing it was not its fault; and of a chunk it may not be known any more.
     task.failures = task.recoveries = task.interruptions = 0
@@ -612,8 +636,6 @@ def _recalled(state: State, job: Job, plan: PlanState, event: e.OutputLost) -> S
         task.past = list(decode_finished(event.row).past) or None
     step.finished.pop(index, None)
     plan.add(task)
-    step.done[index >> 3] &= ~(1 << (index & 7))
-    step.succeeded -= 1
     return task
 
 
@@ -625,25 +647,13 @@ def on_task_succeeded(state: State, task: StepTask) -> None:
         index = task.index
         step.done[index >> 3] |= 1 << (index & 7)
         step.succeeded += 1
-        step.finished[index] = _encode(
-            FinishedTask(
-                state.seq + 1,
-                task.attempt,
-                task.failures,
-                task.recoveries,
-                task.interruptions,
-                task.worker,
-                task.leased_at,
-                task.started_at,
-                task.ended_at,
-                task.output,
-                task.log,
-                task.past or [],
-            )
-        )
         if task.id in plan.rebuilt:
             plan.remade[task.id] = task.attempt
-        plan.forget(task)
+        if not task.once:  # made again, it must not repeat its effects: that one stays
+            step.finished[index] = _finished_row(state, task)
+            plan.forget(task)
+        if task.job.id not in state.moving and _is_quiet(plan, step):
+            return  # as `look` would find, for a tenth: this is once a chunk
     elif task.role is Role.SPLIT:
         step.raw = b""  # the manifest may lie elsewhere now
         if step.count >= 0:
@@ -654,6 +664,25 @@ def on_task_succeeded(state: State, task: StepTask) -> None:
         step.manifest = _identity(output)
         step.done = bytearray((step.count + 7) // 8)
     look(state, task.job)
+
+
+def _finished_row(state: State, task: StepTask) -> bytes:
+    return _encode(
+        FinishedTask(
+            state.seq + 1,
+            task.attempt,
+            task.failures,
+            task.recoveries,
+            task.interruptions,
+            task.worker,
+            task.leased_at,
+            task.started_at,
+            task.ended_at,
+            task.output,
+            task.log,
+            task.past or [],
+        )
+    )
 
 
 def on_compacted(jobs: Iterable[Job], seq: int) -> None:
@@ -761,7 +790,7 @@ def to_redrive(plan: PlanState) -> list[Task]:
     return found
 
 
-def split_error(task: Task, output: bytes) -> str:
+def split_error(task: Task, output: msgspec.Raw) -> str:
     """Return why what a split made cannot count; empty if it can, or if the task is no split.
 
     Raises a msgspec error for what is no Output.

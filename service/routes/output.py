@@ -64,6 +64,7 @@ def router(api: Api) -> APIRouter:
             200,
             None,
             *_SEEN,
+            "conflict",
             "range-not-satisfiable",
             description="The file.",
             media_type="application/octet-stream",
@@ -72,7 +73,7 @@ def router(api: Api) -> APIRouter:
         openapi_extra=_RANGES,
     )
     async def get_file(request: Request, caller: reader, job_id: str, name: str) -> Response:
-        """Download a file, whole or a range of it."""
+        """Download a file, whole or a range of it. 409 for an ephemeral one."""
         files = await _files(api, caller, job_id)
         if name not in files:
             raise NotFound("file", name)
@@ -85,6 +86,7 @@ def router(api: Api) -> APIRouter:
             200,
             None,
             *_SEEN,
+            "conflict",
             "range-not-satisfiable",
             description="The file.",
             media_type="application/octet-stream",
@@ -95,7 +97,7 @@ def router(api: Api) -> APIRouter:
     async def get_task_file(
         request: Request, caller: reader, job_id: str, task_id: str, name: str
     ) -> Response:
-        """Download a file that one task of the job kept, whole or a range of it."""
+        """Download a file that one task kept, whole or a range of it. 409 for an ephemeral one."""
         page = await api.gateway.tasks(job_id_of(job_id), caller.sees, ids=[task_id])
         for info in page.tasks[0].files:
             if info.name == name:

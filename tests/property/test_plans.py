@@ -127,11 +127,11 @@ class Planned(RuleBasedStateMachine):
         self.planned: tuple[list[Any], int, int] | None = None
         self.base: tuple[list[Any], int] = ([], 0)
         #: By (job, task): numbers of the attempts that began, how often it succeeded and was lost,
-        #: and which attempt succeeded last.
+        #: and which attempts succeeded.
         self.attempts: dict[tuple[str, str], list[int]] = {}
         self.succeeded: Counter[tuple[str, str]] = Counter()
         self.lost: Counter[tuple[str, str]] = Counter()
-        self.made_by: dict[tuple[str, str], int] = {}
+        self.made_by: dict[tuple[str, str], list[int]] = {}
         self.chunks: dict[tuple[str, str], int] = {}
         #: Chunks that came back beside the window, by (job, step).
         self.returned: Counter[tuple[str, str]] = Counter()
@@ -180,7 +180,7 @@ class Planned(RuleBasedStateMachine):
                 assert self.attempts[job_id, task_id].pop() == attempt
             case e.TaskSucceeded(job_id, task_id, attempt):
                 self.succeeded[job_id, task_id] += 1
-                self.made_by[job_id, task_id] = attempt
+                self.made_by.setdefault((job_id, task_id), []).append(attempt)
                 assert self.succeeded[job_id, task_id] == 1 + self.lost[job_id, task_id]
             case e.OutputLost(job_id, task_id):
                 self.lost[job_id, task_id] += 1
@@ -365,9 +365,8 @@ class Planned(RuleBasedStateMachine):
             names = [t.id for t in anything]
             names += ["", "s0", "s0.-1", "s0.007", "s0.99", "s0.join", "s9.0", "0", "s1.whole"]
         picked = [names[pick % len(names)] for pick in end.picks]
-        return [
-            (name, max(0, self.made_by.get((task.job.id, name), 1) - end.stale)) for name in picked
-        ]
+        made = [(name, self.made_by.get((task.job.id, name), [1])) for name in picked]
+        return [(name, by[-2] if end.stale and len(by) > 1 else by[-1]) for name, by in made]
 
     def inputs(self, task: StepTask) -> list[str]:
         """Return the tasks whose outputs it may read: of its own step, and of all before it."""

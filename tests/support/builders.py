@@ -159,7 +159,7 @@ def canonical(state: State) -> dict[str, Any]:
         "lines": {name: _line(line) for name, line in state.lines.items()},
         "leases": {token: _name(task) for token, task in state.leases.items()},
         "held": {worker: list(tokens) for worker, tokens in state.held.items()},
-        "stopping": {worker: list(stops.items()) for worker, stops in state.stopping.items()},
+        "stopping": {worker: sorted(stops.items()) for worker, stops in state.stopping.items()},
         "timers": _timer(state.timers),
         "expiries": _timer(state.expiries),
         "dead": [(*key, _name(task)) for key, task in state.dead.items()],
@@ -183,7 +183,16 @@ def _job(job: Job) -> dict[str, Any]:
     return {**plain, "tasks": sorted(map(_task, job.tasks), key=str), "plan": plan}
 
 
-_PLAN_FIELDS = ("asked", "attempts", "rebuilt", "recoveries", "spec", "started_at", "stop")
+_PLAN_FIELDS = (
+    "asked",
+    "attempts",
+    "rebuilt",
+    "recoveries",
+    "remade",
+    "spec",
+    "started_at",
+    "stop",
+)
 
 
 def _plan(plan: PlanState) -> dict[str, Any]:

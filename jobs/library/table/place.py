@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.context import Files
-from jobs.library.table.source import brought
+from jobs.errors import InvalidInput
+from jobs.library.table.source import file_path
 from jobs.outcome import Discard
 
 __all__ = ["Place", "open_place", "publish"]
@@ -45,8 +46,12 @@ class Place(Protocol):
 
 def open_place(files: Files, uri: str) -> Place:
     """Return the folder at `uri`. Raises Discard if jobs may not use it."""
-    path = brought(files, uri)
-    if path is not None:
+    named = file_path(uri)
+    if named is not None:
+        try:
+            path = files.target(named)
+        except InvalidInput as error:
+            raise Discard(f"into: {error}") from error
         if path.exists() and not path.is_dir():
             raise Discard(f"into: {uri} is a file; name a folder")
         return _Disk(path)

@@ -85,7 +85,8 @@ def open_source(files: Files, uri: str) -> Iterator[Source]:
     """Open the file at `uri`. Raises Discard if there is none, or none that may be read."""
     path = brought(files, uri)
     try:
-        opened = files.open(uri) if path is None else path.open("rb")
+        # By its URI, so that lineage names it.
+        opened = files.open(uri if path is None else path.as_uri())
     except (NotFound, InvalidInput, FileNotFoundError, IsADirectoryError) as error:
         raise Discard(
             f"source: {uri} cannot be read ({error}); upload the file, or correct the URI"
