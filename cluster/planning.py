@@ -90,16 +90,25 @@ def plan_steps(
         if card is None or card.kind == "workflow":
             problems.append((f"{where}.type", _not_a_step(step.type, card)))
             continue
-        template = _with_params(msgspec.json.decode(step.params), params, where, problems)
+        missing: list[Problem] = []
+        own = f"{where}.params"
+        try:
+            data = msgspec.json.decode(step.params)
+        except msgspec.DecodeError as error:  # such as 1e999
+            problems.append((own, f"cannot be read: {error}"))
+            continue
+        template = _with_params(data, params, own, missing)
+        problems += missing
         needs = dict.fromkeys(step.after)
-        for path, kind, target in references(template, f"{where}.params"):
+        for path, kind, target in references(template, own):
             name, told = _target(kind, target, names)
             if name is None:
                 problems.append((path, told))
             else:
                 needs[name] = None
                 problems += _refused_path(path, kind, target, card_of(_type_of(steps, name)))
-        problems += _refused_params(step.type, template, where, problems_of)
+        unknown = [path for path, _ in missing]
+        problems += _refused_params(step.type, template, where, unknown, problems_of)
         encoded = msgspec.Raw(msgspec.json.encode(template))
         planned[step.name] = _step(card, step, encoded, list(needs))
     if problems:
@@ -216,13 +225,18 @@ def replaced(value: Any, what: Callable[[str, str], Any]) -> Any:
 def dig(value: Any, path: str) -> Any:
     """Return the part of JSON data at a path (`rows.0.id`; empty for all). KeyError names it."""
     for part in path.split(".") if path else ():
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        if isinstance(value, list) and _is_number(part) and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
         else:
             raise KeyError(part)
     return value
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is a place in a list: `int` takes more, and fails at what `isdigit` takes."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _with_params(value: Any, params: Any, path: str, problems: list[Problem]) -> Any:
@@ -267,14 +281,17 @@ def _refused_path(path: str, kind: str, target: str, card: TypeCard | None) -> l
 
 
 def _refused_params(
-    kind: str, template: Any, where: str, problems_of: Callable[[str, bytes], list[Problem]]
+    kind: str,
+    template: Any,
+    where: str,
+    unknown: list[str],
+    problems_of: Callable[[str, bytes], list[Problem]],
 ) -> list[Problem]:
-    """Return what the type has against the params, but for what is not known yet."""
+    """Return what the type has against the params, but for what is not known (yet)."""
     if not isinstance(template, dict):
         return [(f"{where}.params", "must be a JSON object")]
-    open_paths = [
-        path.removeprefix(f"{where}.") for path, _, _ in references(template, f"{where}.params")
-    ]
+    later = [path for path, _, _ in references(template, f"{where}.params")]
+    open_paths = [path.removeprefix(f"{where}.") for path in (*later, *unknown)]
     known = msgspec.json.encode(replaced(template, lambda _kind, _target: None))
     return [
         (f"{where}.{path}", reason)

@@ -227,7 +227,8 @@ class Reader:
         for task in self._state.dead.values():
             job = task.job
             if (
-                (query.tenant is None or job.tenant == query.tenant)
+                job.finished_at  # else it goes on: it can do without, or is about to stop
+                and (query.tenant is None or job.tenant == query.tenant)
                 and (query.type is None or job.type == query.type)
                 and (query.queue is None or job.queue == query.queue)
                 and (query.cause is None or _last(task).cause == query.cause)
@@ -344,7 +345,7 @@ def _planned_view(
         _DONE if status == "completed" else progress,
         None,
         None,
-        _plan_error(plan),
+        None if status in ("completed", "cancelled") else _plan_error(plan),
         output.result,
         output.result_ref,
         output.files,

@@ -20,6 +20,7 @@ from service.cli_code import bundle_of, send
 from service.cli_jobs import JobId, wait_for
 from service.cli_show import (
     JsonFlag,
+    chunks_text,
     connect,
     note,
     print_json,
@@ -200,11 +201,13 @@ def _tree(job: "Json", tasks: "Iterable[Json]", everything: bool) -> "Tree":
     from rich.text import Text
     from rich.tree import Tree
 
-    root = Tree(Text(f"{job['id']}  {job['type']}  {job['status']}"))
     steps = {step["name"]: step for step in job["steps"]}
+    facts = [job["id"], job["type"], job["status"]]
+    if "" in steps and steps[""]["chunks"] is not None:  # a fan-out by itself
+        facts.append(chunks_text(steps[""]))
+    root = Tree(Text("  ".join(facts)))
     for name, found in groupby(tasks, key=lambda task: task["step"]):
-        step = steps.get(name)
-        branch = root if step is None else root.add(Text(f"{name}  {step_text(step)}".strip()))
+        branch = root.add(Text(f"{name}  {step_text(steps[name])}")) if name else root
         for shown in _folded(found, everything):
             if isinstance(shown, str):
                 branch.add(Text(shown, "italic"))

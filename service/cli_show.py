@@ -24,6 +24,7 @@ __all__ = [
     "JsonFlag",
     "Settings",
     "age",
+    "chunks_text",
     "complain",
     "connect",
     "exit_code",
@@ -167,7 +168,7 @@ def show_job(job: "Json") -> None:
     if job["parent"]:
         rows.append(("submitted by", job["parent"]))
     for step in job["steps"]:
-        rows.append((f"step {step['name']}".strip(), step_text(step)))
+        rows.append((f"step {step['name']}" if step["name"] else "fan-out", step_text(step)))
     if job["error"]:
         rows.append(("error", f"{job['error']['message']} ({job['error']['cause']})"))
     if job["status"] == "completed" and job["result"] is not None:
@@ -188,13 +189,13 @@ def step_text(step: "Json") -> str:
     """Return where a step is, with its chunks if it has been split."""
     more = [step["type"]]
     if step["chunks"] is not None:
-        more.append(_chunks(step))
+        more.append(chunks_text(step))
     if step["needs"] and step["state"] == "waiting":
         more.append(f"after {', '.join(step['needs'])}")
     return f"{step['state']} ({', '.join(more)})"
 
 
-def _chunks(step: "Json") -> str:
+def chunks_text(step: "Json") -> str:
     """Return how many of a step's chunks are where."""
     more = [f"{step[name]:,} {name}" for name in ("running", "failed") if step[name]]
     return ", ".join([f"{step['done']:,} of {step['chunks']:,} chunks", *more])
@@ -286,7 +287,7 @@ def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
                 bars.update(
                     of_steps[name],
                     status=step["state"],
-                    description=escape(step["type"] if chunks is None else _chunks(step)),
+                    description=escape(step["type"] if chunks is None else chunks_text(step)),
                     total=chunks,
                     completed=step["done"],
                 )

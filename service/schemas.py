@@ -102,7 +102,9 @@ class File(msgspec.Struct, frozen=True):
     media_type: str
     href: str
     #: Held for later tasks of the job alone: `href` answers 409.
-    ephemeral: bool
+    ephemeral: Annotated[
+        bool, Meta(description="Kept only for other tasks of its job: it cannot be downloaded.")
+    ]
 
 
 class Links(msgspec.Struct, frozen=True):

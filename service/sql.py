@@ -1,7 +1,8 @@
-"""SQL over a store: DuckDB in this process, with the views `jobs` and `attempts`.
+"""SQL over a store: DuckDB in this process, with the views `jobs`, `attempts` and `tasks`.
 
 Rule 1: nothing in the store is changed: the views read, and nothing writes through them. Rule 2: a
-job is in `jobs` once, as it is now; its attempts are in `attempts` once. Rule 3: nothing is
+job is in `jobs` once, as it is now; its attempts are in `attempts` once, and in `tasks` each chunk
+of it that is done. Rule 3: nothing is
 downloaded: DuckDB may not install extensions. Rule 4: rows stream; no result need fit in memory.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.history.rows import REVISION_ANY
 from cluster.history.tables import Tables, open_tables
 from cluster.store.objects import Objects
 from jobs.errors import DraymanError, InvalidInput, NotFound, Unavailable
@@ -44,6 +46,41 @@ where not exists (
     where hidden.id = {table}_history.{key} and hidden.below > {table}_history.revision
 )
 """
+#: Attempts of chunks are in history before the manager forgets them.
+UNLESS_LIVE = """
+and not exists (
+    select 1 from attempts_live as live
+    where live.revision = {revision_any} and live.job_id = attempts_history.job_id
+        and live.task_id = attempts_history.task_id and live.number = attempts_history.number
+)
+"""
+#: The last time that a chunk was made, if it counts: few were made more than once.
+TASKS = """
+create view replaced as
+select job_id, task_id, earlier.attempts
+from tasks_again as earlier join (
+    select job_id, task_id, max(attempts) as attempts
+    from tasks_again
+    where attempts > 1
+    group by all
+) as last using (job_id, task_id)
+where earlier.attempts < last.attempts;
+create view tasks as
+select * from tasks_live
+union all by name
+select * from tasks_history as history
+where not exists (
+    select 1 from tasks_live as live
+    where live.job_id = history.job_id and live.task_id = history.task_id
+) and not exists (
+    select 1 from stale
+    where stale.job_id = history.job_id and stale.task_id = history.task_id
+) and not exists (
+    select 1 from replaced
+    where replaced.job_id = history.job_id and replaced.task_id = history.task_id
+        and replaced.attempts = history.attempts
+)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +103,9 @@ def select(
     duckdb = _duckdb()
     with tempfile.TemporaryDirectory(prefix="drayman-sql-") as spill:
         for _ in range(TRIES):
-            tables = open_tables(objects, journal, with_live=with_live)
+            # Who asks for a table names it.
+            with_tasks = "tasks" in query.lower()
+            tables = open_tables(objects, journal, with_live=with_live, with_tasks=with_tasks)
             with duckdb.connect(config={**CONFIG, "temp_directory": spill}) as connection:
                 _define_views(connection, tables)
                 try:
@@ -111,7 +150,14 @@ def _define_views(connection: Any, tables: Tables) -> None:
         connection.register(f"{name}_live", table.live)
         connection.register(f"{name}_history", table.history)
         view = VIEW + UNLESS_HIDDEN if tables.hidden.num_rows else VIEW
-        connection.execute(view.format(table=name, key=key))
+        if name == "attempts" and tables.overtaken:
+            view = VIEW + UNLESS_HIDDEN + UNLESS_LIVE
+        connection.execute(view.format(table=name, key=key, revision_any=REVISION_ANY))
+    connection.register("stale", tables.stale)
+    connection.register("tasks_live", tables.tasks.live)
+    connection.register("tasks_history", tables.tasks.history)
+    connection.register("tasks_again", tables.again)
+    connection.execute(TASKS)
 
 
 def _duckdb() -> Any:

@@ -322,25 +322,28 @@ class Submissions:
                 step.type,
                 step.params,
                 step.after,
-                _queue(step.queue),
+                _queue(step.queue, f"steps.{at}.queue"),
                 step.max_attempts,
                 step.timeout_s,
             )
-            for step in request.steps
+            for at, step in enumerate(request.steps)
         ]
-        plan, problems = plan_steps(
-            cards,
-            params={},
-            card_of=lambda name: known[name].card if name in known else None,
-            problems_of=lambda name, params: self._problems(name, request.code, params),
-            goes_on=request.on_failure == "continue",
-            result=request.result or "",
-        )
+        try:
+            plan, problems = plan_steps(
+                cards,
+                params={},
+                card_of=lambda name: known[name].card if name in known else None,
+                problems_of=lambda name, params: self._problems(name, request.code, params),
+                goes_on=request.on_failure == "continue",
+                result=request.result or "",
+            )
+        except RecursionError:
+            raise Malformed("the JSON is nested too deeply") from None
         if problems:
             raise InvalidRequest([FieldError(path, told) for path, told in problems[:50]])
         run_at, expires_at = _moments(request, now)
         name = key.given or key.minted
-        same = _canonical(msgspec.to_builtins(request)) if name else ""
+        same = _canonical(msgspec.json.decode(msgspec.json.encode(request))) if name else ""
         kind = "given" if key.given else "minted"
         return JobSpec(
             request.name,
@@ -418,7 +421,7 @@ def _decode(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
 
 
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`")
+_MISSING = re.compile(r"Object missing required field `([^`]*)`(?: - at `\$\.?(.*)`)?")
 
 
 def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Struct]) -> Exception:
@@ -429,21 +432,27 @@ def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Stru
     except (msgspec.DecodeError, RecursionError):  # it is wrong in more than one way
         return Malformed(f"the body is not right, nor is it JSON: {error}")
     if not isinstance(whole, dict):
-        return InvalidInput("body", "must be a JSON object with at least the field 'type'")
+        least = next(f.encode_name for f in msgspec.structs.fields(model) if f.required)
+        return InvalidInput("body", f"must be a JSON object with at least the field {least!r}")
     if unknown := [name for name in whole if name not in fields]:
         reason = f"no such field; there are {', '.join(sorted(fields))}"
         return InvalidRequest([FieldError(name[:100], reason) for name in unknown[:20]])
     if missing := _MISSING.match(str(error)):
-        return InvalidInput(missing[1], "is required")
+        return InvalidInput(_place(f"{missing[2] or ''}.{missing[1]}"), "is required")
     found = _AT.match(str(error))
     assert found is not None  # the pattern matches any text
-    path = (found["path"] or "$").removeprefix("$").lstrip(".")
+    path = _place((found["path"] or "$").removeprefix("$"))
     return InvalidInput(path or "body", found["reason"][0].lower() + found["reason"][1:])
 
 
-def _queue(name: str | None) -> str | None:
+def _place(path: str) -> str:
+    """Return a path as msgspec tells it (`.steps[0].type`) as all others are: `steps.0.type`."""
+    return re.sub(r"\[(\d+)\]", r".\1", path).lstrip(".")
+
+
+def _queue(name: str | None, field: str = "queue") -> str | None:
     if name is not None and not re.fullmatch(QUEUE, name):
-        raise InvalidInput("queue", "use 1 to 63 of a-z, 0-9, '-', '_', led by a letter")
+        raise InvalidInput(field, "use 1 to 63 of a-z, 0-9, '-', '_', led by a letter")
     return name
 
 

@@ -121,7 +121,7 @@ def router(api: Api) -> APIRouter:
         """Give a failed job a new budget of attempts. What had succeeded is not done again."""
         return reply(job_of(await api.gateway.retry(job_id_of(job_id), caller.sees)), 202)
 
-    @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN))
+    @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN, "invalid-input"))
     async def list_tasks(
         caller: reader,
         job_id: str,
