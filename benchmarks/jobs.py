@@ -1,5 +1,6 @@
 """The job types that benchmarks run: as close to nothing as a job can be."""
 
+import datetime
 import os
 import time
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel
 
 from benchmarks.marks import Marks
 from jobs import Context, fan_out, job
+from jobs.library.table import table_model
 
 #: How often a long job looks whether it shall stop.
 LOOK_S = 0.05
@@ -34,6 +36,19 @@ class Chunks(BaseModel):
 
     chunks: int
     seconds: float = 0.0
+
+
+@table_model("bench.sale")
+class Sale(BaseModel):
+    """A row of a large table."""
+
+    id: int
+    price: float
+    quantity: int
+    customer: str
+    day: datetime.date
+    at: datetime.datetime
+    paid: bool
 
 
 class Long(BaseModel):
