@@ -24,6 +24,7 @@ from jobs.errors import (
 )
 
 __all__ = [
+    "EPHEMERAL",
     "LEASE_LOST",
     "NODE_LOST",
     "NOTHING",
@@ -62,6 +63,8 @@ NOTHING = msgspec.Raw(b"null")
 #: Cause of an end that comes with the node's, and charges nobody.
 NODE_LOST = "node lost"
 WORKER_DIED, LEASE_LOST = "worker died", "lease lost"
+#: Begins the path of a file that is in the memory of a node (`cluster/worker/ephemeral.py`).
+EPHEMERAL = "ray:"
 
 
 # --- gateway -> manager -----------------------------------------------------------------------
@@ -150,13 +153,18 @@ def refusal_of(error: DraymanError) -> Refused:
 
 
 class FileInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One output file of an attempt; `path` is its place in the store."""
+    """One output file of an attempt; `path` is its place in the store, or with a holder."""
 
     name: str
     path: str
     bytes: int
     sha256: str
     media_type: str = "application/octet-stream"
+
+    @property
+    def is_ephemeral(self) -> bool:
+        """Whether it is held for tasks alone, and not in the store."""
+        return self.path.startswith(EPHEMERAL)
 
 
 class InputInfo(msgspec.Struct, frozen=True, omit_defaults=True):

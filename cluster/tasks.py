@@ -20,6 +20,7 @@ from cluster.queue.plan import (
     decode_finished,
     last_task,
     locate,
+    plan_status,
     task_name,
 )
 from cluster.queue.state import TaskState
@@ -30,6 +31,7 @@ __all__ = [
     "EMPTY",
     "PAGE_MAX",
     "finished_views",
+    "kept_views",
     "output_of",
     "params_hash",
     "plan_output",
@@ -62,8 +64,13 @@ def output_of(encoded: bytes) -> Output:
 
 
 def task_views(state: State, job: Job) -> list[TaskView]:
-    """Return the tasks in memory: all of a job but for chunks that are done or not yet in line."""
-    return [_view(state, task) for task in job.tasks]
+    """Return all tasks of a job but for chunks that are done or never were in line."""
+    found = [_view(state, task) for task in job.tasks]
+    plan = job.plan
+    if plan is not None:
+        names = [name for step in plan.steps.values() for name in _without_chunks(step)]
+        found += [task_view(state, job, name) for name in names if name not in plan.tasks]
+    return found
 
 
 def task_page(state: State, job: Job, first: int, limit: int) -> TaskPage:
@@ -86,6 +93,13 @@ def _size(step: Step) -> int:
     if not step.spec.fans_out:
         return 1
     return 1 + max(0, step.count) + (step.spec.join and step.count >= 0)
+
+
+def _without_chunks(step: Step) -> list[str]:
+    """Return the ids of a step's tasks that are no chunks."""
+    # Before it is split, or where nothing is split, both are the same place.
+    places = sorted({0, step.count + 1})
+    return [_name_at(step, place) for place in places if place < _size(step)]
 
 
 def _name_at(step: Step, place: int) -> str:
@@ -130,9 +144,10 @@ def task_view(state: State, job: Job, task_id: str) -> TaskView:
             index=index,
             archived=True,
         )
+    is_cancelled = job.finished_at and plan_status(job) == "cancelled"
     return TaskView(
         task_id,
-        S.WAITING.value,
+        (S.CANCELLED if is_cancelled else S.WAITING).value,
         0,
         step=step.spec.name,
         type=step.spec.type or job.type,
@@ -145,6 +160,14 @@ def finished_views(state: State, job: Job, step: Step) -> Iterator[TaskView]:
     """Yield the chunks of a step that are done and in no lineage file yet."""
     for index, row in step.finished.items():
         yield _finished_view(state, job, step, index, row)
+
+
+def kept_views(state: State, job: Job) -> Iterator[TaskView]:
+    """Yield the chunks that are done and stay in memory until their job leaves it."""
+    plan = job.plan
+    for task in plan.tasks.values() if plan is not None else ():
+        if task.role is Role.CHUNK and task.state is S.SUCCEEDED:
+            yield _view(state, task)
 
 
 def _view(state: State, task: Task) -> TaskView:

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster import manager as plain_manager
 from cluster.actors.compactor import RayCompactor
+from cluster.actors.holder import HOLDER_PREFIX
 from cluster.actors.placement import placement, require_one_node
 from cluster.actors.port import CALLS, FATAL_EXIT, MANAGER, manager_handle, raylet_gone, said
 from cluster.actors.workers import WORKER_PREFIX, WORKER_START_S, RayWorkers
@@ -220,14 +221,18 @@ def start_manager(settings: ClusterSettings) -> Any:
 
 
 def stop_cluster(grace_s: float) -> None:
-    """Drain the workers, then end them and the manager. What is unfinished stays in the store."""
+    """Drain the workers, then end them, the holders and the manager.
+
+    What is unfinished stays in the store.
+    """
     handle = manager_handle()
     try:
         ray.get(handle.drain.remote(grace_s), timeout=grace_s + 10.0)
     except RayError as error:
         log.warning("drain_failed", error=str(error).partition("\n")[0])
+    ours = (WORKER_PREFIX, HOLDER_PREFIX)
     for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(WORKER_PREFIX):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(ours):
             with contextlib.suppress(ValueError):  # it exited by itself meanwhile
                 ray.kill(ray.get_actor(actor["name"], namespace=NAMESPACE))
     ray.kill(handle)

@@ -10,20 +10,29 @@ the one with most attempts counts. Rule 3: they go with their job, when its hist
 
 import io
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import Lock
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 
 from cluster.store.contract import Objects
 from cluster.tasks import PAGE_MAX
 from cluster.views import StepView, TaskPage, TaskView
 from jobs.errors import Corrupt, NotFound
 
-__all__ = ["LINEAGE", "Lineage", "lineage_prefix", "record_page", "write_lineage"]
+__all__ = [
+    "LINEAGE",
+    "Lineage",
+    "lineage_files",
+    "lineage_prefix",
+    "lineage_row",
+    "record_page",
+    "write_lineage",
+]
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 LINEAGE = pa.schema(
@@ -56,7 +65,7 @@ LINEAGE = pa.schema(
 GROUP_ROWS = 1_000
 #: Groups kept in memory: a join walks through them in order.
 GROUPS_MAX = 16
-_NAME = re.compile(r"lineage/[^/]+/\d{20}-\d{20}\.parquet")
+_NAME = re.compile(r"lineage/(?P<job>[^/]+)/\d{20}-\d{20}\.parquet")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(TaskView).decode
@@ -72,7 +81,7 @@ def write_lineage(
 ) -> None:
     """Write chunks of a job that finished in segments `first` to `last`."""
     ordered = sorted(tasks, key=lambda task: (task.step, task.index))
-    columns = zip(*[_row(job_id, task) for task in ordered], strict=True)
+    columns = zip(*[lineage_row(job_id, task) for task in ordered], strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, LINEAGE, strict=True)]
     sink = io.BytesIO()
     table = pa.Table.from_arrays(arrays, schema=LINEAGE)
@@ -81,8 +90,15 @@ def write_lineage(
     objects.put_if_absent(path, sink.getvalue())
 
 
-def _row(job_id: str, task: TaskView) -> tuple[object, ...]:
-    """Return the columns of LINEAGE, in their order."""
+def lineage_files(objects: Objects) -> Iterator[tuple[str, str, int]]:
+    """Yield (job, path, bytes) of every file there is."""
+    for info in objects.list("lineage/"):
+        if match := _NAME.fullmatch(info.path):
+            yield match["job"], info.path, info.bytes
+
+
+def lineage_row(job_id: str, task: TaskView) -> tuple[object, ...]:
+    """Return the columns of LINEAGE, in their order; moments are microseconds."""
     result = bytes(task.result)
     return (
         job_id,
@@ -119,13 +135,16 @@ def record_page(
     first: int = 0,
     limit: int = PAGE_MAX,
 ) -> TaskPage:
-    """Return tasks of a job that only history knows, which names all but its finished chunks.
+    """Return tasks of a job that only history knows: `tasks` are all but its chunks that finished
+    or never began.
 
     By place as `cluster.tasks.task_page` does, or those named. Raises NotFound.
     """
     known = {task.task_id: task for task in tasks}
+    cut = _cut_short(steps, tasks)
     if ids is not None:
-        return lineage.filled(job_id, TaskPage([_named(job_id, known, steps, one) for one in ids]))
+        named = TaskPage([_named(job_id, known, steps, one) for one in ids])
+        return lineage.filled(job_id, named, cut)
     found: list[TaskView] = []
     at, last = 0, first + min(limit, PAGE_MAX)
     for step in steps or [StepView("", "", "")]:
@@ -137,13 +156,27 @@ def record_page(
             else:
                 found.append(mine[0 if place == 0 else place - (step.chunks or 0)])
         at += size
-    return lineage.filled(job_id, TaskPage(found, last if last < at else None))
+    return lineage.filled(job_id, TaskPage(found, last if last < at else None), cut)
+
+
+def _cut_short(steps: Sequence[StepView], tasks: Sequence[TaskView]) -> set[str]:
+    """Return the steps that have chunks which never began: their job was cancelled before."""
+    begun = Counter(t.step for t in tasks if t.role == "chunk" and t.state != "succeeded")
+    return {step.name for step in steps if step.done + begun[step.name] < (step.chunks or 0)}
 
 
 def _chunk(known: dict[str, TaskView], step: StepView, index: int) -> TaskView:
     name = f"{step.name}.{index}" if step.name else str(index)
-    done = TaskView(name, "succeeded", 1, step=step.name, role="chunk", index=index, archived=True)
-    return known.get(name, done)
+    return known.get(name) or TaskView(
+        name,
+        "succeeded",
+        1,
+        step=step.name,
+        type=step.type,
+        role="chunk",
+        index=index,
+        archived=True,
+    )
 
 
 def _named(
@@ -153,8 +186,10 @@ def _named(
         return known[task_id]
     name, _, number = task_id.rpartition(".")
     for step in steps:
-        if step.name == name and number.isdigit() and int(number) < (step.chunks or 0):
-            return _chunk(known, step, int(number))
+        if step.name == name and number.isascii() and number.isdecimal() and len(number) < 10:
+            index = int(number)
+            if index < (step.chunks or 0) and str(index) == number:
+                return _chunk(known, step, index)
     raise NotFound("task", f"{job_id}/{task_id}")
 
 
@@ -173,10 +208,10 @@ class Lineage:
         self._groups: OrderedDict[tuple[str, int], dict[tuple[str, int], TaskView]] = OrderedDict()
         self._lock = Lock()
 
-    def filled(self, job_id: str, page: TaskPage) -> TaskPage:
+    def filled(self, job_id: str, page: TaskPage, cut_short: Collection[str] = ()) -> TaskPage:
         """Return the page with its archived tasks as their files have them.
 
-        Raises Corrupt where a file lacks one.
+        Of steps that were `cut_short`, those in no file never began. Raises Corrupt for any other.
         """
         wanted = [task for task in page.tasks if task.archived]
         if not wanted:
@@ -186,9 +221,9 @@ class Lineage:
         for task in page.tasks:
             if task.archived:
                 known = found.get((task.step, task.index))
-                if known is None:
+                if known is None and task.step not in cut_short:
                     raise Corrupt(lineage_prefix(job_id), f"has no row of task {task.task_id}")
-                task = known
+                task = known or replace(task, state="cancelled", attempts=0, archived=False)
             tasks.append(task)
         return TaskPage(tasks, page.next_after)
 

@@ -21,8 +21,9 @@ from cluster.history.lineage import write_lineage
 from cluster.history.rows import chunk_table, tables
 from cluster.queries import chunk_attempts
 from cluster.queue.model import Job, State
+from cluster.queue.snapshot import is_final
 from cluster.store.contract import Objects
-from cluster.tasks import finished_views
+from cluster.tasks import finished_views, kept_views
 from cluster.views import AttemptView
 
 __all__ = ["TABLES", "HistoryFile", "current_files", "maintain", "write"]
@@ -70,10 +71,13 @@ def write(objects: Objects, first: int, last: int, jobs: list[Job], state: State
         if job_rows.num_rows:
             objects.put_if_absent(_path("jobs", day, first, last), _encode(job_rows))
         objects.put_if_absent(_path("attempts", day, first, last), _encode(attempt_rows))
+    leaving = {job.id for job in jobs if is_final(job)}
     for job in state.plans.values():
         assert job.plan is not None
         steps = job.plan.steps.values()
         views = [view for step in steps for view in finished_views(state, job, step)]
+        if job.id in leaving:
+            views += kept_views(state, job)
         if views:
             write_lineage(objects, first, last, job.id, views)
 

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from cluster.protocol import (
+    EPHEMERAL,
     NOTHING,
     Assignment,
     FileInfo,
@@ -37,9 +38,10 @@ from cluster.protocol import (
     Submission,
 )
 from cluster.queue.spec import JobSpec
-from cluster.settings import DATA_DIRS_ENV
+from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV
 from cluster.views import TaskPage, TaskView
 from cluster.worker.board import OUTCOME_BYTES_MAX
+from cluster.worker.ephemeral import EphemeralFile
 from cluster.worker.pipe import Answer, Moved
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
@@ -275,13 +277,26 @@ class Attempt:
         """Append a line."""
         self._host.write_log(self, message + "\n")
 
-    def open_output(self, name: str) -> BinaryIO:
-        """Open an output under this attempt's own path."""
+    def open_output(self, name: str, ephemeral: bool = False) -> BinaryIO:
+        """Open an output under this attempt's own path, or one that is held."""
         name = output_name(name, self._telling())
         path = self.own_path(name)
-        output = _OutputFile(name, path, self.files.open_write(path), self._outputs)
+        writer = self._ephemeral(name) if ephemeral else self.files.open_write(path)
+        output = _OutputFile(name, path, writer, self._outputs)
         self._open.append(output)
         return cast(BinaryIO, output)
+
+    def _ephemeral(self, name: str) -> EphemeralFile:
+        def hold(local: Path) -> str | None:
+            where = msgspec.Raw(msgspec.json.encode(str(local)))
+            answer = self._host.call(self._token, "hold", name, where)
+            return msgspec.json.decode(answer.value, type=str | None)
+
+        def stored() -> tuple[str, Any]:
+            path = self.own_path(name)
+            return path, self.files.open_write(path)
+
+        return EphemeralFile(name, self._host.scratch, hold, stored)
 
     def fetch(self, uri: str, into: Path) -> Path:
         """Bring what `uri` names to this machine."""
@@ -305,6 +320,8 @@ class Attempt:
             return path.open("rb")
         if uri.startswith("output:"):
             view, file = self._output_file(uri)
+            if file.is_ephemeral:
+                return self._fetch_output(uri, self.workdir()).open("rb")
             if uri not in self._inputs and not self._is_whole(file):
                 self._lose(view)
             self._read(InputInfo(uri, file.sha256, file.bytes, view.attempts))
@@ -345,14 +362,24 @@ class Attempt:
     def _fetch_output(self, uri: str, into: Path) -> Path:
         view, file = self._output_file(uri)
         try:
-            with self._host.store().files.open_read(file.path) as source:
-                path, digest = _copied(source, into, file.name)
+            if file.is_ephemeral:
+                path, digest = self._brought(file, into)
+            else:
+                with self._host.store().files.open_read(file.path) as source:
+                    path, digest = _copied(source, into, file.name)
         except NotFound:
             self._lose(view)
         if digest != file.sha256:
             self._lose(view)
         self._read(InputInfo(uri, digest, file.bytes, view.attempts))
         return path
+
+    def _brought(self, file: FileInfo, into: Path) -> tuple[Path, str]:
+        path = _free(into, file.name)
+        where = msgspec.Raw(msgspec.json.encode(str(path)))
+        self._host.call(self._token, "bring", file.path, where)
+        with path.open("rb") as brought:
+            return path, hashlib.file_digest(brought, "sha256").hexdigest()
 
     def _output_file(self, uri: str) -> tuple[TaskView, FileInfo]:
         job_id, _, rest = uri.removeprefix("output:").partition("/")
@@ -420,18 +447,33 @@ class Attempt:
 
     def _lose(self, view: TaskView) -> NoReturn:
         """End the attempt, having looked what else of all it was told of is gone."""
-        job_id = next(job for (job, _), task in self._known.items() if task is view)
+        # One that is not known any more came from a join's results, of which there may be many.
+        own = self.assignment.job_id
+        job_id = next((job for (job, _), task in self._known.items() if task is view), own)
         if job_id != self.assignment.job_id:
             raise Unavailable(
                 f"the output of task {view.task_id} of job {job_id} is gone, or not what it was; "
                 "submit that job anew"
             )
-        for (job, task_id), other in list(self._known.items()):
-            if job == job_id and other is not view and not self._is_there(other):
-                self._lost.append(LostOutput(task_id, other.attempts))
+        others = [
+            task for (job, _), task in self._known.items() if job == job_id and task is not view
+        ]
+        missing = self._missing([file.path for one in others for file in one.files])
+        for other in others:
+            if not self._is_there(other, missing):
+                self._lost.append(LostOutput(other.task_id, other.attempts))
         self.lose(view.task_id, view.attempts)
 
-    def _is_there(self, view: TaskView) -> bool:
+    def _missing(self, paths: list[str]) -> set[str]:
+        """Return those held files that are gone, asked for all at once."""
+        held = [path for path in paths if path.startswith(EPHEMERAL)]
+        if not held:
+            return set()
+        value = msgspec.Raw(msgspec.json.encode(held))
+        answer = self._host.call(self._token, "missing", "", value)
+        return set(msgspec.json.decode(answer.value, type=list[str]))
+
+    def _is_there(self, view: TaskView, missing: set[str]) -> bool:
         if view.result_ref is not None:
             try:
                 data = self._host.store().objects.get(view.result_ref)
@@ -439,7 +481,9 @@ class Attempt:
                 return False
             if view.result_sha256 and hashlib.sha256(data).hexdigest() != view.result_sha256:
                 return False
-        return all(map(self._is_whole, view.files))
+        if any(file.path in missing for file in view.files):
+            return False
+        return all(file.is_ephemeral or self._is_whole(file) for file in view.files)
 
     def _is_whole(self, file: FileInfo) -> bool:
         """Whether an output is there as it was made."""
@@ -469,9 +513,11 @@ class Attempt:
 
     def may_read(self, path: Path) -> bool:
         """Whether params may name this path of the worker's own disk."""
-        allowed = os.environ.get(DATA_DIRS_ENV, "")
-        folders = [Path(folder).resolve() for folder in allowed.split(os.pathsep) if folder]
-        return any(path.is_relative_to(folder) for folder in folders)
+        return _is_within(path, DATA_DIRS_ENV) or self.may_write(path)
+
+    def may_write(self, path: Path) -> bool:
+        """Whether params may name this path to write to."""
+        return _is_within(path, OUTPUT_DIRS_ENV)
 
     def workdir(self) -> Path:
         """Return the scratch directory, made now if it was not yet."""
@@ -617,9 +663,10 @@ class _OutputFile(io.BufferedIOBase):
             return
         super().close()
         info = self._writer.close()
+        path = self._writer.path if isinstance(self._writer, EphemeralFile) else self._path
         kind, _ = mimetypes.guess_type(self._name)
         self._outputs[self._name] = FileInfo(
-            self._name, self._path, info.bytes, info.sha256, kind or "application/octet-stream"
+            self._name, path, info.bytes, info.sha256, kind or "application/octet-stream"
         )
 
     def abort(self) -> None:
@@ -642,15 +689,21 @@ class _OutputFile(io.BufferedIOBase):
 
 def _copied(source: BinaryIO, into: Path, name: str) -> tuple[Path, str]:
     """Return where the copy lies, and the checksum of what was copied."""
-    path = into / name
-    if path.exists():
-        path = Path(tempfile.mkdtemp(prefix="input-", dir=into)) / name
+    path = _free(into, name)
     digest = hashlib.sha256()
     with path.open("wb") as copy:
         while block := source.read(1 << 20):
             digest.update(block)
             copy.write(block)
     return path, digest.hexdigest()
+
+
+def _free(into: Path, name: str) -> Path:
+    """Return a path in the directory where no file of that name is yet."""
+    path = into / name
+    if path.exists():
+        path = Path(tempfile.mkdtemp(prefix="input-", dir=into)) / name
+    return path
 
 
 def past_tasks(objects: Any, job_id: str, tenant: str, which: dict[str, Any]) -> TaskPage:
@@ -662,6 +715,12 @@ def past_tasks(objects: Any, job_id: str, tenant: str, which: dict[str, Any]) ->
     if record is None or record.view.tenant != tenant:
         raise NotFound("job", job_id)
     return record_page(Lineage(objects), job_id, record.view.steps, record.tasks, **which)
+
+
+def _is_within(path: Path, variable: str) -> bool:
+    allowed = os.environ.get(variable, "")
+    folders = [Path(folder).resolve() for folder in allowed.split(os.pathsep) if folder]
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _told(error: BaseException) -> str:

@@ -36,6 +36,7 @@ from cluster.protocol import (
 from cluster.worker.capture import cut, last_lines
 from cluster.worker.child_async import output_path
 from cluster.worker.codes import Codes, remove
+from cluster.worker.ephemeral import Holder
 from cluster.worker.held import BLOCKED, Held, as_ordered
 from cluster.worker.keeper import CODE_FOLDER
 from cluster.worker.logs import Logs, read_quietly
@@ -44,7 +45,7 @@ from cluster.worker.pipe import Answer, Call, Ended, Moved
 from cluster.worker.remains import wait_until_gone
 from cluster.worker.secrets import read_secret
 from cluster.worker.slot import HUNG, Death, Slot, SlotConfig, kept_outcomes
-from jobs.errors import DraymanError, LeaseLost
+from jobs.errors import DraymanError, LeaseLost, NotFound
 from jobs.redact import redact
 
 __all__ = ["Executor"]
@@ -94,10 +95,12 @@ class Executor:
         ask: Callable[[bytes], Awaitable[bytes]],
         logs: Logs,
         news: Callable[[], None],
+        holder: Holder | None = None,
     ) -> None:
         self._config, self._concurrency = config, concurrency
         self._scratch = scratch
         self._record, self._ask, self._news = record, ask, news
+        self._holder = holder
         self._logs = logs
         self._slots: list[Slot] = []
         #: By code; the line of the cluster's own is always there.
@@ -829,6 +832,8 @@ class Executor:
             return Answer(call.call, msgspec.Raw(encode(value)))
         if call.op == "tasks":
             return await self._tasks_of(held, call)
+        if call.op == "hold" or call.op == "bring" or call.op == "missing":
+            return Answer(call.call, await self._ephemeral(held.assignment, call))
         self._records += 1
         message = encode(Record(call.token, call.op, call.key, call.value, self._records))
         reply = decode_record_reply(await self._insist(self._record, message))
@@ -847,6 +852,21 @@ class Executor:
         if kind == b"-":
             return Answer(call.call, refused=msgspec.json.decode(body, type=Refused))
         return Answer(call.call, msgspec.Raw(body))
+
+    async def _ephemeral(self, of: Assignment, call: Call) -> msgspec.Raw:
+        """See to a file that is held instead of stored; without a holder, none is."""
+        holder, value = self._holder, msgspec.json.decode(call.value)
+        answer: str | list[str] | None = None
+        if call.op == "hold" and holder is not None:
+            key = f"{of.job_id}/{of.task_id}/{of.attempt}/{call.key}"
+            answer = await holder.hold(key, Path(value))
+        elif call.op == "missing":
+            answer = value if holder is None else await holder.missing(value)
+        elif call.op == "bring":
+            if holder is None:
+                raise NotFound("file", call.key)
+            await holder.bring(call.key, Path(value))
+        return msgspec.Raw(encode(answer))
 
     async def _insist(self, call: Callable[[bytes], Awaitable[bytes]], message: bytes) -> bytes:
         """Repeat until the manager answers: while it is away, the attempt waits."""

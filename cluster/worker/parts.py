@@ -24,6 +24,7 @@ from pydantic_core import PydanticSerializationError
 
 from cluster.planning import dig, replaced
 from cluster.protocol import FileInfo, Inputs, Output
+from cluster.queue.plan import CHUNKS_MAX
 from cluster.queue.spec import JobSpec
 from cluster.tasks import params_hash
 from cluster.views import TaskView
@@ -41,8 +42,6 @@ MANIFEST = "chunks.parquet"
 GROUP_ROWS, GROUPS_MAX = 4_096, 4
 #: Chunks whose results a join asks for at once.
 PAGE = 1_000
-#: More chunks than any cluster would live to see done.
-CHUNKS_MAX = 100_000_000
 
 _SCHEMA = pa.schema([pa.field("chunk", pa.string(), nullable=False)])
 _decode_inputs = msgspec.json.Decoder(Inputs).decode
@@ -218,7 +217,9 @@ def _split(attempt: Attempt, fan_out: FanOut, params: bytes, chunks: Iterable[An
     schema = _SCHEMA.with_metadata({b"params": params})
     digest = hashlib.sha256(params)
     count = 0
-    path = attempt.own_path(MANIFEST)
+    a = attempt.assignment
+    # Beside its files, of which a split may keep one of this name.
+    path = f"results/{a.job_id}/{a.task_id}/{a.attempt}/{MANIFEST}"
     with attempt.files.open_write(path) as file, pq.ParquetWriter(_ForArrow(file), schema) as out:
         for rows in _grouped(fan_out, chunks):
             if (reason := attempt.stop_reason()) is not None:

@@ -126,11 +126,19 @@ class Moved(msgspec.Struct, frozen=True, tag="moved", array_like=True):
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
-    """Something the attempt waits for: a record to be made durable, a secret, tasks of a job."""
+    """Something the attempt waits for: a record to be made durable, a secret, tasks of a job.
+
+    hold     the holder takes the local file `value` as this attempt's output `key`, and the answer
+             is the path it has from then on, or null: keep it in the store
+    bring    what is held under the path `key` is written to the local file `value`
+    missing  those of the paths `value` that are gone
+    """
 
     call: int
     token: int
-    op: Literal["checkpoint", "once_claim", "once_done", "secret", "tasks"]
+    op: Literal[
+        "checkpoint", "once_claim", "once_done", "secret", "tasks", "hold", "bring", "missing"
+    ]
     key: str = ""
     value: msgspec.Raw = NOTHING
 

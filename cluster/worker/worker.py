@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from cluster.protocol import Orders, Report, decode_orders, encode
+from cluster.worker.ephemeral import Holder
 from cluster.worker.executor import Executor
 from cluster.worker.logs import Logs, LogStore
 from cluster.worker.remains import make_scratch
@@ -101,6 +102,7 @@ class Worker:
         node: str = "",
         times: WorkerTimes | None = None,
         memory_limit_bytes: int = 0,
+        holder: Holder | None = None,
     ) -> None:
         self.name, self.pool, self.queues = name, pool, list(queues)
         self._manager = manager
@@ -127,6 +129,7 @@ class Worker:
             ask=manager.call,
             logs=Logs(self._open_logs),
             news=self._news.set,
+            holder=holder,
         )
         self._number = 0
         self._applied = 0

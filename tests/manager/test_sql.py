@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.history.lineage import LINEAGE
 from cluster.history.rows import ATTEMPTS, JOBS
 from cluster.history.writer import current_files
-from cluster.protocol import FileInfo, Outcome, Output, encode
+from cluster.protocol import FileInfo, InputInfo, Outcome, Output, encode
 from cluster.queue.spec import JobSpec
 from cluster.store.memory import MemoryObjects
 from jobs.errors import InvalidInput
 from service.sql import select
 from tests.support.cluster import Life, life
+from tests.support.planned import fan_out, fine, raw, work
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "history.md"
 
@@ -166,6 +168,9 @@ async def test_the_queries_of_the_docs_give_rows(objects: MemoryObjects, query: 
         params = msgspec.Raw(b'{"customer":"Ada"}')
         await one.gateway.submit(JobSpec("shop.invoice", params=params))
         await complete(one, FileInfo("a.pdf", "results/a.pdf", 7, "0" * 64))
+        read = Output(raw(1), inputs=[InputInfo("upload:flights.parquet", "0" * 64)])
+        await one.gateway.submit(fan_out())
+        await work(one, fine(2, t1=Outcome(0, "ok", 1.0, 2.0, raw(read))))
         await submit(one, max_attempts=2)
         await fail(one, "failed")
         await fail(one)
@@ -178,6 +183,6 @@ async def test_the_queries_of_the_docs_give_rows(objects: MemoryObjects, query: 
 
 def test_the_page_names_every_column(objects: MemoryObjects) -> None:
     named = set(re.findall(r"`(\w+)`", PAGE.read_text()))
-    columns = {field.name for schema in (JOBS, ATTEMPTS) for field in schema} - {"record"}
+    columns = {field.name for schema in (JOBS, ATTEMPTS, LINEAGE) for field in schema} - {"record"}
 
     assert columns - named == set()

@@ -9,11 +9,13 @@ from unittest import mock
 import msgspec
 import pytest
 
+import cluster.history.writer
 from cluster.commit import CommitLog
 from cluster.manager import Manager, WorkerPort
 from cluster.queue import commands as c
 from cluster.queue import engine
-from cluster.queue.events import TaskLeased
+from cluster.queue.events import TaskLeased, TasksAdded
+from cluster.queue.plan import Role, Step
 from cluster.queue.state import TaskState
 from tests.support.simulation.simulation import Plan, Result, simulate
 
@@ -33,21 +35,22 @@ def ack_before_append() -> Iterator[Plan]:
 
 @contextlib.contextmanager
 def accept_a_stale_token() -> Iterator[Plan]:
-    jobs: dict[int, str] = {}
+    names: dict[int, tuple[str, str]] = {}
     lease, finish = engine._DECIDE[c.Lease], engine._DECIDE[c.Finish]
 
     def remember(state: Any, rules: Any, command: Any, now: float) -> Any:
         events = lease(state, rules, command, now)
-        jobs.update((e.token, e.job_id) for e in events if isinstance(e, TaskLeased))
+        names.update((e.token, (e.job_id, e.task_id)) for e in events if isinstance(e, TaskLeased))
         return events
 
     def believe(state: Any, rules: Any, command: Any, now: float) -> Any:
         events = finish(state, rules, command, now)
         for outcome, draw in zip(command.outcomes, command.draws, strict=True):
-            job = state.jobs.get(jobs.get(outcome.token, ""))
+            job_id, task_id = names.get(outcome.token, ("", ""))
+            job = state.jobs.get(job_id)
             if outcome.token not in state.leases and job is not None:
-                (task,) = job.tasks
-                if task.state is TaskState.LEASED:
+                task = next((task for task in job.tasks if task.id == task_id), None)
+                if task is not None and task.state is TaskState.LEASED:
                     outcome = msgspec.structs.replace(outcome, token=task.token)
                     events += finish(state, rules, c.Finish(task.worker, [outcome], [draw]), now)
         return events
@@ -83,6 +86,66 @@ def readopt_nothing() -> Iterator[Plan]:
         yield Plan()
 
 
+@contextlib.contextmanager
+def forget_a_chunk() -> Iterator[Plan]:
+    """A manager that starts again has one bit less of what is done."""
+    replay = CommitLog.replay
+
+    async def replay_badly(self: CommitLog) -> None:
+        await replay(self)
+        for job in self.state.plans.values():
+            for step in job.plan.steps.values() if job.plan is not None else ():
+                if step.finished and not job.finished_at:
+                    index = next(iter(step.finished))
+                    step.done[index >> 3] &= ~(1 << (index & 7))
+
+    with mock.patch.object(CommitLog, "replay", replay_badly):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def add_chunks_twice() -> Iterator[Plan]:
+    follow = engine.next_events
+
+    def follow_twice(job: Any) -> Iterator[Any]:
+        for event in follow(job):
+            yield event
+            if isinstance(event, TasksAdded) and event.role == Role.CHUNK:
+                yield event
+
+    with mock.patch.object(engine, "next_events", follow_twice):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def join_without_the_last_chunk() -> Iterator[Plan]:
+    def is_settled(self: Step) -> bool:
+        return self.succeeded + self.dead >= self.count - 1 and self.next == self.count
+
+    with mock.patch.object(Step, "is_settled", property(is_settled)):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def go_on_after_a_cancel() -> Iterator[Plan]:
+    """Chunks that are in line stay there when their job is cancelled."""
+    with mock.patch("cluster.queue.plan._withdraw", return_value=()):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def write_half_the_lineage() -> Iterator[Plan]:
+    write = cluster.history.writer.write_lineage
+
+    def write_half(objects: Any, first: int, last: int, job_id: str, tasks: Any) -> None:
+        kept = [task for task in tasks if task.index % 2 == 0]
+        if kept:
+            write(objects, first, last, job_id, kept)
+
+    with mock.patch.object(cluster.history.writer, "write_lineage", write_half):
+        yield Plan()
+
+
 def hunt(plan: Plan) -> Result:
     """Return the first schedule that breaks a promise."""
     for seed in range(1, SEEDS_MAX + 1):
@@ -99,6 +162,11 @@ def hunt(plan: Plan) -> Result:
         (accept_a_stale_token, "lease"),
         (skip_fsync, "durable"),
         (readopt_nothing, "while it runs"),
+        (forget_a_chunk, "its journal gives other jobs"),
+        (add_chunks_twice, "follow those below"),
+        (join_without_the_last_chunk, "without its chunks"),
+        (go_on_after_a_cancel, "after its job was stopped"),
+        (write_half_the_lineage, "has no row of task"),
     ],
 )
 def test_planted_bug_is_found(bug: Any, told: str) -> None:

@@ -51,8 +51,10 @@ class TwoNodes:
     def close(self) -> None:
         """End every node."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(WAIT_S)
+        self._process.stdout.close()
 
 
 def _main() -> None:

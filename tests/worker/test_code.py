@@ -327,7 +327,7 @@ class KeeperOf:
         self._ours.close()
 
 
-OVER = '''\
+OVER = """\
 from jobs import Context, job
 from pydantic import BaseModel
 
@@ -337,7 +337,7 @@ class Nothing(BaseModel):
 @job("test.noop")
 def noop(ctx: Context, params: Nothing) -> str:
     return "the bundle's"
-'''
+"""
 
 
 async def test_a_bundle_s_type_wins_over_one_the_cluster_was_started_with(

@@ -25,6 +25,7 @@ from cluster.store.segment import Rows, SegmentHeader
 from jobs.errors import DraymanError
 from tests.support.builders import canonical
 from tests.support.simulation.loop import Process
+from tests.support.simulation.plans import PlanAuditor
 from tests.support.simulation.world import World
 
 __all__ = ["Auditor"]
@@ -81,8 +82,12 @@ class Auditor:
         self._checkpoints: dict[tuple[str, str], int] = {}
         self._effects: Counter[tuple[str, str, str]] = Counter()
         self._succeeded: set[tuple[str, str]] = set()
-        #: How often a job's task was given back unstarted.
-        self._returned: Counter[str] = Counter()
+        self.plans = PlanAuditor(self._wrong)
+        #: Jobs that an attempt submits if it succeeds, by its token; and those whose attempt did.
+        self._submits: dict[int, list[str]] = {}
+        self._submitted: dict[str, None] = {}
+        #: How often a task was given back unstarted.
+        self._returned: Counter[tuple[str, str]] = Counter()
         #: Workers by name, and when a report of each last reached a manager.
         self.workers: dict[str, Process] = {}
         self._heard_at: dict[str, float] = {}
@@ -144,15 +149,24 @@ class Auditor:
 
     def _before(self, event: e.Event) -> None:
         self.counts[event.kind] += 1
+        self.plans.take(event)
         if isinstance(event, e.TaskLeased):
             self._leases[event.token] = Lease(
                 event.job_id, event.task_id, event.attempt, event.worker
             )
         elif isinstance(event, e.JobSubmitted):
-            request = decode_spec(event.raw).labels["request"]
+            spec = decode_spec(event.raw)
+            request = spec.labels["request"]
             if request in self._requests:
                 self._wrong(f"request {request} became two jobs")
             self._requests[request] = event.job_id
+            if spec.parent is not None and event.job_id not in self._submitted:
+                self._wrong(f"{event.job_id} was submitted by an attempt that did not succeed")
+        elif isinstance(event, e.OutputLost):
+            self._succeeded.discard((event.job_id, event.task_id))
+            if event.task_id.rpartition(".")[2].isdigit():
+                # Of most chunks that were done only their end is remembered: they start anew.
+                self._checkpoints.pop((event.job_id, event.task_id), None)
         elif isinstance(event, e.JobRefused):
             self._refused.add(event.job_id)
             if event.cause != "idempotency_key_reused":
@@ -186,8 +200,9 @@ class Auditor:
         elif isinstance(event, e.LeaseReleased) and not event.started:
             if token in self._live or how:
                 self._wrong(f"lease {token} was returned though it had started")
-            self._returned[event.job_id] += 1
-            if self._returned[event.job_id] == RETURNED_MAX:
+            task = event.job_id, event.task_id
+            self._returned[task] += 1
+            if self._returned[task] == RETURNED_MAX:
                 self._wrong(f"{event.job_id} is handed to and fro and never started")
         elif isinstance(event, e.AttemptFailed) or (
             isinstance(event, e.TaskDied) and event.charged == "attempt"
@@ -205,6 +220,7 @@ class Auditor:
         if task in self._succeeded:
             self._wrong(f"the result of {event.job_id} was committed twice")
         self._succeeded.add(task)
+        self._submitted |= dict.fromkeys(self._submits.get(event.token, ()))
         result = msgspec.json.decode(_output(event.output).result)
         if how != "ok" or result["token"] != event.token:
             self._wrong(f"lease {event.token} was completed with the result of {result}")
@@ -340,6 +356,10 @@ class Auditor:
         if self._effects[effect] > 1:
             self._wrong(f"effect {key!r} of {assignment.job_id} happened twice")
 
+    def submits(self, token: int, job_id: str) -> None:
+        """Take it that an attempt submits this job, if it succeeds."""
+        self._submits.setdefault(token, []).append(job_id)
+
     # --- managers -----------------------------------------------------------------------------
 
     def life_ended(self, name: str, commit: CommitLog) -> None:
@@ -377,7 +397,13 @@ class Auditor:
                 f"{job.id} is {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
                 for job in self.state.order
                 for task in job.tasks
-                if task.state not in TERMINAL and not self._is_far(task)
+                if job.plan is None and task.state not in TERMINAL and not self._is_far(task)
+            ]
+            + [
+                f"{job.id} goes on: {', '.join(map(_told, job.tasks)) or 'it has no task'}"
+                for job in self.state.order
+                if job.plan is not None
+                and not (job.finished_at or any(map(self._is_far, job.tasks)))
             ]
             + [
                 f"{job_id} is acknowledged and not in the journal"
@@ -400,9 +426,19 @@ class Auditor:
             ran = {job_id for job_id in firsts if job_id not in self._refused}
             if len(ran) > 1:
                 self._wrong(f"key {key} stood for {sorted(ran)}")
+        for job_id in self._submitted:
+            if self._status(job_id) is None:
+                self._wrong(
+                    f"{job_id} was submitted by an attempt that succeeded, and is not there"
+                )
+        self.plans.check_end(self.state, self._world.store)
         for job_id in self._cancelled:
             if self._status(job_id) != "cancelled":
                 self._wrong(f"{job_id} was cancelled, and is {self._status(job_id)}")
+
+
+def _told(task: Task) -> str:
+    return f"{task.id} {task.state.value} ({task.worker or 'nowhere'}, due {task.due_at})"
 
 
 def _events(rows: Rows) -> Any:

@@ -1,12 +1,14 @@
 """The one part of a worker that is replaced: the child process, behind the interface of `Slot`.
 
-Its handlers are little programs in the job's params, a list of steps such as `["work", 0.5]`.
+Its handlers are little programs in the job's params, a list of steps such as `["work", 0.5]`; those
+of a fan-out have one for its split, its chunks and its join.
 Rule 1: what `cluster/worker/child.py` promises holds here: a token starts or goes back, never both;
 an outcome is on the board before the next starts. Rule 2: what handlers really do is told to the
 auditor at once: it knows more than any message says.
 """
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 
 import msgspec
 
-from cluster.protocol import NOTHING, Assignment, Outcome
-from cluster.queue.spec import decode_spec
-from cluster.worker.attempt import Attempt
+from cluster.history.lineage import Lineage
+from cluster.protocol import NOTHING, Assignment, FileInfo, Inputs, Outcome, Submission
+from cluster.queue.spec import JobSpec, decode_spec, encode_spec
+from cluster.views import TaskPage, TaskView
+from cluster.worker.attempt import Attempt, InputLost, SplitResult
 from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop
 from cluster.worker.slot import Death, Slot, SlotConfig, SlotOwner
-from jobs.errors import DraymanError
+from jobs.errors import DraymanError, NotFound, Unavailable
 from jobs.outcome import Discard, Retry, Snooze, StopRequested
 from jobs.result import encode_result
 from tests.support.simulation.auditor import Auditor
@@ -300,9 +304,9 @@ class SimChild:
         attempt = Attempt(self, assignment)  # type: ignore[arg-type]
         self._auditor.attempt_started(assignment, self._slot.worker, self.process)
         try:
-            await self._program(assignment)
+            await self._perform(attempt, assignment)
             outcome = attempt.succeeded(encode_result({"token": token}))
-        except (Exception, StopRequested) as error:
+        except (Exception, StopRequested, InputLost) as error:
             outcome = attempt.failed(error)
         self._auditor.attempt_ended(token, outcome.kind)
         self._board.outcomes.append(outcome)
@@ -322,15 +326,39 @@ class SimChild:
         kept = [outcome for outcome in self._board.outcomes if outcome not in sent]
         self._board.outcomes[:] = kept
 
-    async def _program(self, assignment: Assignment) -> None:
-        spec = decode_spec(assignment.spec)
-        steps = msgspec.json.decode(spec.params)["steps"]
+    async def _perform(self, attempt: Attempt, assignment: Assignment) -> None:
+        params = msgspec.json.decode(decode_spec(assignment.spec).params)
+        if bytes(assignment.inputs) == b"null":
+            await self._program(attempt, assignment, params["steps"])
+            return
+        inputs = msgspec.json.decode(assignment.inputs, type=Inputs)
+        if inputs.role == "whole":
+            for name, (task_id, output) in inputs.outputs.items():
+                if output.result != NOTHING and output.chunks is None:
+                    self._auditor.plans.given(assignment, name, task_id, output)
+            await self._program(attempt, assignment, params["steps"])
+        elif inputs.role == "split":
+            await self._program(attempt, assignment, params["split"])
+            await self._split(attempt, assignment, params)
+        else:
+            manifest = await self._manifest(attempt, assignment, inputs)
+            if inputs.role == "chunk":
+                steps = manifest["odd"].get(str(inputs.index), manifest["run"])
+                await self._program(attempt, assignment, steps)
+            else:
+                await self._program(attempt, assignment, manifest["join"])
+                await self._join(attempt, assignment, inputs)
+
+    async def _program(self, attempt: Attempt, assignment: Assignment, steps: list[Any]) -> None:
         resumed = msgspec.json.decode(assignment.checkpoint) or 0
         for at, (op, *args) in enumerate(steps):
             if at < resumed:
                 continue
             self._check(assignment.token)
-            await self._step(assignment, at, op, *args)
+            if op in ("lose", "spoil", "submit"):
+                await self._planned_step(attempt, assignment, op, *args)
+            else:
+                await self._step(assignment, at, op, *args)
 
     def _check(self, token: int) -> None:
         reason = self.stops.get(token)
@@ -366,6 +394,92 @@ class SimChild:
             raise Snooze(args[1])
         elif op == "discard":
             raise Discard("no use")
+
+    # --- planned jobs -------------------------------------------------------------------------
+
+    async def _split(self, attempt: Attempt, assignment: Assignment, params: Any) -> None:
+        """Write the manifest: what chunks and join do."""
+        told = {name: params[name] for name in ("run", "odd", "join")}
+        data = msgspec.json.encode(told)
+        path = f"results/{assignment.job_id}/{assignment.task_id}/{assignment.attempt}/chunks"
+        await self._insist(assignment.token, self._world.store.put, path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        content = f"{digest}/{assignment.attempt}" if params["changes"] else digest
+        file = FileInfo("chunks", path, len(data), digest)
+        attempt.chunks = SplitResult(params["count"], file, content)
+
+    async def _manifest(self, attempt: Attempt, assignment: Assignment, inputs: Inputs) -> Any:
+        file = inputs.manifest
+        assert file is not None
+        try:
+            data = await self._insist(assignment.token, self._world.store.get, file.path)
+        except NotFound:
+            attempt.lose(*inputs.split)
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+        return msgspec.json.decode(data)
+
+    async def _join(self, attempt: Attempt, assignment: Assignment, inputs: Inputs) -> None:
+        """Read every chunk, a page at a time."""
+        failed = {index for index, _ in inputs.failed}
+        prefix = inputs.split[0].removesuffix("split")
+        for first in range(0, inputs.count, 8):
+            last = min(first + 8, inputs.count)
+            names = [f"{prefix}{i}" for i in range(first, last) if i not in failed]
+            views = await self._tasks(assignment, names)
+            self._auditor.plans.joined(assignment.job_id, assignment.token, views)
+
+    async def _tasks(self, assignment: Assignment, ids: list[str]) -> list[TaskView]:
+        answer = await self._call(assignment.token, "tasks", assignment.job_id, {"ids": ids})
+        if answer.found == "evicted":
+            raise HandlerError("its job is over")
+        page = msgspec.json.decode(answer.value, type=TaskPage)
+        if any(task.archived for task in page.tasks):
+            filled = Lineage(self._world.store).filled
+            page = await self._insist(assignment.token, filled, assignment.job_id, page)
+        return page.tasks
+
+    async def _planned_step(
+        self, attempt: Attempt, assignment: Assignment, op: str, *args: Any
+    ) -> None:
+        if op == "lose" and assignment.attempt <= args[1]:
+            [task] = await self._tasks(assignment, [args[0]])
+            attempt.lose(task.task_id, task.attempts)
+        elif op == "spoil" and assignment.attempt == 1:
+            file = msgspec.json.decode(assignment.inputs, type=Inputs).manifest
+            assert file is not None
+            await self._insist(assignment.token, self._world.store.delete, [file.path])
+        elif op == "submit":
+            for number in range(args[0]):
+                attempt.submit("program", [["work", 0.05]], {"number": number})
+
+    def submission(
+        self, attempt: Attempt, type: str, params: Any, options: dict[str, Any]
+    ) -> Submission:
+        """Return a job that the attempt submits, as the host of a real one does."""
+        assignment, job_id = attempt.assignment, self._world.job_id()
+        mine = decode_spec(assignment.spec)
+        request = f"{assignment.job_id}/{assignment.task_id}/{options['number']}"
+        spec = JobSpec(
+            type,
+            params=msgspec.Raw(msgspec.json.encode({"steps": params})),
+            queue=mine.queue,
+            retry=mine.retry,
+            labels={"request": request},
+            parent=assignment.job_id,
+        )
+        self._auditor.submits(assignment.token, job_id)
+        return Submission(job_id, msgspec.Raw(encode_spec(spec)))
+
+    async def _insist(self, token: int, work: Callable[..., Any], *args: Any) -> Any:
+        """Repeat what a store in trouble refused, until a stop is asked for."""
+        while True:
+            try:
+                return await self._world.offload(work, *args)
+            except Unavailable:
+                self._check(token)
+                await asyncio.sleep(0.1)
+
+    # --- records and questions ----------------------------------------------------------------
 
     async def _once(self, assignment: Assignment, key: str, in_doubt: str) -> None:
         """Do what `Context.once` does, which would block the loop."""

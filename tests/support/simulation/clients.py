@@ -1,12 +1,13 @@
 """Clients: what they ask for, how they repeat themselves, and when they lose patience."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from cluster.gateway import ManagerAway
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import JobSpec, Plan, StepSpec
 from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, DraymanError, KeyReused, NotFound, Overloaded, Unavailable
 from jobs.retry import RetryPolicy
@@ -34,7 +35,53 @@ PROGRAMS: list[list[Any]] = [
     [["once", "mail", "skip"], ["crash", 1], ["work", 0.5]],
     [["stubborn", 1.0]],
     [["work", 3.0]],
+    [["work", 0.1], ["fail", 1], ["submit", 2]],
 ]
+#: How chunks go, and those that differ from the others.
+CHUNKS: list[list[Any]] = [
+    [],
+    [["work", 0.02]],
+    [["work", 0.1], ["progress"]],
+    [["once", "mail", "skip"]],
+    [["checkpoint"], ["work", 0.05]],
+    [["fail", 1]],
+]
+ODD: list[list[Any]] = [
+    [["fail", 9]],
+    [["fail", 1]],
+    [["discard"]],
+    [["crash", 1], ["work", 0.05]],
+    [["snooze", 1, 0.3]],
+    [["stubborn", 0.5]],
+    [["work", 1.5]],
+    [["lose", "split", 1]],
+    [["spoil"]],
+]
+SPLITS: list[list[Any]] = [[], [], [["work", 0.2]], [["fail", 1]], [["crash", 1]], [["fail", 2]]]
+JOINS: list[list[Any]] = [
+    [],
+    [["work", 0.2]],
+    [["fail", 1]],
+    [["lose", "0", 1]],
+    [["lose", "1", 2], ["work", 0.1]],
+    [["lose", "split", 1]],
+    [["fail", 9]],
+    [["crash", 1]],
+]
+#: How a step of a workflow goes; "need" is the first step that it needs.
+STEPS: list[list[Any]] = [
+    [],
+    [["work", 0.1]],
+    [["fail", 1]],
+    [["lose", "need", 1], ["work", 0.1]],
+    [["discard"]],
+    [["crash", 1]],
+    [["checkpoint"], ["work", 0.3]],
+]
+#: How many of all jobs have a plan.
+PLANNED = 0.12
+QUESTIONS = ["job", "job", "wait", "cancel", "cancel", "retry"]
+QUESTIONS += ["attempts", "tasks", "list", "pause", "dead"]
 #: How often a keyed request is repeated before its client gives up.
 REPEATS_MAX = 8
 
@@ -74,9 +121,13 @@ class Clients:
         run_at = world.wall() + world.uniform(0.1, 3.0) if world.chance(0.1) else None
         expires_at = world.wall() + world.uniform(0.5, 5.0) if world.chance(0.05) else None
         timeout_s = world.uniform(0.1, 2.0) if world.chance(0.15) else None
+        params, plan = {"steps": steps}, None
+        if world.chance(PLANNED):
+            params, plan = self._workflow() if world.chance(0.3) else self._fan_out()
         return JobSpec(
             type="program",
-            params=msgspec.Raw(msgspec.json.encode({"steps": steps})),
+            params=msgspec.Raw(msgspec.json.encode(params)),
+            plan=plan,
             queue=rng.choice(["default", "default", "io"]),
             priority=rng.choice([0, 0, 0, 5]),
             run_at=run_at,
@@ -87,6 +138,51 @@ class Clients:
             retry=RetryPolicy(base_s=0.3, max_s=1.0),
             labels={"request": str(self._numbers)},
         )
+
+    def _fan_out(self) -> tuple[dict[str, Any], Plan]:
+        return self._chunks("", 40), Plan([self._step_of_chunks("")])
+
+    def _step_of_chunks(self, name: str, **more: Any) -> StepSpec:
+        rng = self._world.rng
+        return StepSpec(
+            name,
+            fans_out=True,
+            join=rng.random() < 0.7,
+            at_once=rng.choice([1, 2, 3, 5, 10]),
+            tolerate=rng.choice([0.0, 0.0, 0.2, 0.5]),
+            **more,
+        )
+
+    def _chunks(self, prefix: str, most: int) -> dict[str, Any]:
+        """Return params of a fan-out."""
+        rng = self._world.rng
+        count = rng.choice([0, 1, 2, 3, 5, 8, rng.randint(0, most)])
+        odd = {str(rng.randint(0, count)): rng.choice(ODD) for _ in range(rng.choice([0, 0, 1, 3]))}
+        return {
+            "split": rng.choice(SPLITS),
+            "count": count,
+            "run": _named(rng.choice(CHUNKS), prefix),
+            "odd": {at: _named(steps, prefix) for at, steps in odd.items()},
+            "join": _named(rng.choice(JOINS if count > 1 else JOINS[:3]), prefix),
+            "changes": rng.random() < 0.1,
+        }
+
+    def _workflow(self) -> tuple[dict[str, Any], Plan]:
+        rng = self._world.rng
+        steps: list[StepSpec] = []
+        for name in "abcd"[: rng.randint(1, 4)]:
+            needs = rng.sample(steps, min(len(steps), rng.choice([0, 1, 1, 2])))
+            queue = rng.choice([None, None, "io", "default"])
+            more: dict[str, Any] = {"needs": [step.name for step in needs], "queue": queue}
+            if rng.random() < 0.4:
+                params = self._chunks(f"{name}.", 6)
+                step = self._step_of_chunks(name, params=_raw(params), **more)
+            else:
+                need = needs[0] if needs else None
+                params = {"steps": _told(rng.choice(STEPS), need)}
+                step = StepSpec(name, params=_raw(params), **more)
+            steps.append(step)
+        return {}, Plan(steps, rng.random() < 0.5, rng.choice(steps).name)
 
     async def _submit(self) -> None:
         world = self._world
@@ -164,9 +260,7 @@ class Clients:
         life = self._gateway()
         if life is None:
             return
-        what = world.rng.choice(
-            ["job", "job", "wait", "cancel", "cancel", "retry", "attempts", "list", "pause", "dead"]
-        )
+        what = world.rng.choice(QUESTIONS)
         world.note("asks", what, job_id)
         try:
             await getattr(self, f"_{what}")(life, job_id)
@@ -192,6 +286,14 @@ class Clients:
 
     async def _attempts(self, life: GatewayLife, job_id: str) -> None:
         await life.ask(lambda gateway: gateway.attempts(job_id, None))
+
+    async def _tasks(self, life: GatewayLife, job_id: str) -> None:
+        first: int | None = 0
+        while first is not None:
+            turn = partial(_page, job_id, first)
+            page = await life.ask(turn)
+            self._auditor.plans.seen(job_id, page.tasks)
+            first = page.next_after
 
     async def _list(self, life: GatewayLife, job_id: str) -> None:
         page = await life.ask(lambda gateway: gateway.jobs(JobQuery()))
@@ -223,3 +325,28 @@ class Clients:
     def _gateway(self) -> GatewayLife | None:
         lives = self._machine.gateways
         return self._world.rng.choice(lives) if lives else None
+
+
+async def _page(job_id: str, first: int, gateway: Any) -> Any:
+    return await gateway.tasks(job_id, None, first, 9)
+
+
+def _raw(params: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(params))
+
+
+def _named(steps: list[Any], prefix: str) -> list[Any]:
+    """Return a program that names tasks of its own step by their whole ids."""
+    return [
+        [op, prefix + args[0], *args[1:]] if op == "lose" else [op, *args] for op, *args in steps
+    ]
+
+
+def _told(steps: list[Any], need: StepSpec | None) -> list[Any]:
+    """Return a program with the task that it loses, if there is one."""
+    if need is None:
+        return [step for step in steps if step[0] != "lose"]
+    name = need.name
+    if need.fans_out:
+        name += ".join" if need.join else ".0"
+    return [[op, name, *args[1:]] if op == "lose" else [op, *args] for op, *args in steps]
