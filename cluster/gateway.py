@@ -418,11 +418,13 @@ class Gateway:
             view = found.view
             past = partial(record_page, first=first, limit=limit, ids=ids)
             page: TaskPage = await self._offload(
-                past, self._history.lineage, view.id, view.steps, found.tasks
+                past, self._history.lineage, view.alias_of or view.id, view.steps, found.tasks
             )
             return page
         if any(task.archived for task in found.tasks):
-            filled: TaskPage = await self._offload(self._history.lineage.filled, job_id, found)
+            view = await self.job(job_id, tenant)  # files bear the id that an alias stands for
+            real = view.alias_of or job_id
+            filled: TaskPage = await self._offload(self._history.lineage.filled, real, found)
             return filled
         return found
 

@@ -314,6 +314,7 @@ class Manager:
         if lost:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
             self._commit.run(c.Reclaim(report.worker, lost))
+            self._wake_waiters()
         drop = session.has_too_many(self._state)
         if lost or again:
             # Idle workers first: what was taken back for them must not come straight back here.
@@ -652,7 +653,8 @@ class Manager:
         )
 
     def _wake_waiters(self) -> None:
-        for job_id in [j for j in self._waiting if self._state.jobs[j].finished_at]:
+        jobs = self._state.jobs
+        for job_id in [j for j in self._waiting if j not in jobs or jobs[j].finished_at]:
             for waiter in self._waiting.pop(job_id):
                 waiter.set()
 
@@ -751,11 +753,13 @@ class Manager:
         waiters = self._waiting.setdefault(job_id, [])
         waiters.append(done)
         try:
-            await asyncio.wait_for(done.wait(), min(timeout_s, WAIT_MAX_S))
-        except TimeoutError:
-            waiters.remove(done)
-            if not waiters:
-                self._waiting.pop(job_id, None)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), min(timeout_s, WAIT_MAX_S))
+        finally:  # also if whoever waited has left
+            if done in waiters:
+                waiters.remove(done)
+            if not waiters and self._waiting.get(job_id) is waiters:
+                del self._waiting[job_id]
 
 
 async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:

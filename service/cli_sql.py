@@ -41,7 +41,7 @@ class Format(StrEnum):
 
 def sql(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(help="A query over `jobs` and `attempts`; - for stdin.")],
+    query: Annotated[str, typer.Argument(help="A query over `jobs`, `attempts` and `tasks`; - for stdin.")],
     store: Annotated[
         str | None,
         typer.Option(help="A folder or URL; by default the store of the Drayman that runs here."),
@@ -56,7 +56,7 @@ def sql(
     format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.TABLE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask about jobs and attempts with SQL (DuckDB)."""
+    """Ask about jobs, attempts and chunks with SQL (DuckDB)."""
     from cluster.store.objects import open_store
     from jobs.errors import DraymanError, Kind
     from service.sql import select

@@ -276,7 +276,7 @@ def flow_of(task: Task) -> int:
 
 
 def _turn(task: Task) -> tuple[int, int]:
-    return task.ticket, task.job.number
+    return task.ticket, flow_of(task)  # among equals a job of one task goes first
 
 
 class Line:

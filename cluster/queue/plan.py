@@ -567,7 +567,9 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
     failed = plan_status(job) == "failed"
     for task in list(plan.waiting.values()):
         task.due_at = 0.0  # nothing of it is to begin by itself
-        if not failed:
+        if failed:
+            task.line.counts[S.WAITING] -= 1  # it is in nobody's way until it is revived
+        else:
             move(task, Move.CANCELLED)
     if not failed:
         for task in plan.tasks.values():
@@ -584,6 +586,8 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
     assert plan is not None
     job.finished_at = 0.0
     plan.stop = ""
+    for task in plan.waiting.values():
+        task.line.counts[S.WAITING] += 1
     for name, step in plan.steps.items():
         if step.state is StepState.FAILED:
             step.state = StepState.RUNNING
@@ -633,7 +637,12 @@ def _recalled(state: State, job: Job, plan: PlanState, event: e.OutputLost) -> S
     more: dict[str, Any] = {"step": step, "role": role, "index": index}
     task = StepTask(job, line, event.task_id, S.SUCCEEDED, event.attempt, **more)
     if event.row:
-        task.past = list(decode_finished(event.row).past) or None
+        row = decode_finished(event.row)
+        made = PastAttempt(
+            row.attempt, "succeeded", row.worker, row.leased_at, row.started_at, row.ended_at,
+            cause="output lost", log=row.log,
+        )  # fmt: skip
+        task.past = [*row.past, made]
     step.finished.pop(index, None)
     plan.add(task)
     return task

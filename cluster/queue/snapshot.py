@@ -368,7 +368,8 @@ def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
     state.jobs[job.id] = job
     state.order.add(job)
     for task in job.tasks:
-        task.line.counts[task.state] += 1
+        if not (job.finished_at and task.state is S.WAITING):  # see `plan.on_job_ended`
+            task.line.counts[task.state] += 1
         if task.state is S.READY and not task.suspect:
             ready.append(task)
         elif task.state is S.LEASED:

@@ -465,7 +465,6 @@ def test_a_fan_out_that_failed_goes_on_with_what_it_lacks(
     assert all(t["state"] == "succeeded" for t in tasks_of(drayman, job_id).values())
 
 
-@pytest.mark.xfail(reason="what its stop withdrew after it had begun is told as scheduled")
 def test_a_failed_job_leaves_nothing_in_the_counts_of_its_queue(
     drayman: LiveDrayman, client: Client, tmp_path: Path
 ) -> None:

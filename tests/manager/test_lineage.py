@@ -1,5 +1,8 @@
 """The finished chunks of planned jobs: in memory, then in files, and whole wherever one looks."""
 
+import asyncio
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -7,15 +10,18 @@ import msgspec
 import pytest
 
 from cluster.compaction import CompactionPlan, compact
+from cluster.gateway import Gateway
 from cluster.history.lineage import Lineage, record_page
 from cluster.history.reader import History
 from cluster.history.writer import maintain
+from cluster.ids import uuid7_maker
 from cluster.protocol import InputInfo, LostOutput, Outcome, Output, Record, encode
 from cluster.queue import commands as c
 from cluster.queue.spec import JobSpec
 from cluster.store.memory import MemoryObjects
 from jobs.errors import Corrupt, NotFound
 from service.sql import select
+from tests.manager.test_plans import Port
 from tests.support.cluster import Life, life
 from tests.support.planned import Answer, fan_out, fine, raw, roles, step, work, workflow
 
@@ -464,3 +470,46 @@ async def test_a_query_opens_the_chunks_it_asks_for_and_no_others(objects: Memor
     assert ask(spied, query) == [(2, 1)]
     opened = {path.split("/")[1] for path in seen if path.startswith("lineage/") and path[8:]}
     assert opened == {jobs[1]}
+
+
+async def test_whoever_waits_is_told_though_only_a_lost_lease_ended_the_job(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, fan_out())
+        await work(one, fine(3), most=1)
+        tokens = [assignment.token for assignment in (await one.report(free=1)).assignments]
+        waiting = asyncio.create_task(one.gateway.wait(job_id, None, 25.0))
+        await asyncio.sleep(0)
+        await one.gateway.cancel(job_id, None)
+        await one.report(held=tokens, started=tokens)
+        await one.report(outcomes=[Outcome(99, "ok")])  # it does not hold that one any more
+
+        async with asyncio.timeout(10.0):
+            view = await waiting
+
+        assert view.status == "cancelled"
+        await compacted(one)
+        other = await submit(one, fan_out())
+        assert (await one.gateway.cancel(other, None)).status == "cancelled"
+
+
+async def test_tasks_are_found_by_an_alias_wherever_they_lie(objects: MemoryObjects) -> None:
+    keyed = fan_out(key="k" * 64, key_expires_at=9e9, fingerprint="f")
+    async with life(objects, "w1") as one:
+        await submit(one, keyed)
+        await work(one, fine(3), most=3)
+        await one.manager._commit.barrier()
+    away = Gateway(
+        Port(), new_id=uuid7_maker(), incarnation=uuid.uuid4().hex, history=History(objects),
+        objects=objects, wall=time.time, monotonic=time.monotonic,
+    )  # fmt: skip
+    alias = (await away.submit(keyed)).job_id
+    await away.close()
+    async with life(objects, "w1") as two:
+        await compacted(two)
+        assert (await tokens_of(two, alias))["1"] == made("1")
+        await work(two, fine(3))
+        await compacted(two)
+        assert two.state.jobs == {}
+        assert (await tokens_of(two, alias))["2"] == made("2")

@@ -355,7 +355,7 @@ def test_a_loss_is_replayed_alike_from_a_snapshot_that_left_the_chunk_to_lineage
         evolve(again, e.from_row(row), when)
     assert canonical(again) == canonical(book.state)
     task = plan_of(book).tasks["0"]
-    assert (task.attempt, task.failures, len(task.past)) == (2, 0, 1)
+    assert (task.attempt, task.failures, len(task.past)) == (2, 0, 2)
 
 
 # --- splits ---------------------------------------------------------------------------------------
