@@ -41,7 +41,9 @@ class Format(StrEnum):
 
 def sql(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(help="A query over `jobs`, `attempts` and `tasks`; - for stdin.")],
+    query: Annotated[
+        str, typer.Argument(help="A query over `jobs`, `attempts` and `tasks`; - for stdin.")
+    ],
     store: Annotated[
         str | None,
         typer.Option(help="A folder or URL; by default the store of the Drayman that runs here."),

@@ -6,7 +6,7 @@ nothing here depends on the clock, on chance or on the order of a set. Moments a
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +33,9 @@ __all__ = [
     "Timer",
     "WorkerFacts",
 ]
+
+# Looked up several times a job, where an attribute of the enum costs as much as the rest.
+_READY, _LEASED = TaskState.READY, TaskState.LEASED
 
 #: Batches of one gateway whose replies can still be asked for again: the highest number seen and
 #: those just below it. Lower ones are too old to tell from new.
@@ -181,102 +184,99 @@ class Bucket:
     served last, whichever is higher; the lowest is served next. So flows take turns, and one that
     was empty owes nothing (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996).
 
-    Entries are removed lazily: a task that left READY stays in its deque until it is at the head.
+    Entries are removed lazily: a task that left READY stays in its deque until it is at an end.
     """
 
-    __slots__ = ("flows", "last", "served")
+    __slots__ = ("flows", "served", "simple")
 
     def __init__(self) -> None:
-        #: By job number; 0 for all that have one task. A flow that is empty is not in it.
+        #: Tasks of jobs that have one.
+        self.simple: deque[Task] = deque()
+        #: Those of planned jobs, by the job's number. A flow that is empty is not in it.
         self.flows: dict[int, deque[Task]] = {}
-        #: Last ticket of each flow.
-        self.last: dict[int, int] = {}
         #: Highest ticket that was served.
         self.served = 0
 
     def push(self, task: Task) -> None:
         """Put a task at the end of its flow."""
-        flow = flow_of(task)
-        task.ticket = self.last[flow] = max(self.last.get(flow, 0), self.served) + 1
-        queue = self.flows.get(flow)
-        if queue is None:
-            queue = self.flows[flow] = deque()
-        queue.append(task)
+        flow = self._flow(task)
+        last = self.served
+        if flow and flow[-1].ticket > last:
+            last = flow[-1].ticket
+        task.ticket = last + 1
+        flow.append(task)
 
     def restore(self, task: Task) -> None:
         """Put a task that has its ticket, the highest of its flow, in its place."""
-        flow = flow_of(task)
-        self.flows.setdefault(flow, deque()).append(task)
-        self.last[flow] = max(self.last.get(flow, 0), task.ticket)
+        self._flow(task).append(task)
 
     def push_front(self, task: Task) -> None:
         """Put a task back where its ticket says."""
-        flow = flow_of(task)
-        queue = self.flows.get(flow)
-        if queue is None:
-            queue = self.flows[flow] = deque()
-            self.last[flow] = max(self.last.get(flow, 0), task.ticket)
+        flow = self._flow(task)
         # Those before it were given back just now too, so this is a short walk.
         ahead = 0
-        while ahead < len(queue) and queue[ahead].ticket < task.ticket:
+        while ahead < len(flow) and flow[ahead].ticket < task.ticket:
             ahead += 1
-        queue.insert(ahead, task)
+        flow.insert(ahead, task)
+
+    def _flow(self, task: Task) -> "deque[Task]":
+        job = task.job
+        if job.plan is None:
+            return self.simple
+        flow = self.flows.get(job.number)
+        if flow is None:
+            flow = self.flows[job.number] = deque()
+        return flow
 
     def dropped(self, task: Task) -> None:
         """Forget a task that left READY, as far as that is cheap now."""
-        if task.state is TaskState.LEASED and task.ticket > self.served:
+        if task.ticket > self.served and task.state is _LEASED:
             self.served = task.ticket
-        flow = flow_of(task)
-        queue = self.flows.get(flow)
-        if queue is None:
+        job = task.job
+        flow = self.simple if job.plan is None else self.flows.get(job.number)
+        if not flow:
             return
-        while queue and queue[0].state is not TaskState.READY:
-            queue.popleft()
-        if not queue:
-            del self.flows[flow], self.last[flow]
+        while flow and flow[0].state is not _READY:
+            flow.popleft()
+        while flow and flow[-1].state is not _READY:
+            flow.pop()
+        if job.plan is not None and not flow:
+            del self.flows[job.number]
 
     def ready(self) -> Iterator[Task]:
         """Yield ready tasks, next first."""
-        flows = self.flows
-        if len(flows) == 1:
-            (queue,) = flows.values()
-            order: Iterator[Task] = iter(queue)
-        else:
-            order = heapq.merge(*flows.values(), key=_turn)
+        flows = [flow for flow in (self.simple, *self.flows.values()) if flow]
+        order: Iterable[Task] = flows[0] if len(flows) == 1 else heapq.merge(*flows, key=_turn)
         for task in order:
-            if task.state is TaskState.READY and not task.suspect:
+            if task.state is _READY and not task.suspect:
                 yield task
 
-    def tidy(self, flow: int) -> None:
-        """Drop everything of a flow that is not READY: it may become so again, elsewhere."""
-        queue = self.flows.get(flow)
-        if queue is None:
+    def tidy(self, number: int) -> None:
+        """Drop everything of a job that is not READY: it may become so again, elsewhere."""
+        flow = self.flows.get(number)
+        if flow is None:
             return
-        kept = deque(task for task in queue if task.state is TaskState.READY)
+        kept = deque(task for task in flow if task.state is _READY)
         if kept:
-            self.flows[flow] = kept
+            self.flows[number] = kept
         else:
-            del self.flows[flow], self.last[flow]
+            del self.flows[number]
 
     def ahead_of(self, task: Task) -> int:
         """Return about how many ready tasks go before `task`; O(flows)."""
         ahead = 0
-        for queue in self.flows.values():
-            first = next((t for t in queue if t.state is TaskState.READY), task)
-            ahead += min(max(0, task.ticket - first.ticket), len(queue))
+        for flow in (self.simple, *self.flows.values()):
+            first = next((t for t in flow if t.state is _READY), task)
+            ahead += min(max(0, task.ticket - first.ticket), len(flow))
         return ahead
 
     def __len__(self) -> int:
-        return sum(map(len, self.flows.values()))
-
-
-def flow_of(task: Task) -> int:
-    """Return which tasks it queues up with: those of its planned job, or all that have none."""
-    return 0 if task.job.plan is None else task.job.number
+        return len(self.simple) + sum(map(len, self.flows.values()))
 
 
 def _turn(task: Task) -> tuple[int, int]:
-    return task.ticket, flow_of(task)  # among equals a job of one task goes first
+    job = task.job  # among equals a job of one task goes first
+    return task.ticket, 0 if job.plan is None else job.number
 
 
 class Line:

@@ -76,8 +76,8 @@ class _Line(msgspec.Struct, array_like=True):
     #: Not in use any more.
     tickets: int
     suspects: list[tuple[str, str]]
-    #: By priority: the highest ticket served, and the last of each flow.
-    buckets: dict[int, tuple[int, dict[int, int]]] = {}
+    #: By priority: the highest ticket served.
+    buckets: dict[int, int] = {}
 
 
 class _Worker(msgspec.Struct, array_like=True):
@@ -172,9 +172,7 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         yield "key", key, _encode(entry)
     for name, line in state.lines.items():
         suspects = [(task.job.id, task.id) for task in line.suspects]
-        buckets = {
-            priority: (bucket.served, bucket.last) for priority, bucket in line.buckets.items()
-        }
+        buckets = {priority: bucket.served for priority, bucket in line.buckets.items()}
         yield "line", name, _encode(_Line(line.paused, 0, suspects, buckets))
     for name, facts in state.workers.items():
         yield "worker", name, _encode(_Worker(facts.pool, facts.node, facts.code))
@@ -270,9 +268,8 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
             told = msgspec.msgpack.decode(data, type=_Line)
             line = state.line(name)
             line.paused = told.paused
-            for priority, (served, last) in told.buckets.items():
-                bucket = line.bucket(priority)
-                bucket.served, bucket.last = served, last
+            for priority, served in told.buckets.items():
+                line.bucket(priority).served = served
             suspects += told.suspects
         elif kind == "worker":
             facts = msgspec.msgpack.decode(data, type=_Worker)
