@@ -77,6 +77,8 @@ PROVE_S, PROVE_IDLE_S = 10.0, 600.0
 REPLACED_S = 1.0
 #: Unstarted work is taken back from a worker that sat on it this long while another is idle.
 RECALL_AFTER_S = 0.1
+#: And after so long whether another is idle or not: it was taken ahead of what proved to be long.
+HOSTAGE_S = 1.0
 #: How often intake is listed by itself.
 FOLD_EVERY_S, FOLD_AGAIN_S = 60.0, 1.0
 #: How often it is looked whether the journal should be folded, and how long after a compaction, or
@@ -307,6 +309,8 @@ class Manager:
         if report.code:
             self._commit.run(c.Join(report.worker, report.pool, report.node, report.code))
         again = self._finish(session, report.outcomes)
+        if again:
+            self._tell_others(session)
         # A report made before its worker heard of this manager may be older than the last orders of
         # the one before, or have lain about for long: what it lacks may have arrived since.
         heard = report.epoch == self._state.epoch
@@ -317,7 +321,8 @@ class Manager:
             self._wake_waiters()
         drop = session.has_too_many(self._state)
         if lost or again:
-            # Idle workers first: what was taken back for them must not come straight back here.
+            # Idle workers first: what was taken back for them must not come straight back here,
+            # and what follows in a plan is not to wait until they ask again.
             self._lease(session, session.free)
             self._dispatch()
             self._lease(session, session.prefetch)
@@ -377,7 +382,7 @@ class Manager:
         return max(0.1, left_s) if self._draining else 0.0
 
     def _finish(self, session: Session, outcomes: list[Outcome]) -> bool:
-        """Settle attempts; return whether some of them may be someone else's at once."""
+        """Settle attempts; return whether others may have something to do now."""
         if not outcomes:
             return False
         draws = [self._draw() if outcome.kind == "failed" else 0.0 for outcome in outcomes]
@@ -389,7 +394,16 @@ class Manager:
         ]
         self._commit.run(c.Finish(worker, outcomes, draws))
         self._ended(session, ending)
-        return any(outcome.kind in HANDED_BACK for outcome in outcomes)
+        # What follows a task of a planned job may be for other workers, who wait for it.
+        return any(o.kind in HANDED_BACK or o.submits for o in outcomes) or any(
+            task.job.plan is not None for task in ending
+        )
+
+    def _tell_others(self, session: Session) -> None:
+        """Let go of the reports of workers that are to stop something."""
+        for other in self._sessions.values():
+            if other is not session and other.parked is not None and self._news(other):
+                other.release()
 
     def _ended(self, session: Session, tasks: list[Task]) -> None:
         """Tell the rates, and whoever waits, of tasks that lost their lease."""
@@ -505,6 +519,7 @@ class Manager:
             if silent_s > self._heartbeat_timeout_s(session):
                 session.lost = LEASE_LOST
                 self._go(self._give_up(session))
+        self._free_hostages()
         self._take_back()
 
     async def _prove_forever(self) -> None:
@@ -549,6 +564,23 @@ class Manager:
             return STARTING_S
         timeouts = [p.heartbeat_timeout_s for p in self._settings.pools if p.name == session.pool]
         return timeouts[0] if timeouts else 15.0
+
+    def _free_hostages(self) -> None:
+        """Ask for what waits behind a long task: the next worker that is free is to have it."""
+        leases, too_old = self._state.leases, self._commit.now() - HOSTAGE_S
+        for session in self._sessions.values():
+            if session.recall or session.free > 0 or len(session.held) == len(session.started):
+                continue
+            waiting = [
+                token
+                for token in session.held
+                if token not in session.started
+                and (task := leases.get(token)) is not None
+                and task.leased_at < too_old
+            ]
+            if waiting:
+                session.recall = waiting
+                session.release()
 
     def _take_back(self) -> None:
         """Ask for half of what a worker has not started for a while, if another is idle."""

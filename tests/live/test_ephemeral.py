@@ -116,6 +116,7 @@ def test_more_than_the_object_store_has_room_for_is_joined_all_the_same(
     assert set(runs(tmp_path).values()) == {1}
 
 
+@pytest.mark.long
 def test_any_node_reads_them_and_those_of_a_lost_node_are_made_again(
     tmp_path: Path,
 ) -> None:

@@ -58,6 +58,7 @@ def workflow(own: LiveDrayman, folder: Path) -> str:
     )
 
 
+@pytest.mark.long
 def test_lineage_is_told_alike_from_memory_from_files_and_after_a_restart(
     own: LiveDrayman, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def check(own: LiveDrayman, job_id: str, tasks: dict[str, Json]) -> None:
     ]
 
 
+@pytest.mark.long
 def test_lineage_names_the_attempt_that_made_a_lost_output_again(
     own: LiveDrayman, tmp_path: Path
 ) -> None:
@@ -148,6 +150,7 @@ def test_lineage_names_the_attempt_that_made_a_lost_output_again(
     assert kept.read_text() == "3"
 
 
+@pytest.mark.long
 def test_what_never_began_is_told_alike_before_and_after_the_job_left_for_history(
     own: LiveDrayman, tmp_path: Path
 ) -> None:

@@ -239,6 +239,7 @@ def cpu_workers(client: Client) -> int:
     return sum(worker["pool"] == "cpu" for worker in client.workers())
 
 
+@pytest.mark.long
 def test_no_finished_chunk_runs_again_after_a_kill_of_everything(
     own: LiveDrayman, tmp_path: Path
 ) -> None:
@@ -318,6 +319,7 @@ def test_only_the_chunk_whose_output_is_gone_is_run_again_for_the_join(
     assert second["outcome"] == "succeeded"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("are_in_files", [False, True], ids=["at once", "once in files"])
 def test_lost_outputs_are_made_again_back_to_where_they_are_whole(
     own: LiveDrayman, tmp_path: Path, are_in_files: bool
@@ -360,6 +362,7 @@ def test_lost_outputs_are_made_again_back_to_where_they_are_whole(
     assert job["recoveries"] == 0
 
 
+@pytest.mark.long
 def test_a_lost_list_of_chunks_is_made_again_and_no_chunk_that_was_done(
     own: LiveDrayman, tmp_path: Path
 ) -> None:
@@ -391,8 +394,8 @@ def test_nothing_of_a_cancelled_fan_out_goes_on(
     until(lambda: all_workers_are_free(client) and line_is_empty(client))
     count = 3_000
     job_id = slices(client, tmp_path, count=count, held=list(range(2, count)))
-    for task in ("2", "3"):
-        begun(tmp_path, task)
+    # Which ones they are depends on who took what ahead.
+    until(lambda: len({*tmp_path.glob("begun-*")} - {*tmp_path.glob("begun-[01]-*")}) == 2)
 
     client.cancel(job_id)
     job = client.wait(job_id, WAIT_S)

@@ -84,7 +84,7 @@ def test_kill_of_a_worker_costs_the_segment_it_encoded_and_leaves_no_encoder(
     again = {task_id for task_id, count in attempts.items() if count > 1}
     assert again <= hit
     assert not again & finished
-    assert sum(attempts[task_id] - 1 for task_id in again) <= 1
+    assert len(encoders) == 1  # whatever else it held had not begun
     files = {file["name"]: file for file in client.files(job_id)}
     made = client.download(files["480p.mp4"], tmp_path)
     assert frames(made) == frames(film)

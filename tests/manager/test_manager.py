@@ -429,6 +429,25 @@ async def test_half_is_taken_back_from_a_worker_that_reports_all_the_time(
         assert len((await idle).assignments) == 1
 
 
+async def test_what_waits_behind_a_long_task_is_taken_back_though_nobody_is_idle(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects) as now:
+        for _ in range(3):
+            await now.gateway.submit(SPEC)
+        orders = await now.take(free=3)
+        tokens = [a.token for a in orders.assignments]
+        now.clock.offset_s += 2.0
+        busy = asyncio.create_task(
+            now.report(applied=orders.number, held=tokens, started=tokens[:1], free=0)
+        )
+        await turns(20)
+
+        now.manager.tick()
+
+        assert (await busy).recall == tokens[1:]
+
+
 # --- asking ---------------------------------------------------------------------------------------
 
 
