@@ -20,7 +20,7 @@ from cluster.settings import NAMESPACE
 from service.edge import LOOPBACK, free_port
 from service.runfile import ProcessRecord, identify, write_private
 
-__all__ = ["Head", "environment", "make_folder", "require_ray_not_imported"]
+__all__ = ["Head", "environment", "expect_deaths", "make_folder", "require_ray_not_imported"]
 
 OBJECT_STORE_BYTES = 200_000_000
 #: Ray puts sockets 65 characters below the folder, and a socket's path may have 107.
@@ -147,6 +147,13 @@ def _lean_ray_parameters() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = plain
+
+
+def expect_deaths() -> None:
+    """Let Ray not tell any more of processes that died, as if of crashes: now we end them."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix=False: None
 
 
 def _ray_processes() -> list[ProcessRecord]:

@@ -30,7 +30,7 @@ import psutil
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from service import head as ray_head
 from service.edge import LOOPBACK, Edge, EdgePlan, port_is_free
-from service.head import Head
+from service.head import Head, expect_deaths
 from service.runfile import (
     RUN_ENV,
     ProcessRecord,
@@ -210,6 +210,7 @@ class Running:
         import ray
         from ray import serve
 
+        expect_deaths()
         if self.cluster is not None and drain:
             self.cluster.drain()
         # Lets requests in flight end. Serve itself goes with our Ray, or is not ours to stop.
@@ -434,6 +435,7 @@ def up(
         except Interrupted:
             running.abandon()
             stopped = True
+        say("stopped; what was not done goes on with the next `drayman up` on this store")
         if not stopped:
             sys.stdout.flush()
             os._exit(EXIT_DONE)
