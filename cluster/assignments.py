@@ -17,6 +17,9 @@ from cluster.tasks import output_of
 
 __all__ = ["assignment_of"]
 
+#: Of an error a join is told so much, and this much where more than so many chunks failed.
+ERROR_CHARS, ERRORS_WHOLE, ERROR_CHARS_OF_MANY = 4_096, 100, 100
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -68,10 +71,16 @@ def _of_chunks(job: Job, plan: PlanState, step: Step) -> tuple[bytes, bytes]:
 
 def _of_join(plan: PlanState, step: Step) -> Inputs:
     split, output = _split(plan, step)
-    failed = [
-        (task.index, next((p.error for p in reversed(task.past or ()) if p.error), ""))
+    dead = [
+        task
         for task in plan.tasks.values()
         if task.step is step and task.role is Role.CHUNK and task.state is TaskState.DEAD
+    ]
+    # Many may have failed, and all they say has to fit into one message.
+    chars = ERROR_CHARS if len(dead) <= ERRORS_WHOLE else ERROR_CHARS_OF_MANY
+    failed = [
+        (task.index, next((p.error for p in reversed(task.past or ()) if p.error), "")[:chars])
+        for task in dead
     ]
     return Inputs(
         "join",
@@ -87,10 +96,11 @@ def _split(plan: PlanState, step: Step) -> tuple[StepTask, Output]:
     return split, output_of(split.output)
 
 
-def _output(plan: PlanState, step: Step) -> tuple[str, Output]:
-    """Return the id and the output of the task whose output is the step's."""
+def _output(plan: PlanState, step: Step) -> tuple[str, Output | None]:
+    """Return the id and the output of the task whose output is the step's; None if it was lost."""
     task = plan.tasks.get(last_task(step.spec))
     if task is not None:
-        return task.id, output_of(task.output)
+        is_there = task.state is TaskState.SUCCEEDED
+        return task.id, output_of(task.output) if is_there else None
     counted = msgspec.Raw(_encode({"chunks": step.succeeded}))
     return last_task(step.spec), Output(counted)

@@ -8,7 +8,8 @@ in which none needs a later one.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -19,9 +20,12 @@ from cluster.queue.spec import JOBS_OWN, Plan, StepSpec
 from jobs.workflow import STEP_NAME
 
 __all__ = [
+    "PROBLEMS_MAX",
     "STEPS_MAX",
+    "TYPES_SHOWN",
     "Problem",
     "dig",
+    "no_type",
     "plan_fan_out",
     "plan_for",
     "plan_steps",
@@ -30,6 +34,13 @@ __all__ = [
 ]
 
 STEPS_MAX = 1_000
+#: Problems that are told, and of how many of them it is told what may have been meant: to find that
+#: out takes longer than all else, and whoever posts a workflow must not hold up the others.
+PROBLEMS_MAX, HINTS_MAX = 50, 5
+#: Names that are compared with a wrong one, its neighbours in the alphabet.
+NEIGHBOURS = 8
+#: Job types that are listed where none is like the one that was asked for.
+TYPES_SHOWN = 10
 
 #: Where something is wrong, and what.
 Problem = tuple[str, str]
@@ -70,6 +81,7 @@ def plan_steps(
     problems_of: Callable[[str, bytes], list[Problem]],
     goes_on: bool = False,
     result: str = "",
+    known: Collection[str] = (),
 ) -> tuple[Plan, list[Problem]]:
     """Return the plan of a workflow, and what is wrong with it; with problems it is no plan.
 
@@ -78,17 +90,22 @@ def plan_steps(
         card_of: The type of a name, or None.
         problems_of: What a type has against params (JSON); paths begin with `params`.
         result: The step whose result is the job's; the last one if empty.
+        known: Names of types, among which one that is wrong is looked for.
     """
     problems = _problems_of_shape(steps, result)
     if problems:
         return Plan([]), problems
     names = [step.name for step in steps]
+    types = {step.name: step.type for step in steps}
     planned: dict[str, StepSpec] = {}
     for at, step in enumerate(steps):
+        if len(problems) >= PROBLEMS_MAX:
+            break
         where = f"steps.{at}"
         card = card_of(step.type)
         if card is None or card.kind == "workflow":
-            problems.append((f"{where}.type", _not_a_step(step.type, card)))
+            hints = known if len(problems) < HINTS_MAX else ()
+            problems.append((f"{where}.type", _not_a_step(step.type, card, hints)))
             continue
         missing: list[Problem] = []
         own = f"{where}.params"
@@ -101,12 +118,14 @@ def plan_steps(
         problems += missing
         needs = dict.fromkeys(step.after)
         for path, kind, target in references(template, own):
-            name, told = _target(kind, target, names)
+            name, told = _target(kind, target, types, len(problems) < HINTS_MAX)
             if name is None:
                 problems.append((path, told))
+                if len(problems) >= PROBLEMS_MAX:
+                    break
             else:
                 needs[name] = None
-                problems += _refused_path(path, kind, target, card_of(_type_of(steps, name)))
+                problems += _refused_path(path, kind, target, card_of(types[name]))
         unknown = [path for path, _ in missing]
         problems += _refused_params(step.type, template, where, unknown, problems_of)
         encoded = msgspec.Raw(msgspec.json.encode(template))
@@ -139,29 +158,43 @@ def _problems_of_shape(steps: Sequence[StepCard], result: str) -> list[Problem]:
             problems.append((f"steps.{at}.name", f"{step.name!r} is the name of an earlier step"))
         names.add(step.name)
     for at, step in enumerate(steps):
-        problems += [
-            (f"steps.{at}.after.{place}", _no_step(name, names))
-            for place, name in enumerate(step.after)
-            if name not in names
-        ]
+        for place, name in enumerate(step.after):
+            if name not in names and len(problems) < PROBLEMS_MAX:
+                told = _no_step(name, names, len(problems) < HINTS_MAX)
+                problems.append((f"steps.{at}.after.{place}", told))
     if result and result not in names:
         problems.append(("result", _no_step(result, names)))
     return problems
 
 
-def _no_step(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, names, n=1) or sorted(names)[:10]
-    return f"there is no step {name[:100]!r}; there is {', '.join(near)}"
+def _no_step(name: str, names: Collection[str], hint: bool = True) -> str:
+    told = f"there is no step {name[:100]!r}"
+    if not hint:
+        return told
+    ordered = sorted(names)
+    at = bisect_left(ordered, name)
+    beside = ordered[max(0, at - NEIGHBOURS) : at + NEIGHBOURS]
+    near = difflib.get_close_matches(name[:100], beside, n=1) or ordered[:10]
+    return f"{told}; there is {', '.join(near)}"
 
 
-def _not_a_step(name: str, card: TypeCard | None) -> str:
+def no_type(name: str, known: Collection[str]) -> str:
+    """Return that there is no such job type here, what may have been meant, and how to bring it."""
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    if near:
+        told = f"did you mean {near[0]!r}? If not,"
+    else:
+        some = ", ".join(sorted(known)[:TYPES_SHOWN])
+        more = ", and more" if len(known) > TYPES_SHOWN else ""
+        told = f"there is {some}{more};" if some else "`GET /v1/types` lists them;"
+    bring = "bring yours with drayman submit --jobs MODULE, or drayman deploy MODULE"
+    return f"no job type {name[:100]!r} here; {told} {bring}"
+
+
+def _not_a_step(name: str, card: TypeCard | None, known: Collection[str]) -> str:
     if card is None:
-        return f"no job type {name[:100]!r} here; `GET /v1/types` lists them"
+        return no_type(name, known)
     return f"{name!r} is a workflow itself, which is no step; name its steps, or use ctx.submit"
-
-
-def _type_of(steps: Sequence[StepCard], name: str) -> str:
-    return next(step.type for step in steps if step.name == name)
 
 
 def _step(card: TypeCard, step: StepCard, params: msgspec.Raw, needs: list[str]) -> StepSpec:
@@ -244,10 +277,16 @@ def _with_params(value: Any, params: Any, path: str, problems: list[Problem]) ->
     if isinstance(value, dict):
         if set(value) == {"$param"} and isinstance(value["$param"], str):
             try:
-                return dig(params, value["$param"])
+                found = dig(params, value["$param"])
             except KeyError:
                 problems.append((path, f"there is no param {value['$param']!r}"))
                 return None
+            # Whoever submits a job says what its params are, not what its steps wait for.
+            if (inner := next(references(found, path), None)) is not None:
+                told = f"holds a {inner[1]}, which stands for what a step made; pass other data"
+                problems.append((inner[0], f"the param {value['$param']!r} {told}"))
+                return None
+            return found
         return {
             key: _with_params(item, params, f"{path}.{key}", problems)
             for key, item in value.items()
@@ -259,11 +298,11 @@ def _with_params(value: Any, params: Any, path: str, problems: list[Problem]) ->
     return value
 
 
-def _target(kind: str, target: str, names: Sequence[str]) -> tuple[str | None, str]:
+def _target(kind: str, target: str, names: Collection[str], hint: bool) -> tuple[str | None, str]:
     """Return the step that a reference names, or None and why not."""
     name, _, rest = target.partition("." if kind == "$result" else "/")
     if name not in names:
-        return None, _no_step(name, names)
+        return None, _no_step(name, names, hint)
     if kind == "$file" and (not rest or "/" in rest):
         return None, f"{target!r}: write it as step/name"
     return name, ""

@@ -203,9 +203,11 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
     role: Literal["whole", "split", "chunk", "join"]
     #: Number of the chunk.
     index: int = -1
-    #: Outputs of the steps that its params refer to, by step, each with the id of its task.
-    outputs: dict[str, tuple[str, Output]] = {}
-    #: Of a chunk and a join: the file that lists the chunks, and the attempt that wrote it.
+    #: Outputs of the steps that its params refer to, by step, each with the id of its task. None:
+    #: it was lost since, and is being made again.
+    outputs: dict[str, tuple[str, Output | None]] = {}
+    #: Of a chunk and a join: the file that lists the chunks (None: as above), and the attempt that
+    #: wrote it.
     manifest: FileInfo | None = None
     split: tuple[str, int] = ("", 0)
     #: Of a join: chunks there are, and those that failed within what is tolerated.

@@ -1,12 +1,14 @@
 """What can be asked of the manager, and how the answer is read off its state.
 
-Rule 1: reading changes nothing and is bounded: a page looks at no more than `SCAN_MAX` jobs, and a
-page cut short says where to go on. Rule 2: another tenant's job is NotFound, as if it were not
-there. Rule 3: what is read may not be durable yet; the manager answers only after its barrier.
+Rule 1: reading changes nothing and is bounded: a page looks at no more than `SCAN_MAX` jobs, has
+about `STEPS_MAX` steps, and one that is cut short says where to go on. Rule 2: another tenant's job
+is NotFound, as if it were not there. Rule 3: what is read may not be durable yet; the manager
+answers only after its barrier.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate, takewhile
 from typing import Any, Literal
 
 import msgspec
@@ -24,12 +26,12 @@ from cluster.sessions import Session
 from cluster.settings import ClusterSettings
 from cluster.tasks import (
     EMPTY,
+    named_page,
     output_of,
     plan_output,
     plan_progress,
     step_views,
     task_page,
-    task_view,
 )
 from cluster.views import (
     AttemptView,
@@ -49,9 +51,13 @@ from jobs.errors import InvalidInput, NotFound
 __all__ = ["Query", "Reader", "attempt_views", "chunk_attempts", "decode_query", "job_view"]
 
 SCAN_MAX = 10_000
+#: A page of jobs ends when they have so many steps together.
+STEPS_MAX = 20_000
 S = TaskState
 _DONE = ProgressView(1.0, "")
 _WAITING = frozenset({S.WAITING, S.BACKING_OFF})
+#: What tells the positions of tasks, by queue: made once for a page of jobs.
+_Places = dict[str, Callable[[Task], int]]
 
 
 class Query(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -128,15 +134,17 @@ class Reader:
         state = self._state
         found: list[Job] = []
         cut_at = None
+        steps = 0
         below = state.order.below(_cursor(query.after, state.submitted))
         for looked, job in enumerate(below, 1):
             if _matches(job, query):
                 found.append(job)
-            if len(found) == query.limit or looked == SCAN_MAX:
+                steps += _steps(job)
+            if len(found) == query.limit or looked == SCAN_MAX or steps >= STEPS_MAX:
                 cut_at = job.number if next(below, None) is not None else None
                 break
         return LivePage(
-            [self._view(job) for job in found],
+            self._views(found),
             [job.number for job in found],
             cut_at,
             state.submitted,
@@ -147,7 +155,7 @@ class Reader:
         """Return a page of a job's tasks, or those named."""
         job = self._find(query.job_id, query.tenant)
         if query.ids is not None:
-            return TaskPage([task_view(self._state, job, task_id) for task_id in query.ids])
+            return named_page(self._state, job, query.ids)
         return task_page(self._state, job, query.first, query.limit)
 
     def attempts(self, job_id: str, tenant: str | None) -> list[AttemptView]:
@@ -189,9 +197,11 @@ class Reader:
             if query.after not in ids:
                 raise InvalidInput("after", "is no cursor of this list; begin again without it")
             jobs = jobs[ids.index(query.after) + 1 :]
-        page = jobs[: query.limit]
+        sums = accumulate(map(_steps, jobs[: query.limit]))
+        page = jobs[: 1 + sum(1 for _ in takewhile(lambda steps: steps < STEPS_MAX, sums))]
+        page = page[: query.limit]
         more = len(jobs) > len(page)
-        return JobPage([self._view(job) for job in page], page[-1].id if more else None)
+        return JobPage(self._views(page), page[-1].id if more else None)
 
     def dead_jobs(self, query: DeadLetterQuery) -> list[Job]:
         """Return the failed jobs that match, longest dead first."""
@@ -237,11 +247,15 @@ class Reader:
                 found[job.id] = job
         return list(found.values())
 
-    def _view(self, job: Job) -> JobView:
+    def _views(self, jobs: list[Job]) -> list[JobView]:
+        places: _Places = {}
+        return [self._view(job, places) for job in jobs]
+
+    def _view(self, job: Job, places: _Places | None = None) -> JobView:
         if job.plan is not None:
             return job_view(job, progress=plan_progress(job, job.plan, self._progress))
         (task,) = job.tasks
-        position = self._position(task)
+        position = self._position(task, places)
         return job_view(
             job,
             progress=self._progress(task),
@@ -249,10 +263,16 @@ class Reader:
             eta_s=self._eta_s(job.queue, position),
         )
 
-    def _position(self, task: Task) -> int | None:
+    def _position(self, task: Task, places: _Places | None) -> int | None:
         if task.state is not S.READY:
             return None
-        return task.line.position(task)
+        line = task.line
+        # A suspect is in no flow: its ticket says where it was.
+        if places is None or task.job.priority not in line.buckets:
+            return line.position(task)
+        if line.name not in places:
+            places[line.name] = line.places()
+        return places[line.name](task)
 
     def _eta_s(self, queue: str, position: int | None) -> float | None:
         if position is None:
@@ -448,6 +468,10 @@ def _cursor(after: str | None, total: int) -> int:
     if re.fullmatch(r"[0-9]{1,18}", after) is None or int(after) > total + 1:
         raise InvalidInput("after", "is no cursor of this list; begin again without it")
     return int(after)
+
+
+def _steps(job: Job) -> int:
+    return len(job.plan.steps) if job.plan is not None else 0
 
 
 def _matches(job: Job, query: JobQuery) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "PAGE_MAX",
     "finished_views",
     "kept_views",
+    "named_page",
     "output_of",
     "params_hash",
     "plan_output",
@@ -42,8 +43,9 @@ __all__ = [
     "task_views",
 ]
 
-#: Tasks in a page, at most: what the manager makes without others waiting for it.
-PAGE_MAX = 1_000
+#: Tasks in a page, at most, and after how many bytes of results it ends: what the manager makes
+#: without others waiting for it.
+PAGE_MAX, PAGE_BYTES_MAX = 1_000, 4 << 20
 #: Output of a task that produced none (yet).
 EMPTY = Output()
 
@@ -78,15 +80,38 @@ def task_page(state: State, job: Job, first: int, limit: int) -> TaskPage:
     plan = job.plan
     if plan is None:
         return TaskPage(task_views(state, job)[first:])
-    found: list[TaskView] = []
     last = first + min(limit, PAGE_MAX)
+    found = _within_bytes(task_view(state, job, name) for name in _names(plan, first, last))
+    last = min(last, first + len(found))
+    return TaskPage(found, last if last < sum(map(_size, plan.steps.values())) else None)
+
+
+def named_page(state: State, job: Job, task_ids: list[str]) -> TaskPage:
+    """Return these tasks, in order: the first of them, if they are too large for one page.
+
+    Raises NotFound.
+    """
+    return TaskPage(_within_bytes(task_view(state, job, task_id) for task_id in task_ids))
+
+
+def _names(plan: PlanState, first: int, last: int) -> Iterator[str]:
     at = 0
     for step in plan.steps.values():
         size = _size(step)
-        places = range(max(first - at, 0), min(last - at, size))
-        found += [task_view(state, job, _name_at(step, place)) for place in places]
+        for place in range(max(first - at, 0), min(last - at, size)):
+            yield _name_at(step, place)
         at += size
-    return TaskPage(found, last if last < at else None)
+
+
+def _within_bytes(views: Iterator[TaskView]) -> list[TaskView]:
+    found: list[TaskView] = []
+    size = 0
+    for view in views:
+        found.append(view)
+        size += len(memoryview(view.result))
+        if size >= PAGE_BYTES_MAX or len(found) == PAGE_MAX:
+            break
+    return found
 
 
 def _size(step: Step) -> int:

@@ -68,12 +68,12 @@ class NotFound(DraymanError):
 
     kind = Kind.NOT_FOUND
 
-    def __init__(self, what: str, name: str) -> None:
-        super().__init__(what, name)
-        self.what, self.name = what, name
+    def __init__(self, what: str, name: str, fix: str = "") -> None:
+        super().__init__(what, name, fix)
+        self.what, self.name, self.fix = what, name, fix
 
     def __str__(self) -> str:
-        return f"no {self.what} {self.name!r}"
+        return f"no {self.what} {self.name!r}" + (f"; {self.fix}" if self.fix else "")
 
 
 class Conflict(DraymanError):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.catalog import TypeCard, card_of
 from cluster.code import SHA, BundleCard, CodeStore, Deployed, read_bundle
+from cluster.planning import TYPES_SHOWN, no_type
 from cluster.store.contract import Objects
 from jobs.definition import JobDefinition
 from jobs.errors import Corrupt, DraymanError, InvalidInput, NotFound
@@ -92,25 +93,29 @@ class Catalog(Mapping[str, KnownType]):
         `code` is the hash of a bundle, empty for what the cluster was started with; None: whatever
         is deployed.
         """
-        if code is None:
-            known, where = self._types, "here"
-        elif not code:
-            known, where = self._started, "among those that the cluster was started with"
-        else:
-            bundle = self._bundles.get(code)
-            if bundle is None:
-                raise InvalidInput(
-                    "code", f"no code {code[:100]!r} is kept here; send it with PUT /v1/code"
-                )
-            known, where = bundle, f"in the code {code[:12]}"
+        known = self.types(code)
         found = known.get(name)
-        if found is None:
-            near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:10]
+        if found is not None:
+            return found
+        if code is None:
+            raise InvalidInput("type", no_type(name, known))
+        where = f"in the code {code[:12]}" if code else "among those the cluster was started with"
+        near = difflib.get_close_matches(name[:100], known, n=1)
+        some = ", ".join(sorted(known)[:TYPES_SHOWN])
+        told = f"did you mean {near[0]!r}?" if near else f"there is {some or 'none'}"
+        raise InvalidInput("type", f"no job type {name[:100]!r} {where}; {told}")
+
+    def types(self, code: str | None = None) -> Mapping[str, KnownType]:
+        """Return the types that `find` looks among; InvalidInput for code that is not kept."""
+        if code is None:
+            return self._types
+        if not code:
+            return self._started
+        if code not in self._bundles:
             raise InvalidInput(
-                "type",
-                f"no job type {name[:100]!r} {where}; there is {', '.join(near) or 'none'}",
+                "code", f"no code {code[:100]!r} is kept here; send it with PUT /v1/code"
             )
-        return found
+        return self._bundles[code]
 
     def scope(self, code: str) -> Mapping[str, KnownType]:
         """Return every type that a child with this code knows: what its tasks may be of.

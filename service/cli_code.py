@@ -43,14 +43,9 @@ def deploy(
     if modules and withdraw:
         raise typer.BadParameter("give modules or --withdraw, not both")
     if withdraw:
-        with connect(context) as client:
-            done = client.deploy("", withdraw)
-    elif modules:
-        bundle = bundle_of(modules)
-        with connect(context, waits=True) as client:
-            send(client, bundle)
-            done = client.deploy(bundle.sha)
-    else:
+        _withdraw(context, withdraw, as_json)
+        return
+    if not modules:
         with connect(context) as client:
             deployed = client.deployed()
         if as_json:
@@ -59,12 +54,32 @@ def deploy(
             rows = [[name, sha[:SHA_CHARS_SHOWN]] for name, sha in sorted(deployed.items())]
             print_table(["TYPE", "CODE"], rows, "nothing is deployed")
         return
+    bundle = bundle_of(modules)
+    with connect(context, waits=True) as client:
+        send(client, bundle)
+        done = client.deploy(bundle.sha)
     if as_json:
         print_json(done)
         return
     for name in done["types"]:
-        note(f"{name} runs {done['code'][:SHA_CHARS_SHOWN] or 'what the cluster was started with'}")
+        note(f"{name} runs {done['code'][:SHA_CHARS_SHOWN]}")
     typer.echo(done["code"])
+
+
+def _withdraw(context: typer.Context, types: list[str], as_json: bool) -> None:
+    with connect(context) as client:
+        done = client.deploy("", types)
+        left = {kind["name"]: kind["code"] for kind in client.types()}
+    if as_json:
+        print_json(done)
+        return
+    for name in done["types"]:
+        if name not in left:
+            note(f"{name} is gone: the cluster was not started with it")
+        elif left[name]:  # said by a replica that has not looked since
+            note(f"{name} is withdrawn")
+        else:
+            note(f"{name} runs what the cluster was started with")
 
 
 def bundle_of(modules: list[str]) -> "Bundle":

@@ -1,10 +1,11 @@
-"""Commands about jobs of many tasks: workflows, tasks, lineage.
+"""Commands about jobs of many tasks: workflows, tasks, lineage, files of tasks.
 
 Rule: tasks come a page at a time, and what is not shown is counted and let go: a job may have a
 million.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from service.cli_show import (
     print_json_list,
     print_table,
     span,
+    state_text,
     step_text,
 )
 
@@ -41,6 +43,8 @@ __all__ = ["register"]
 CHUNKS_ALL, CHUNKS_OUTSTANDING = 20, 50
 #: Inputs and files of a task that are shown.
 BRANCHES_MAX = 10
+#: The URI of a file that a task kept. Job and task may become folders, so none is "..".
+OUTPUT = re.compile(r"output:(\w[\w-]*)/(\w[\w.-]*)/([^/]+)")
 #: Characters of a fingerprint, a result and an error that are shown.
 SHA_CHARS, TEXT_CHARS = 12, 200
 
@@ -106,12 +110,14 @@ def tasks(
                 goes_on = place
                 break
             found.append(task)
+        waits = not as_json and any(task["state"] == "waiting" for task in found)
+        ended = waits and client.status(job_id)["finished_at"] is not None
     if as_json:
         print_json(found)
     else:
         print_table(
             ["TASK", "STATE", "ATTEMPTS", "TOOK", "WORKER", "FILES", "ERROR"],
-            [_row(task) for task in found],
+            [_row(task, ended) for task in found],
             "no such tasks",
         )
     if goes_on is not None:
@@ -137,9 +143,32 @@ def lineage(
     _print(tree)
 
 
+def download(
+    context: typer.Context,
+    uris: Annotated[
+        list[str],
+        typer.Argument(metavar="URI...", help="output:JOB/TASK/NAME, as results name them."),
+    ],
+    to: Annotated[Path, typer.Option(file_okay=False, help="The folder to save them in.")] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Save files that tasks kept; print their paths. Of one name, each goes to TO/JOB/TASK."""
+    asked = [_parts_of(uri) for uri in dict.fromkeys(uris)]
+    names = Counter(name for _, _, name in asked)
+    saved = []
+    with connect(context, waits=True) as client:
+        for job_id, task_id, name in asked:
+            folder = to if names[name] == 1 else to / job_id / task_id
+            saved.append(str(client.task_file(job_id, task_id, name, folder)))
+            if not as_json:
+                typer.echo(saved[-1])
+    if as_json:
+        print_json(saved)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (workflow, tasks, lineage):
+    for command in (workflow, tasks, lineage, download):
         app.command()(command)
 
 
@@ -168,15 +197,23 @@ def _steps(file: str) -> "tuple[list[Json], Json]":
 # --- tasks ------------------------------------------------------------------------------------
 
 
+def _parts_of(uri: str) -> tuple[str, str, str]:
+    """Return the job, the task and the file's name. Raises BadParameter."""
+    found = OUTPUT.fullmatch(uri)
+    if found is None:
+        raise typer.BadParameter(f"{uri!r}: write output:JOB/TASK/NAME")
+    return found[1], found[2], found[3]
+
+
 def _has_failed(task: "Json") -> bool:
     return bool(task["state"] == "dead" or task["error"])
 
 
-def _row(task: "Json") -> list[Any]:
+def _row(task: "Json", ended: bool) -> list[Any]:
     files = len(task["files"]) or ""
     error = _cut((task["error"] or "").replace("\n", " "))
     return [
-        *(task["task_id"], task["state"], task["attempts"]),
+        *(task["task_id"], state_text(task["state"], ended=ended), task["attempts"]),
         *(_took(task), task["worker"], files, error),
     ]
 
@@ -201,18 +238,19 @@ def _tree(job: "Json", tasks: "Iterable[Json]", everything: bool) -> "Tree":
     from rich.text import Text
     from rich.tree import Tree
 
+    ended = job["finished_at"] is not None
     steps = {step["name"]: step for step in job["steps"]}
     facts = [job["id"], job["type"], job["status"]]
     if "" in steps and steps[""]["chunks"] is not None:  # a fan-out by itself
         facts.append(chunks_text(steps[""]))
     root = Tree(Text("  ".join(facts)))
     for name, found in groupby(tasks, key=lambda task: task["step"]):
-        branch = root.add(Text(f"{name}  {step_text(steps[name])}")) if name else root
-        for shown in _folded(found, everything):
+        branch = root.add(Text(f"{name}  {step_text(steps[name], ended=ended)}")) if name else root
+        for shown in _folded(found, everything, ended):
             if isinstance(shown, str):
                 branch.add(Text(shown, "italic"))
             else:
-                _add(branch, job["id"], shown, everything)
+                _add(branch, job["id"], shown, everything, ended)
     return root
 
 
@@ -234,13 +272,13 @@ class _Chunks:
         if _stands_out(task) and len(stands_out) < CHUNKS_OUTSTANDING:
             stands_out.append(task)
 
-    def shown(self) -> "list[Json | str]":
+    def shown(self, ended: bool) -> "list[Json | str]":
         """Return all of a few; of many those that stand out, and a line that counts the others."""
         if len(self.first) <= CHUNKS_ALL:
             return [*self.first]
         some = (self.dead + self.odd)[:CHUNKS_OUTSTANDING]
         rest = self.counts - Counter(task["state"] for task in some)
-        told = ", ".join(f"{count:,} {state}" for state, count in rest.items())
+        told = ", ".join(f"{n:,} {state_text(state, ended=ended)}" for state, n in rest.items())
         line = [f"{rest.total():,} more chunks: {told}; --all shows them"] if rest else []
         return [*sorted(some, key=lambda task: task["index"]), *line]
 
@@ -251,24 +289,24 @@ def _stands_out(task: "Json") -> bool:
     return bool(again or task["error"] or task["state"] in ("dead", "leased"))
 
 
-def _folded(tasks: "Iterable[Json]", everything: bool) -> "Iterator[Json | str]":
+def _folded(tasks: "Iterable[Json]", everything: bool, ended: bool) -> "Iterator[Json | str]":
     """Yield the tasks of a step to show, in order, and lines that stand for others."""
     chunks = _Chunks()
     for task in tasks:
         if task["role"] == "chunk" and not everything:
             chunks.take(task)
             continue
-        yield from chunks.shown()
+        yield from chunks.shown(ended)
         chunks = _Chunks()
         yield task
-    yield from chunks.shown()
+    yield from chunks.shown(ended)
 
 
-def _add(branch: "Tree", job_id: str, task: "Json", everything: bool) -> None:
+def _add(branch: "Tree", job_id: str, task: "Json", everything: bool, ended: bool) -> None:
     from rich.text import Text
 
     color = {"succeeded": "green", "dead": "red", "leased": "yellow"}.get(task["state"], "")
-    facts = Text.assemble(task["task_id"], "  ", (task["state"], color))
+    facts = Text.assemble(task["task_id"], "  ", (state_text(task["state"], ended=ended), color))
     for fact in _facts(task):
         facts.append(f"  {fact}")
     node = branch.add(facts)

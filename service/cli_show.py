@@ -36,6 +36,7 @@ __all__ = [
     "seconds",
     "show_job",
     "span",
+    "state_text",
     "step_text",
     "termination_interrupts",
 ]
@@ -168,7 +169,8 @@ def show_job(job: "Json") -> None:
     if job["parent"]:
         rows.append(("submitted by", job["parent"]))
     for step in job["steps"]:
-        rows.append((f"step {step['name']}" if step["name"] else "fan-out", step_text(step)))
+        told = step_text(step, ended=job["finished_at"] is not None)
+        rows.append((f"step {step['name']}" if step["name"] else "fan-out", told))
     if job["error"]:
         rows.append(("error", f"{job['error']['message']} ({job['error']['cause']})"))
     if job["status"] == "completed" and job["result"] is not None:
@@ -185,14 +187,21 @@ def _attempts(job: "Json") -> str:
     return f"{job['attempts']} of {job['max_attempts']}"
 
 
-def step_text(step: "Json") -> str:
-    """Return where a step is, with its chunks if it has been split."""
+def step_text(step: "Json", *, ended: bool) -> str:
+    """Return where a step is, with its chunks if it has been split; `ended`: its job has."""
     more = [step["type"]]
     if step["chunks"] is not None:
         more.append(chunks_text(step))
-    if step["needs"] and step["state"] == "waiting":
+    if step["needs"]:
         more.append(f"after {', '.join(step['needs'])}")
-    return f"{step['state']} ({', '.join(more)})"
+    return f"{state_text(step['state'], ended=ended)} ({', '.join(more)})"
+
+
+def state_text(state: str, *, ended: bool) -> str:
+    """Return a step's or task's state for a person, who need not know the machine's words."""
+    if state == "waiting" and ended:
+        return "not started"  # nor will it be
+    return "failed" if state == "dead" else state
 
 
 def chunks_text(step: "Json") -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -106,7 +107,7 @@ def _show(
         pdf = client.download(client.files(report["id"])[0], folder)
         for file in client.files(video["id"]):
             client.download(file, folder / "film")
-        _tell(say, ended[0]["result"], ended[1])
+        _tell(say, ended[0]["result"], pq.read_metadata(tables["flights"]).num_rows, ended[1])
         say(f"report: {pdf}")
         say(f"film: {folder / 'film'}")
         say(f"job: {running.file.url}/v1/jobs/{report['id']}")
@@ -116,10 +117,11 @@ def _show(
     return EXIT_DONE
 
 
-def _tell(say: Say, report: dict[str, Any], video: dict[str, Any]) -> None:
+def _tell(say: Say, report: dict[str, Any], rows: int, video: dict[str, Any]) -> None:
     made = video["result"]
     sizes = ", ".join(f"{one['width']}x{one['height']}" for one in made["renditions"])
-    say(f"4/4 Done: {report['pages']} pages about {report['headline']['flights']:,} flights;")
+    flights = f"{report['headline']['flights']:,} of {rows:,} flights"
+    say(f"4/4 Done: {report['pages']} pages about {flights};")
     say(f"    {made['segments']} segments of film, each encoded on its own, joined to {sizes}.")
 
 

@@ -8,7 +8,6 @@ job runs is settled here, once, and stays.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable
@@ -309,10 +308,9 @@ class Submissions:
 
         Raises InvalidInput or InvalidRequest, which name the place of what is wrong.
         """
-        known: dict[str, KnownType] = {}
-        for step in request.steps:
-            with contextlib.suppress(InvalidInput):  # the plan names the step that has no type
-                known[step.type] = self._catalog.find(step.type, request.code)
+        types = self._catalog.types(request.code)
+        # The plan names the step that has no type.
+        known = {step.type: types[step.type] for step in request.steps if step.type in types}
         codes = {one.code for one in known.values() if one.code}
         if len(codes) > 1:
             raise InvalidInput("steps", "have types of different deployments; deploy them as one")
@@ -336,6 +334,7 @@ class Submissions:
                 problems_of=lambda name, params: self._problems(name, request.code, params),
                 goes_on=request.on_failure == "continue",
                 result=request.result or "",
+                known=types,
             )
         except RecursionError:
             raise Malformed("the JSON is nested too deeply") from None

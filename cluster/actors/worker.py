@@ -19,6 +19,7 @@ from cluster.slim import rarely_collect, without_pandas
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
+from jobs.buckets import OWN_URLS_ENV
 
 __all__ = ["Worker"]
 
@@ -70,6 +71,7 @@ class Worker:
         cluster.extend_path()
         os.environ[DATA_DIRS_ENV] = os.pathsep.join(cluster.data_dirs)
         os.environ[OUTPUT_DIRS_ENV] = os.pathsep.join(cluster.output_dirs)
+        os.environ[OWN_URLS_ENV] = "\n".join([cluster.store, cluster.journal or ""])
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,

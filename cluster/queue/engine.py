@@ -177,8 +177,10 @@ def _refuse(state: State, rules: Rules, command: c.Refuse, now: float) -> list[e
 
 
 def _depth(line: Line) -> int:
+    """Return how many tasks wait or run; chunks are bounded by their jobs' windows."""
     counts = line.counts
-    return counts[_READY] + counts[_LEASED] + counts[_WAITING] + counts[_BACKING_OFF]
+    unfinished = counts[_READY] + counts[_LEASED] + counts[_WAITING] + counts[_BACKING_OFF]
+    return unfinished - line.chunks
 
 
 def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.Event]:
@@ -242,13 +244,20 @@ def _refused_end(
         refused = split_error(task, outcome.output)
         if refused:
             return refused
-        if outcome.submits:
+        # One that is made again has submitted its jobs before.
+        made_again = isinstance(task, StepTask) and task.id in _plan_of(task).rebuilt
+        if outcome.submits and not made_again:
             submitted += _submissions(state, rules, outcome.submits, submitted, now)
     except msgspec.MsgspecError as error:
         return f"what it left cannot be read: {error}"
     except DraymanError as error:
         return f"ctx.submit: {error}"
     return ""
+
+
+def _plan_of(task: Task) -> PlanState:
+    assert task.job.plan is not None
+    return task.job.plan
 
 
 def _submissions(

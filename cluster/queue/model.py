@@ -5,8 +5,10 @@ nothing here depends on the clock, on chance or on the order of a set. Moments a
 """
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -172,8 +174,11 @@ class Job(msgspec.Struct, eq=False, gc=False):
 
     @property
     def spec(self) -> JobSpec:
-        """The whole spec, decoded anew each time: a million of them would not fit in memory."""
-        return decode_spec(self.raw)
+        """The whole spec, decoded anew each time: a million of them would not fit in memory.
+
+        That of a planned job is kept: it is large, and asked for with each task.
+        """
+        return decode_spec(self.raw) if self.plan is None else self.plan.spec_of(self.raw)
 
 
 class Bucket:
@@ -245,8 +250,9 @@ class Bucket:
 
     def ready(self) -> Iterator[Task]:
         """Yield ready tasks, next first."""
-        flows = [flow for flow in (self.simple, *self.flows.values()) if flow]
-        order: Iterable[Task] = flows[0] if len(flows) == 1 else heapq.merge(*flows, key=_turn)
+        # Among equals a job of one task goes first.
+        flows = [(flow, number) for number, flow in ((0, self.simple), *self.flows.items()) if flow]
+        order: Iterable[Task] = flows[0][0] if len(flows) == 1 else _in_turn(flows)
         for task in order:
             if task.state is _READY and not task.suspect:
                 yield task
@@ -266,23 +272,56 @@ class Bucket:
         """Return about how many ready tasks go before `task`; O(flows)."""
         ahead = 0
         for flow in (self.simple, *self.flows.values()):
-            first = next((t for t in flow if t.state is _READY), task)
-            ahead += min(max(0, task.ticket - first.ticket), len(flow))
+            if flow:
+                ahead += min(max(0, task.ticket - flow[0].ticket), len(flow))
+        return ahead
+
+    def places(self) -> Callable[[int], int]:
+        """Return what says the same of a ticket, for many of them while nothing changes."""
+        flows = [flow for flow in (self.simple, *self.flows.values()) if flow]
+        # Of each flow those between its first ticket and `ticket`, less those beyond its end.
+        firsts = sorted(flow[0].ticket for flow in flows)
+        ends = sorted(flow[0].ticket + len(flow) for flow in flows)
+        sums = [0, *accumulate(firsts)], [0, *accumulate(ends)]
+
+        def ahead(ticket: int) -> int:
+            begun, over = bisect_left(firsts, ticket), bisect_left(ends, ticket)
+            return begun * ticket - sums[0][begun] - (over * ticket - sums[1][over])
+
         return ahead
 
     def __len__(self) -> int:
         return len(self.simple) + sum(map(len, self.flows.values()))
 
 
-def _turn(task: Task) -> tuple[int, int]:
-    job = task.job  # among equals a job of one task goes first
-    return task.ticket, 0 if job.plan is None else job.number
+def _in_turn(flows: list[tuple[deque[Task], int]]) -> Iterator[Task]:
+    """Yield the tasks of all flows by ticket, then by the flow's number.
+
+    As `heapq.merge` does, which begins with a generator a flow: there may be thousands, of which
+    few have a turn.
+    """
+    # The number is a flow's own, so that no two of these are ever compared beyond it.
+    heap: list[tuple[int, int, Task, deque[Task] | Iterator[Task]]] = [
+        (flow[0].ticket, number, flow[0], flow) for flow, number in flows
+    ]
+    heapq.heapify(heap)
+    while heap:
+        _, number, task, rest = heap[0]
+        if isinstance(rest, deque):
+            rest = iter(rest)
+            next(rest)
+        yield task
+        following = next(rest, None)
+        if following is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (following.ticket, number, following, rest))
 
 
 class Line:
     """Ready tasks of one queue, by priority."""
 
-    __slots__ = ("_order", "buckets", "counts", "name", "paused", "suspects")
+    __slots__ = ("_order", "buckets", "chunks", "counts", "name", "paused", "suspects")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -292,6 +331,8 @@ class Line:
         self.suspects: dict[Task, None] = {}
         #: Tasks of this queue in each state.
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
+        #: Chunks among those that have not ended: nobody outside is refused for them.
+        self.chunks = 0
         self._order: list[int] = []
 
     def push(self, task: Task) -> None:
@@ -340,6 +381,20 @@ class Line:
                 return ahead + bucket.ahead_of(task)
             ahead += len(bucket)
         return ahead
+
+    def places(self) -> Callable[[Task], int]:
+        """Return `position` for many tasks, while the line does not change; O(log flows) each."""
+        lengths = [len(self.buckets[priority]) for priority in self._order]
+        before = dict(zip(self._order, accumulate(lengths, initial=0), strict=False))
+        of_priority: dict[int, Callable[[int], int]] = {}
+
+        def position(task: Task) -> int:
+            priority = task.job.priority
+            if priority not in of_priority:
+                of_priority[priority] = self.buckets[priority].places()
+            return before[priority] + of_priority[priority](task.ticket)
+
+        return position
 
     def bucket(self, priority: int) -> Bucket:
         """Return the bucket of a priority, new if there was none."""

@@ -11,6 +11,7 @@ row until a compaction has it. Rule 3: a chunk's number names the same slice for
 was made again must give the same manifest.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
@@ -21,8 +22,8 @@ from cluster.protocol import LostOutput, Output
 from cluster.queue import events as e
 from cluster.queue.model import Job, PastAttempt, State, Task
 from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
-from cluster.queue.spec import Plan, StepSpec, decode_head
-from cluster.queue.state import Move, TaskState
+from cluster.queue.spec import JobSpec, Plan, StepSpec, decode_spec
+from cluster.queue.state import TERMINAL, Move, TaskState
 
 __all__ = [
     "OVER",
@@ -37,6 +38,7 @@ __all__ = [
     "decode_lost",
     "decode_output",
     "last_task",
+    "leave_line",
     "locate",
     "look",
     "lost_events",
@@ -188,6 +190,8 @@ class PlanState:
         "asked",
         "attempts",
         "counts",
+        "decoded",
+        "followers",
         "open",
         "rebuilt",
         "recoveries",
@@ -197,6 +201,7 @@ class PlanState:
         "steps",
         "stop",
         "tasks",
+        "unsure",
         "waiting",
     )
 
@@ -205,6 +210,15 @@ class PlanState:
         self.steps = {step.name: Step(step) for step in spec.steps}
         #: Steps that have not ended.
         self.open = dict(self.steps)
+        #: Steps of which something may follow: of all others nothing does. No part of the state.
+        self.unsure = dict(self.steps)
+        #: Those that need a step, by its name.
+        self.followers: dict[str, list[str]] = {}
+        for step in spec.steps:
+            for name in step.needs:
+                self.followers.setdefault(name, []).append(step.name)
+        #: The job's spec, once it was asked for. No part of the state.
+        self.decoded: JobSpec | None = None
         #: Those in memory, by id.
         self.tasks: dict[str, StepTask] = {}
         #: Those of them that are WAITING.
@@ -228,9 +242,16 @@ class PlanState:
         """Whether a task of it was ever leased."""
         return self.started_at > 0
 
+    def spec_of(self, raw: bytes) -> JobSpec:
+        """Return the whole spec of this plan's job, which has these bytes."""
+        if self.decoded is None:
+            self.decoded = msgspec.structs.replace(decode_spec(raw), plan=self.spec)
+        return self.decoded
+
     def recount(self, task: Task, old: TaskState, new: TaskState) -> None:
         """Keep the counts of a task that moved."""
         assert isinstance(task, StepTask)
+        self.unsure[task.step.spec.name] = task.step
         self.counts[old] -= 1
         self.counts[new] += 1
         if new is S.WAITING:
@@ -240,25 +261,30 @@ class PlanState:
         if task.role is Role.CHUNK:
             task.step.counts[old] -= 1
             task.step.counts[new] += 1
+            task.line.chunks += (old in TERMINAL) - (new in TERMINAL)
 
     def add(self, task: StepTask) -> None:
         """Take a task into memory."""
         self.tasks[task.id] = task
+        self.unsure[task.step.spec.name] = task.step
         if task.state is S.WAITING:
             self.waiting[task.id] = task
         task.line.counts[task.state] += 1
         self.counts[task.state] += 1
         if task.role is Role.CHUNK:
             task.step.counts[task.state] += 1
+            task.line.chunks += task.state not in TERMINAL
 
     def forget(self, task: StepTask) -> None:
         """Let a task go from memory."""
         del self.tasks[task.id]
+        self.unsure[task.step.spec.name] = task.step
         self.waiting.pop(task.id, None)
         task.line.counts[task.state] -= 1
         self.counts[task.state] -= 1
         if task.role is Role.CHUNK:
             task.step.counts[task.state] -= 1
+            task.line.chunks -= task.state not in TERMINAL
 
     def is_done(self, task_id: str) -> bool:
         """Whether the task's output is there."""
@@ -330,6 +356,15 @@ def plan_status(job: Job) -> str:
 
 def look(state: State, job: Job) -> None:
     """Note whether the plan moves on by itself: whether `next_events` has something to say."""
+    plan = job.plan
+    assert plan is not None
+    # Each step is looked at once, until something befalls it or one that it needs: a job may have
+    # a thousand.
+    while plan.unsure and not (plan.stop or job.finished_at):
+        step = next(iter(plan.unsure.values()))
+        if next(_of_step(job, plan, step), None) is not None:
+            break
+        del plan.unsure[step.spec.name]
     if next(next_events(job), None) is not None:
         state.moving[job.id] = job
     else:
@@ -363,11 +398,8 @@ def next_events(job: Job) -> Iterator[e.Event]:
     if plan.stop:
         yield from _stop(job, plan)
         return
-    for step in plan.open.values():
-        if step.state is StepState.WAITING:
-            yield from _begin(job, plan, step)
-        else:
-            yield from _go_on(job, plan, step)
+    for step in plan.unsure.values():
+        yield from _of_step(job, plan, step)
     if plan.open:
         if counts[S.WAITING]:
             yield from _wake(job, plan)
@@ -393,6 +425,14 @@ def _stop(job: Job, plan: PlanState) -> Iterator[e.Event]:
 def _withdraw(job: Job, plan: PlanState) -> Iterator[e.Event]:
     if plan.counts[S.READY] or plan.counts[S.BACKING_OFF]:
         yield e.TasksWithdrawn(job.id)
+
+
+def _of_step(job: Job, plan: PlanState, step: Step) -> Iterator[e.Event]:
+    if step.state is StepState.WAITING:
+        return _begin(job, plan, step)
+    if step.state is StepState.RUNNING:
+        return _go_on(job, plan, step)
+    return iter(())
 
 
 def _begin(job: Job, plan: PlanState, step: Step) -> Iterator[e.Event]:
@@ -492,13 +532,13 @@ def on_tasks_added(state: State, event: e.TasksAdded, at: float) -> None:
         step.next = event.first + event.count
     else:
         task = StepTask(job, line, task_name(step.spec, role), S.READY, step=step, role=role)
-        head = None if plan.started else decode_head(job.raw)
-        if head is not None and head.expires_at is not None:
-            task.expires_at = head.expires_at
+        spec = None if plan.started else job.spec
+        if spec is not None and spec.expires_at is not None:
+            task.expires_at = spec.expires_at
             state.expiries.add(task.expires_at, task)
-        if head is not None and head.run_at is not None and head.run_at > at:
-            task.state, task.due_at = S.WAITING, head.run_at
-            state.timers.add(head.run_at, task)
+        if spec is not None and spec.run_at is not None and spec.run_at > at:
+            task.state, task.due_at = S.WAITING, spec.run_at
+            state.timers.add(spec.run_at, task)
             plan.add(task)
         else:
             _enter(plan, task, at)
@@ -519,6 +559,7 @@ def on_step_ended(state: State, event: e.StepEnded, at: float) -> None:
     step = plan.steps[event.step]
     step.state = StepState(event.state)
     plan.open.pop(event.step, None)
+    plan.unsure.update((name, plan.steps[name]) for name in plan.followers.get(event.step, ()))
     if step.state is StepState.FAILED and not plan.spec.goes_on and not plan.stop:
         plan.stop = "failed"
     look(state, job)
@@ -568,7 +609,7 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
     for task in list(plan.waiting.values()):
         task.due_at = 0.0  # nothing of it is to begin by itself
         if failed:
-            task.line.counts[S.WAITING] -= 1  # it is in nobody's way until it is revived
+            leave_line(task)  # it is in nobody's way until it is revived
         else:
             move(task, Move.CANCELLED)
     if not failed:
@@ -577,6 +618,12 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
                 del state.dead[job.id, task.id]
         state.finished.append(job)
     look(state, job)
+
+
+def leave_line(task: StepTask) -> None:
+    """Count a task that waits for its failed job's revival no more among those of its queue."""
+    task.line.counts[S.WAITING] -= 1
+    task.line.chunks -= task.role is Role.CHUNK
 
 
 def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
@@ -588,6 +635,7 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
     plan.stop = ""
     for task in plan.waiting.values():
         task.line.counts[S.WAITING] += 1
+        task.line.chunks += task.role is Role.CHUNK
     for name, step in plan.steps.items():
         if step.state is StepState.FAILED:
             step.state = StepState.RUNNING
@@ -595,6 +643,7 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
         elif step.state is StepState.SKIPPED:
             step.state = StepState.WAITING
             plan.open[name] = step
+    plan.unsure = dict(plan.open)
     look(state, job)
 
 
@@ -699,16 +748,11 @@ def on_compacted(jobs: Iterable[Job], seq: int) -> None:
     for job in jobs:
         assert job.plan is not None
         for step in job.plan.steps.values():
-            covered = 0
-            for row in step.finished.values():
-                if _decode_seq(row).seq > seq:
-                    break
-                covered += 1
-            if covered == len(step.finished):
-                step.finished = {}
-            else:
-                for index in [i for i, _ in zip(step.finished, range(covered), strict=False)]:
-                    del step.finished[index]
+            if not step.finished:
+                continue
+            rows = list(step.finished.items())  # as they finished
+            covered = bisect_right(rows, seq, key=lambda item: _decode_seq(item[1]).seq)
+            step.finished = dict(rows[covered:])
 
 
 # --- decide -----------------------------------------------------------------------------------

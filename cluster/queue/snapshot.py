@@ -30,6 +30,7 @@ from cluster.queue.plan import (
     StepTask,
     adopt_plan,
     decode_finished,
+    leave_line,
     locate,
     look,
     plan_status,
@@ -365,8 +366,9 @@ def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
     state.jobs[job.id] = job
     state.order.add(job)
     for task in job.tasks:
-        if not (job.finished_at and task.state is S.WAITING):  # see `plan.on_job_ended`
-            task.line.counts[task.state] += 1
+        task.line.counts[task.state] += 1
+        if job.finished_at and task.state is S.WAITING and isinstance(task, StepTask):
+            leave_line(task)
         if task.state is S.READY and not task.suspect:
             ready.append(task)
         elif task.state is S.LEASED:

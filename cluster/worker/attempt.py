@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -43,6 +43,7 @@ from cluster.views import TaskPage, TaskView
 from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.ephemeral import EphemeralFile
 from cluster.worker.pipe import Answer, Moved
+from jobs.buckets import refuse_own
 from jobs.context import Context, Files
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json, telling
@@ -50,6 +51,7 @@ from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
 from jobs.redact import redact, redact_json
 
 __all__ = [
+    "BEING_MADE",
     "Attempt",
     "AttemptContext",
     "Host",
@@ -69,6 +71,10 @@ INPUTS_MAX = 1_000
 SUBMITS_MAX = 100
 #: Tasks of which it is remembered what they made.
 KNOWN_MAX = 20_000
+#: Said of an output that is being made again, for the attempt that had made it: whatever comes of
+#: that is newer, so nobody takes it for lost once more.
+BEING_MADE = 0
+_UNDER_WAY = frozenset({"waiting", "ready", "leased", "backing_off"})
 #: How often progress leaves the child, at most.
 PROGRESS_EVERY_S = 0.1
 #: How long until a store that did not answer is asked again for a finished result, at most.
@@ -113,6 +119,8 @@ class Host(Protocol):
     scratch: Path
     #: What this process was told so far, by `secret` of any attempt.
     secrets: list[str]
+    #: Outputs that this process found to be whole, by path.
+    checked: set[str]
 
     def call(self, token: int, op: str, key: str, value: msgspec.Raw) -> Answer:
         """Ask the worker and wait; raises the error it answers."""
@@ -322,10 +330,16 @@ class Attempt:
             view, file = self._output_file(uri)
             if file.is_ephemeral:
                 return self._fetch_output(uri, self.workdir()).open("rb")
-            if uri not in self._inputs and not self._is_whole(file):
+            # Once a process: chunks that read ranges of one large file would read all of it each.
+            if file.path not in self._host.checked and not self._is_whole(file):
                 self._lose(view)
+            self._host.checked.add(file.path)
             self._read(InputInfo(uri, file.sha256, file.bytes, view.attempts))
-            return cast(BinaryIO, self.files.open_read(file.path))
+            try:
+                return cast(BinaryIO, self.files.open_read(file.path))
+            except NotFound:
+                self._host.checked.discard(file.path)
+                self._lose(view)
         source = self._source(uri)
         self._read(InputInfo(uri, "", source.seek(0, io.SEEK_END)))
         source.seek(0)
@@ -335,11 +349,16 @@ class Attempt:
         scheme, _, rest = uri.partition(":")
         if scheme == "upload":
             path = self.files.upload_path(self.tenant, rest)
-            return cast(BinaryIO, self.files.open_read(path))
+            try:
+                return cast(BinaryIO, self.files.open_read(path))
+            except NotFound:  # which names a path in the store: no name that anybody gave
+                fix = f"send it with PUT /v1/uploads/{quote(rest, safe='')} (drayman upload)"
+                raise NotFound("upload", rest, fix) from None
         folder, _, name = uri.rpartition("/")
         if scheme in {"s3", "gs", "az"} and name and urlsplit(uri).path.strip("/"):
             from cluster.store.objects import open_store
 
+            refuse_own(uri)
             return open_store(folder).open_read(name)
         raise InvalidInput(
             "uri",
@@ -387,6 +406,7 @@ class Attempt:
         if not (job_id and task_id and name):
             raise InvalidInput("uri", f"{uri!r}: write it as output:JOB/TASK/NAME")
         view = self.task_of(job_id, task_id)
+        self.insist_on(job_id, view)
         for file in view.files:
             if file.name == name:
                 return view, file
@@ -444,6 +464,11 @@ class Attempt:
         if all(lost.task_id != task_id for lost in self._lost):
             self._lost.append(LostOutput(task_id, attempt))
         raise InputLost(f"the output of task {task_id} is gone, or not what it was")
+
+    def insist_on(self, job_id: str, view: TaskView) -> None:
+        """End the attempt if a task of its own job had an output that is being made again."""
+        if job_id == self.assignment.job_id and view.attempts and view.state in _UNDER_WAY:
+            self.lose(view.task_id, BEING_MADE)
 
     def _lose(self, view: TaskView) -> NoReturn:
         """End the attempt, having looked what else of all it was told of is gone."""

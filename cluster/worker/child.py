@@ -163,6 +163,8 @@ class Child:
         self.stops: dict[int, str] = {}
         #: What any attempt was told: a module may keep it for the next.
         self.secrets: list[str] = []
+        #: Outputs of other tasks that were found whole here.
+        self.checked: set[str] = set()
         self._data = data
         self._sending = threading.Lock()
         self._calls: dict[int, SimpleQueue[Answer | None]] = {}

@@ -28,7 +28,7 @@ from cluster.queue.plan import CHUNKS_MAX
 from cluster.queue.spec import JobSpec
 from cluster.tasks import params_hash
 from cluster.views import TaskView
-from cluster.worker.attempt import Attempt, AttemptContext, SplitResult
+from cluster.worker.attempt import BEING_MADE, Attempt, AttemptContext, SplitResult
 from jobs.definition import JobDefinition
 from jobs.errors import NotFound
 from jobs.fan_out import FanOut
@@ -40,6 +40,8 @@ __all__ = ["Parts"]
 MANIFEST = "chunks.parquet"
 #: Chunks in one group of rows, and groups kept in memory.
 GROUP_ROWS, GROUPS_MAX = 4_096, 4
+#: Keys that are named to whoever asked for one that is not there.
+KEYS_SHOWN = 10
 #: Chunks whose results a join asks for at once.
 PAGE = 1_000
 
@@ -125,7 +127,8 @@ class Parts:
     def _manifest(self, attempt: Attempt, inputs: Inputs) -> _Manifest:
         """Return the manifest, copied here by the first chunk that needs it."""
         info = inputs.manifest
-        assert info is not None
+        if info is None:
+            attempt.lose(inputs.split[0], BEING_MADE)
         known = self._manifests.get(info.sha256)
         if known is not None:
             self._manifests.move_to_end(info.sha256)
@@ -173,30 +176,53 @@ def _filled(attempt: Attempt, inputs: Inputs, template: bytes) -> bytes:
     job_id = attempt.assignment.job_id
     results: dict[str, Any] = {}
 
+    def output_of(step: str) -> tuple[str, Output]:
+        task_id, output = inputs.outputs[step]
+        if output is None:
+            attempt.lose(task_id, BEING_MADE)
+        return task_id, output
+
     def what(kind: str, target: str) -> Any:
         if kind == "$file":
             step, _, name = target.partition("/")
-            task_id, output = inputs.outputs[step]
+            task_id, output = output_of(step)
             if all(file.name != name for file in output.files):
                 known = ", ".join(file.name for file in output.files) or "none"
                 raise Discard(f"params: step {step!r} kept no file {name!r}; it kept {known}")
             return f"output:{job_id}/{task_id}/{name}"
         step, _, path = target.partition(".")
         if step not in results:
-            results[step] = _result(attempt, *inputs.outputs[step])
+            results[step] = _result(attempt, *output_of(step))
         try:
             return dig(results[step], path)
         except KeyError as error:
             told = f"step {step!r} returned nothing at {path!r}: no {error.args[0]!r}"
-            raise Discard(f"params: {told}") from None
+            raise Discard(f"params: {told}; {_there(results[step], path)}") from None
 
     return msgspec.json.encode(replaced(msgspec.json.decode(template), what))
+
+
+def _there(value: Any, path: str) -> str:
+    """Return what JSON data has where a path leads nowhere."""
+    for part in path.split("."):
+        try:
+            value = dig(value, part)
+        except KeyError:
+            break
+    if isinstance(value, dict) and value:
+        more = f" and {len(value) - KEYS_SHOWN:,} more" if len(value) > KEYS_SHOWN else ""
+        return f"there is {', '.join(repr(key[:100]) for key in list(value)[:KEYS_SHOWN])}{more}"
+    if isinstance(value, list):
+        return f"there is a list of {len(value):,}, counted from 0"
+    return "there is an empty object" if value == {} else "there is a value without parts"
 
 
 def _result(attempt: Attempt, task_id: str, output: Output) -> Any:
     if output.result_ref is None:
         return msgspec.json.decode(output.result)
-    view = attempt.task_of(attempt.assignment.job_id, task_id)
+    job_id = attempt.assignment.job_id
+    view = attempt.task_of(job_id, task_id)
+    attempt.insist_on(job_id, view)
     return msgspec.json.decode(attempt.result_of(view))
 
 
@@ -291,10 +317,14 @@ class _Walk:
         failed = {index for index, _ in inputs.failed}
         for first in range(0, inputs.count, PAGE):
             indexes = [i for i in range(first, min(first + PAGE, inputs.count)) if i not in failed]
-            views = attempt.tasks(job_id, ids=[f"{prefix}{index}" for index in indexes]).tasks
-            attempt.know(job_id, views)
-            for view in views:
-                yield self._result(job_id, view)
+            while indexes:  # the answer may be the first of them only, if they are large
+                ids = [f"{prefix}{index}" for index in indexes]
+                views = attempt.tasks(job_id, ids=ids).tasks
+                attempt.know(job_id, views)
+                for view in views:
+                    attempt.insist_on(job_id, view)
+                    yield self._result(job_id, view)
+                indexes = indexes[len(views) :]
 
     def _result(self, job_id: str, view: TaskView) -> ChunkResult[Any]:
         data = self._attempt.result_of(view)

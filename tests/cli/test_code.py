@@ -55,9 +55,18 @@ def test_deploy_replaces_and_withdraws(server: Server, admin: Drayman, here: Pat
     assert json.loads(second.out) == {"code": second_sha, "types": ["shop.invoice"]}
     assert shown == {"shop.invoice": second_sha}
     assert [code_of_next(server) for _ in range(2)] == [first.out.strip(), second_sha]
-    assert withdrawn.code == 0
+    assert (withdrawn.code, withdrawn.out) == (0, "")
+    assert withdrawn.err == "shop.invoice is gone: the cluster was not started with it\n"
     assert gone.code == 2
     assert "no job type 'shop.invoice'" in gone.err
+    assert "drayman submit --jobs MODULE" in gone.err
+
+
+def test_withdrawing_a_type_gives_it_back_to_the_cluster(admin: Drayman) -> None:
+    ran = admin("deploy", "--withdraw", "greet")
+
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err == "greet runs what the cluster was started with\n"
 
 
 def test_whoever_may_submit_may_run_code_that_an_admin_sent(

@@ -185,7 +185,7 @@ def test_status_shows_steps_and_chunks(server: Server, connected: Drayman) -> No
     ran = connected("status", job_id)
 
     assert "step print  failed (test.print, 1 of 3 chunks, 1 failed)" in ran.out
-    assert "step read   waiting (greet, after print)" in ran.out
+    assert "step read   not started (greet, after print)" in ran.out
     assert "of all its tasks" in ran.out
 
 
@@ -269,6 +269,44 @@ def test_only_failed_tasks_are_listed_if_asked(connected: Drayman, printed: str)
 def test_tasks_of_a_job_that_is_not_there_end_2(connected: Drayman) -> None:
     for command in ("tasks", "lineage"):
         assert connected(command, "nope").code == 2
+
+
+def test_what_a_failed_job_left_is_told_in_a_persons_words(
+    server: Server, connected: Drayman
+) -> None:
+    job_id = submitted(connected, "submit", "test.book")
+    split_into(server, 1)
+    end(server, Output(), "discarded", error="no ink")
+
+    table = {line.split("  ")[0]: line for line in connected("tasks", job_id).out.splitlines()}
+    tree = lines(connected("lineage", job_id))
+
+    assert "failed" in table["print.0"]
+    assert "not started" in table["read"]
+    assert any(line.startswith("print.0  failed  ") for line in tree)
+    assert any(line.startswith("read  not started (greet, after print)") for line in tree)
+
+
+def test_files_of_tasks_are_downloaded_by_their_uris(
+    connected: Drayman, printed: str, tmp_path: Path
+) -> None:
+    uris = [f"output:{printed}/{index}/page.txt" for index in (0, 2)]
+    one = connected("download", uris[0], "--to", str(tmp_path / "one"))
+    both = connected("download", *uris, "--to", str(tmp_path / "both"))
+    missing = connected("download", f"output:{printed}/0/other.txt", "--to", str(tmp_path / "no"))
+
+    assert one.out.splitlines() == [str(tmp_path / "one" / "page.txt")]
+    assert (tmp_path / "one" / "page.txt").read_bytes() == PAGE
+    folders = [tmp_path / "both" / printed / task for task in "02"]
+    assert both.out.splitlines() == [str(folder / "page.txt") for folder in folders]
+    assert missing.code == 2
+
+
+@pytest.mark.parametrize("uri", ["upload:a.txt", "output:job/0", "output:../0/a", "output:j/../a"])
+def test_what_names_no_file_of_a_task_is_not_downloaded(drayman: Drayman, uri: str) -> None:
+    ran = drayman("download", uri)
+
+    assert (ran.code, "output:JOB/TASK/NAME" in ran.err) == (2, True)
 
 
 # --- lineage ----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, InvalidInput
 from tests.support.builders import Rulebook, canonical
 from tests.support.cluster import Life, life
+from tests.support.eventually import eventually
 from tests.support.planned import fan_out, fine, inputs_of, raw, roles, step, work, workflow
 
 
@@ -404,6 +405,147 @@ async def test_a_page_of_tasks_lists_split_chunks_and_join_in_order(
         assert (first.next_after, second.next_after) == (4, None)
         states = [task.state for task in (*first.tasks, *second.tasks)]
         assert states == ["succeeded"] * 3 + ["ready"] * 2 + ["waiting"] * 2
+
+
+async def test_a_page_of_large_results_ends_early_and_says_where_to_go_on(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, fan_out())
+        large = Outcome(0, "ok", 1.0, 2.0, raw(Output(raw("x" * 60_000))))
+        await work(one, fine(100, **{f"t{n}": large for n in range(100)}), most=101)
+
+        found: list[str] = []
+        after: int | None = 0
+        pages = 0
+        while after is not None:
+            page = await one.gateway.tasks(job_id, None, after)
+            found += [task.task_id for task in page.tasks]
+            after, pages = page.next_after, pages + 1
+        named = await one.gateway.tasks(job_id, None, ids=[str(n) for n in range(100)])
+
+        assert found == ["split", *map(str, range(100)), "join"]
+        assert pages == 2
+        assert [task.task_id for task in named.tasks] == list(map(str, range(len(named.tasks))))
+        assert 1 <= len(named.tasks) < 100
+
+
+async def test_a_step_that_comes_while_what_it_needs_is_made_again_waits_for_it(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, workflow(step("a"), step("b", "a"), step("c", "a")))
+        await work(one, fine(), most=1)
+        [b] = (await one.report(free=1)).assignments
+        gone = Outcome(b.token, "lost", 1.0, 2.0, raw([LostOutput("a", 1)]))
+        c, again = (await one.report(outcomes=[gone], free=2)).assignments
+        assert (c.task_id, again.task_id) == ("c", "a")
+        assert inputs_of(c).outputs == {"a": ("a", None)}
+
+        waits = Outcome(c.token, "lost", 1.0, 2.0, raw([LostOutput("a", 0)]))
+        await one.report(outcomes=[fine()(again), waits])
+        given = await work(one, fine())
+
+        assert sorted(roles(given)) == ["b", "c"]
+        for assignment in given:
+            name, output = inputs_of(assignment).outputs["a"]
+            assert output is not None
+            assert msgspec.json.decode(output.result) == {"task": name, "attempt": 2}
+        assert (await one.gateway.job(job_id, None)).status == "completed"
+
+
+async def test_of_many_chunks_that_failed_a_join_is_told_less_of_each(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        await submit(one, fan_out(tolerate=1.0, max_attempts=1))
+        long = Outcome(0, "failed", 1.0, 2.0, error="x" * 4_000)
+        given = await work(one, fine(101, **{f"t{n}": long for n in range(101)}))
+
+        failed = inputs_of(given[-1]).failed
+        assert (given[-1].task_id, len(failed)) == ("join", 101)
+        assert {len(error) for _, error in failed} == {100}
+
+
+async def test_a_page_of_jobs_with_many_steps_ends_early_and_says_where_to_go_on(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        steps = [step(f"s{n}", *([f"s{n - 1}"] if n else [])) for n in range(1_000)]
+        jobs = [await submit(one, workflow(*steps, max_attempts=1)) for _ in range(25)]
+
+        first = await one.gateway.jobs(JobQuery(limit=50))
+        second = await one.gateway.jobs(JobQuery(limit=50, after=first.next_after))
+
+        assert [view.id for view in (*first.jobs, *second.jobs)] == jobs[::-1]
+        assert (len(first.jobs), second.next_after) == (20, None)
+
+        for _ in jobs:
+            await work(one, fine(s0="failed"), free=1, most=1)
+        first = await one.gateway.dead_letters(DeadLetterQuery(limit=50))
+        second = await one.gateway.dead_letters(DeadLetterQuery(limit=50, after=first.next_after))
+        few = await one.gateway.dead_letters(DeadLetterQuery(limit=3))
+
+        assert [view.id for view in (*first.jobs, *second.jobs)] == jobs
+        assert (len(first.jobs), len(few.jobs), second.next_after) == (20, 3, None)
+
+
+# --- who gets what follows ----------------------------------------------------------------------
+
+
+def stop_folding(one: Life) -> None:
+    """Let nothing but what happens give out work: here intake is folded all the time."""
+    for task in one.manager._tasks:
+        if "_fold_forever" in repr(task.get_coro()):
+            task.cancel()
+
+
+async def test_a_step_goes_to_a_worker_that_waits_as_soon_as_it_may(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1", "w2") as one:
+        stop_folding(one)
+        await submit(one, workflow(step("a"), step("b", "a")))
+        [a] = (await one.report("w1", free=1)).assignments
+        waiting = asyncio.ensure_future(one.report("w2", free=1))
+        await eventually(lambda: one.manager._sessions["w2"].parked)
+
+        await one.report("w1", outcomes=[fine()(a)])
+
+        assert roles((await waiting).assignments) == ["b"]
+
+
+async def test_what_an_attempt_submits_goes_to_a_worker_that_waits(objects: MemoryObjects) -> None:
+    async with life(objects, "w1", "w2") as one:
+        stop_folding(one)
+        await submit(one, JobSpec("test.parent"))
+        [parent] = (await one.report("w1", free=1)).assignments
+        waiting = asyncio.ensure_future(one.report("w2", free=1))
+        await eventually(lambda: one.manager._sessions["w2"].parked)
+        child = Submission("child", msgspec.Raw(encode_spec(JobSpec("test.child"))))
+
+        await one.report("w1", outcomes=[Outcome(parent.token, "ok", 1.0, 2.0, submits=[child])])
+
+        assert [a.job_id for a in (await waiting).assignments] == ["child"]
+
+
+async def test_a_worker_hears_at_once_that_a_job_failed_of_which_it_runs_a_task(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1", "w2") as one:
+        stop_folding(one)
+        await submit(one, workflow(step("a"), step("b"), max_attempts=1))
+        [a] = (await one.report("w1", free=1)).assignments
+        [b] = (await one.report("w2", free=1)).assignments
+        waiting = asyncio.ensure_future(one.report("w2", held=[b.token], started=[b.token]))
+        await eventually(lambda: one.manager._sessions["w2"].parked)
+        parked = one.manager._sessions["w2"].parked
+        assert parked is not None
+
+        await one.report("w1", outcomes=[fine(a="failed")(a)])
+
+        assert parked.is_set()
+        assert [(s.token, s.reason) for s in (await waiting).stops] == [(b.token, "job failed")]
 
 
 # --- failing, and again -----------------------------------------------------------------------

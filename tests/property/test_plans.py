@@ -495,6 +495,10 @@ class Planned(RuleBasedStateMachine):
             ready = [*line.ready(), *line.suspects]
             counted = [t for t in mine if not (t.job.finished_at and t.state is S.WAITING)]
             assert line.counts == {s: sum(t.state is s for t in counted) for s in S}
+            assert line.chunks == sum(
+                isinstance(t, StepTask) and t.role is Role.CHUNK and t.state not in TERMINAL
+                for t in counted
+            )
             assert len(ready) == len(set(ready)), name
             assert set(ready) == {t for t in mine if t.state is S.READY}
             for bucket in line.buckets.values():

@@ -227,6 +227,7 @@ def _line(line: Line) -> dict[str, Any]:
         "counts": {str(state): n for state, n in line.counts.items() if state not in FINAL},
         "ready": [(_name(task), task.ticket) for task in line.ready()],
         "suspects": [_name(task) for task in line.suspects],
+        "chunks": line.chunks,
         "turns": {priority: bucket.served for priority, bucket in line.buckets.items()},
     }
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.catalog import StepCard, TypeCard, card_of
 from cluster.planning import (
+    PROBLEMS_MAX,
     STEPS_MAX,
     Problem,
     dig,
@@ -108,6 +109,29 @@ FETCH = a_step("fetch", "plan.fetch", {"source": "s3://a"})
 RENDER = a_step("r", "plan.render", {"table": "t"})
 CHUNKS = a_step("c", "plan.chunks", {"table": "t"})
 FILE = {"x": {"$file": "a"}}
+
+
+@pytest.mark.parametrize("kind", ["$result", "$file"])
+def test_a_param_is_never_taken_for_a_reference(kind: str) -> None:
+    step = a_step("b", "plan.any", {"x": {"$param": "note"}})
+
+    _, problems = planned(a_step("a"), step, params={"note": {"deep": [{kind: "a"}]}})
+
+    told = f"the param 'note' holds a {kind}, which stands for what a step made; pass other data"
+    assert problems == [("steps.1.params.x.deep.0", told)]
+
+
+def test_of_many_wrong_names_the_first_are_told_with_what_may_be_meant() -> None:
+    stem = "a" * 40
+    steps = [a_step(f"{stem}{n:04}", "plan.any", {"x": [{"$result": f"{stem}x{n}"}] * 3})
+             for n in range(STEPS_MAX)]  # fmt: skip
+
+    _, problems = planned(*steps)
+
+    assert len(problems) == PROBLEMS_MAX
+    assert problems[0][1].startswith(f"there is no step '{stem}x0'; there is {stem}0")
+    assert problems[-1][1].startswith("there is no step")
+    assert "there is aaa" not in problems[-1][1]
 
 
 # --- what is wrong ----------------------------------------------------------------------------

@@ -160,7 +160,8 @@ async def test_upload_of_the_same_tenant_can_be_fetched(bench: Bench, result: An
     other = await run(bench, "test.fetch", {"value": "upload:in.txt"}, tenant="rival")
 
     assert result(mine) == "uploaded"
-    assert (other.kind, other.error) == ("failed", "NotFound: no object 'uploads/rival/in.txt'")
+    fix = "send it with PUT /v1/uploads/in.txt (drayman upload)"
+    assert (other.kind, other.error) == ("failed", f"NotFound: no upload 'in.txt'; {fix}")
 
 
 # --- logs -------------------------------------------------------------------------------------

@@ -235,8 +235,7 @@ async def test_while_the_store_is_away_the_attempt_is_given_back(
     code.symlink_to(code)  # reading it fails, and not because it is not there
 
     missed = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
-    code.unlink()
-    aside.rename(code)
+    aside.replace(code)  # at once: where it is not there at all, the code is broken for a while
     found = missed
     while found.kind == "returned":  # so impatient, it also gives back what a slow child is for
         found = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.settings import DATA_DIRS_ENV
+from jobs.buckets import OWN_URLS_ENV
 
 
 async def test_local_file_is_fetched_only_from_folders_that_were_opened(
@@ -32,3 +33,15 @@ async def test_local_file_is_fetched_only_from_folders_that_were_opened(
     assert result(inside) == "local"
     assert all("outside the folders that jobs may read" in refused.error for refused in outside)
     assert "use upload:, output:, file:///, s3://, gs:// or az://" in web.error
+
+
+async def test_a_bucket_is_not_opened_where_drayman_keeps_its_own(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OWN_URLS_ENV, "s3://bucket/drayman\n")
+    bench = await start()
+
+    uri = "s3://bucket/drayman/uploads/another-tenant/a.txt"
+    refused = await bench.manager.outcome(bench.manager.submit("test.fetch", {"value": uri}))
+
+    assert "leads into Drayman's own store" in refused.error

@@ -462,8 +462,19 @@ async def test_a_large_result_that_is_gone_or_spoiled_is_lost(
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ({"a": {"$result": "fetch.rows.1"}}, "step 'fetch' returned nothing at 'rows.1': no '1'"),
-        ({"a": {"$result": "fetch.row"}}, "step 'fetch' returned nothing at 'row': no 'row'"),
+        (
+            {"a": {"$result": "fetch.rows.1"}},
+            "step 'fetch' returned nothing at 'rows.1': no '1'; "
+            "there is a list of 1, counted from 0",
+        ),
+        (
+            {"a": {"$result": "fetch.row"}},
+            "step 'fetch' returned nothing at 'row': no 'row'; there is 'rows'",
+        ),
+        (
+            {"a": {"$result": "fetch.rows.0.id"}},
+            "step 'fetch' returned nothing at 'rows.0.id': no 'id'; there is a value without parts",
+        ),
         (
             {"a": {"$file": "fetch/u.csv"}},
             "step 'fetch' kept no file 'u.csv'; it kept t.csv, v.csv",
@@ -529,6 +540,60 @@ async def test_a_handler_that_swallows_the_loss_ends_as_lost_all_the_same(
     outcome = await run(bench, "parts.swallow", Inputs("whole"), params)
 
     assert lost_of(outcome) == [LostOutput("fetch", 1)]
+
+
+# --- what is being made again -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [{"a": {"$result": "fetch"}}, {"a": {"$file": "fetch/t"}}])
+async def test_params_wait_for_an_output_that_is_being_made_again(
+    bench: Bench, template: Any
+) -> None:
+    inputs = Inputs("whole", outputs={"fetch": ("fetch", None)})
+
+    needed = await run(bench, "parts.echo", inputs, template)
+    beside = await run(bench, "parts.echo", inputs, {"a": 1})
+
+    assert lost_of(needed) == [LostOutput("fetch", 0)]
+    assert result_of(beside) == {"a": 1}
+
+
+async def test_chunks_wait_for_a_manifest_that_is_being_made_again(bench: Bench) -> None:
+    outcome = await run(bench, "parts.book", Inputs("chunk", 3, split=("split", 1)))
+
+    assert lost_of(outcome) == [LostOutput("split", 0)]
+
+
+@pytest.mark.parametrize("state", ["ready", "leased", "backing_off", "waiting"])
+async def test_a_join_waits_for_a_chunk_that_is_being_made_again(bench: Bench, state: str) -> None:
+    inputs = await of_join(bench, 2)
+    answer(bench, [done(0), TaskView("1", state, 2, role="chunk", index=1)])
+
+    outcome = await run(bench, "parts.book", inputs)
+
+    assert lost_of(outcome) == [LostOutput("1", 0)]
+
+
+@pytest.mark.parametrize("how", ["fetch", "open"])
+async def test_a_file_that_is_being_made_again_is_waited_for(bench: Bench, how: str) -> None:
+    answer(bench, [TaskView("fetch", "leased", 2)])
+    params = {"uri": "output:the-job/fetch/t.csv", "how": how}
+
+    outcome = await run(bench, "parts.read", Inputs("whole"), params)
+
+    assert lost_of(outcome) == [LostOutput("fetch", 0)]
+
+
+async def test_a_join_asks_again_for_results_that_were_too_large_for_one_answer(
+    bench: Bench,
+) -> None:
+    inputs = await of_join(bench, 3)
+    questions = answer(bench, [done(0)], [done(1), done(2)])
+
+    outcome = await run(bench, "parts.book", inputs)
+
+    assert result_of(outcome)["sum"] == 3
+    assert [question["ids"] for question in questions] == [["0", "1", "2"], ["1", "2"]]
 
 
 async def test_what_another_job_lost_is_no_input_to_be_made_again(bench: Bench) -> None:

@@ -20,6 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from jobs.buckets import refuse_own
 from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
 from jobs.library.report_annual import FilePart
@@ -251,6 +252,10 @@ def _locate(name: str, uri: str, shown: str, files: Files) -> tuple[Any, str, st
     if parts.scheme in STORES:
         path, pattern = _split_glob(parts.path)
         base = urlunsplit(parts._replace(path=path))
+        try:
+            refuse_own(base)
+        except InvalidInput as error:
+            raise _bad(name, f"{shown} may not be read ({error})", "correct the URI") from error
         try:
             filesystem, root = fs.FileSystem.from_uri(base)
         except pa.ArrowInvalid as error:

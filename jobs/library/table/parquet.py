@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow import fs
 
+from jobs.buckets import refuse_own
 from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
 from jobs.library.table.piece import Piece
@@ -188,6 +189,7 @@ def _opened(files: Files, uri: str) -> Iterator[Any]:
             with pa.OSFile(str(path)) as file:
                 yield file
         elif uri.partition("://")[0] in _STORES:
+            refuse_own(uri)
             filesystem, inner = fs.FileSystem.from_uri(uri)
             with filesystem.open_input_file(inner) as file:
                 yield file
@@ -203,6 +205,10 @@ def _listed(files: Files, source: str) -> list[str]:
     if source.partition("://")[0] in _STORES:
         parts = urlsplit(source)
         base, pattern = _split_glob(parts.path)
+        try:
+            refuse_own(source)
+        except InvalidInput as error:
+            raise Discard(f"source: {error}") from error
         try:
             filesystem, root = fs.FileSystem.from_uri(urlunsplit(parts._replace(path=base)))
         except pa.ArrowInvalid as error:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from jobs.buckets import refuse_own
 from jobs.context import Files
 from jobs.errors import InvalidInput
 from jobs.library.table.source import file_path
@@ -57,6 +58,10 @@ def open_place(files: Files, uri: str) -> Place:
         return _Disk(path)
     if uri.partition("://")[0] not in _STORES:
         raise Discard(f"into: {uri} cannot be written; use a path, file:/// or s3://")
+    try:
+        refuse_own(uri)
+    except InvalidInput as error:
+        raise Discard(f"into: {error}") from error
     from pyarrow import ArrowInvalid, fs
 
     try:

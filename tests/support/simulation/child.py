@@ -21,7 +21,7 @@ from cluster.history.lineage import Lineage
 from cluster.protocol import NOTHING, Assignment, FileInfo, Inputs, Outcome, Submission
 from cluster.queue.spec import JobSpec, decode_spec, encode_spec
 from cluster.views import TaskPage, TaskView
-from cluster.worker.attempt import Attempt, InputLost, SplitResult
+from cluster.worker.attempt import BEING_MADE, Attempt, InputLost, SplitResult
 from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop
 from cluster.worker.slot import Death, Slot, SlotConfig, SlotOwner
 from jobs.errors import DraymanError, NotFound, Unavailable
@@ -334,6 +334,8 @@ class SimChild:
         inputs = msgspec.json.decode(assignment.inputs, type=Inputs)
         if inputs.role == "whole":
             for name, (task_id, output) in inputs.outputs.items():
+                if output is None:
+                    attempt.lose(task_id, BEING_MADE)
                 if output.result != NOTHING and output.chunks is None:
                     self._auditor.plans.given(assignment, name, task_id, output)
             await self._program(attempt, assignment, params["steps"])
@@ -410,7 +412,8 @@ class SimChild:
 
     async def _manifest(self, attempt: Attempt, assignment: Assignment, inputs: Inputs) -> Any:
         file = inputs.manifest
-        assert file is not None
+        if file is None:
+            attempt.lose(inputs.split[0], BEING_MADE)
         try:
             data = await self._insist(assignment.token, self._world.store.get, file.path)
         except NotFound:
@@ -426,6 +429,8 @@ class SimChild:
             last = min(first + 8, inputs.count)
             names = [f"{prefix}{i}" for i in range(first, last) if i not in failed]
             views = await self._tasks(assignment, names)
+            for view in views:
+                attempt.insist_on(assignment.job_id, view)
             self._auditor.plans.joined(assignment.job_id, assignment.token, views)
 
     async def _tasks(self, assignment: Assignment, ids: list[str]) -> list[TaskView]:

@@ -13,7 +13,7 @@ from cluster.queue.plan import REBUILDS_MAX, Step, StepState, StepTask, locate
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec, encode_spec
 from cluster.queue.state import TaskState
-from jobs.errors import Conflict
+from jobs.errors import Conflict, Overloaded
 from tests.support.builders import Rulebook, a_spec, canonical
 
 S = TaskState
@@ -455,6 +455,21 @@ def test_a_job_whose_steps_are_over_waits_for_what_runs_and_begins_nothing(book:
     assert job_status(book.job("j")) == "completed"
 
 
+def test_a_step_that_is_skipped_takes_along_all_that_follow_it(book: Rulebook) -> None:
+    chain = [StepSpec(f"s{n}", needs=[f"s{n - 1}"] if n else []) for n in range(50)]
+    submit(book, *chain, StepSpec("beside"), goes_on=True)
+    end(book, "s0", "discarded", error="bad")
+
+    states = [step_of(book, f"s{n}").state for n in range(50)]
+    assert states == [StepState.FAILED, *[StepState.SKIPPED] * 49]
+    assert not book.job("j").finished_at
+    end(book, "beside")
+    assert job_status(book.job("j")) == "failed"
+    book.do(c.Revive("j"))
+    until_rest(book)
+    assert job_status(book.job("j")) == "completed"
+
+
 # --- jobs that an attempt submits -----------------------------------------------------------------
 
 
@@ -471,6 +486,20 @@ def test_what_an_attempt_submits_comes_with_its_success_and_once(book: Rulebook)
     assert kinds == ["task_succeeded", "job_submitted", "job_submitted"]
     assert book.do(c.Finish("w1", [outcome], [0.5])) == []
     assert canonical(book.replayed()) == canonical(book.state)
+
+
+def test_a_chunk_that_is_made_again_submits_nothing_twice(book: Rulebook) -> None:
+    submit(book, fan_out())
+    split(book, 2)
+    (zero, one) = book.lease("w1", 2)
+    book.finish(zero, "ok", output=OK, submits=[child("child", queue="io")])
+    book.finish(one, "ok", output=OK)
+    end(book, "join", "lost", output=lost(("0", 1)))
+
+    end(book, "0", submits=[child("twin", queue="io")])
+
+    assert list(book.state.jobs) == ["j", "child"]
+    assert sorted(ready(book)) == ["0", "join"]  # 0 is the one task of the child
 
 
 @pytest.mark.parametrize("kind", ["failed", "discarded", "snoozed", "stopped", "crashed", "lost"])
@@ -584,3 +613,17 @@ def test_effects_of_a_chunk_are_remembered_when_its_output_is_made_again(book: R
     assert again.once["mail"].value == b"7"
     assert [(past.number, past.outcome) for past in again.past or ()] == [(1, "succeeded")]
     assert canonical(book.replayed()) == canonical(book.state)
+
+
+def test_nobody_is_refused_for_the_chunks_of_another(book: Rulebook) -> None:
+    depth_max = book.rules.queues["default"].depth_max
+    submit(book, fan_out(at_once=2 * depth_max))
+    split(book, 2 * depth_max)
+    assert book.state.lines["default"].counts[S.READY] == 2 * depth_max
+
+    book.submit("simple")
+    for name in map(str, range(depth_max - 1)):
+        book.submit(name)
+
+    with pytest.raises(Overloaded):
+        book.submit("one too many")

@@ -49,6 +49,21 @@ def simple(book: Rulebook, *job_ids: str, priority: int = 0) -> None:
     book.submit(*job_ids, queue="splits", priority=priority)
 
 
+def test_places_say_of_every_task_what_its_position_is(book: Rulebook) -> None:
+    simple(book, *"abc")
+    for job_id, count in (("few", 3), ("many", 20), ("some", 7)):
+        fan_out(book, job_id, count)
+    simple(book, "urgent", priority=5)
+    simple(book, *"de")
+    serve(book, 9)
+
+    line = book.state.lines["splits"]
+    places = line.places()
+    waiting = list(line.ready())
+    assert len(waiting) > 20
+    assert [places(task) for task in waiting] == [line.position(task) for task in waiting]
+
+
 def test_jobs_of_one_task_go_in_the_order_they_came(book: Rulebook) -> None:
     simple(book, *"abc")
     simple(book, "urgent", priority=5)
