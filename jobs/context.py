@@ -242,7 +242,8 @@ class Context:
         Both are committed together or neither is, so a retry submits nothing twice. `params` is a
         pydantic model or JSON data; `options` are those of `POST /v1/jobs` (`queue`, `priority`,
         `delay_s`, `labels`, ...). Raises InvalidInput for an unknown type, params that do not fit,
-        or more jobs than one attempt may submit: then fan out.
+        or more jobs than one attempt may submit: then fan out. A task that is made again because
+        its output was lost submits nothing again.
         """
         self.check()
         return self._runtime.submit(type, params, options)

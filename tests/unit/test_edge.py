@@ -110,7 +110,9 @@ def test_wrapper_refuses_to_start_what_it_cannot_confine(tmp_path: Path) -> None
 @needs_haproxy
 def test_two_runs_share_no_path_and_no_port(tmp_path: Path) -> None:
     one = EdgePlan(Edge.HAPROXY, LOOPBACK, 8000, tmp_path / "one").environment()
-    two = EdgePlan(Edge.HAPROXY, LOOPBACK, 8001, tmp_path / "two").environment()
+    with socket.socket() as replica:
+        replica.bind((LOOPBACK, int(one["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])))
+        two = EdgePlan(Edge.HAPROXY, LOOPBACK, 8001, tmp_path / "two").environment()
 
     own = [name for name in one if name.endswith(("_PORT", "_PATH", "_FILE", "_LOC", "_BASE"))]
 
