@@ -13,6 +13,7 @@ import pytest
 from service.client import Client
 from service.demo import film_path
 from tests.live.test_kills import all_workers_are_free
+from tests.support.eventually import gone
 from tests.support.live import LiveDrayman, kill, until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
@@ -74,7 +75,7 @@ def test_kill_of_a_worker_costs_the_segment_it_encoded_and_leaves_no_encoder(
 
     kill(worker["pid"])
     killed_at = time.monotonic()
-    until(lambda: not any(map(psutil.pid_exists, encoders)))
+    until(lambda: all(map(gone, encoders)))
     took_s = time.monotonic() - killed_at
     job = client.wait(job_id)
 
