@@ -769,10 +769,15 @@ class Manager:
     def _redrive(self, query: Query) -> int:
         if query.dead is None:
             raise InvalidInput("filter", "say which dead letters to redrive")
-        jobs = self._reader.dead_jobs(query.dead)
-        for job in jobs:
-            self._command(c.Revive(job.id))
-        return len(jobs)
+        revived = 0
+        for job in self._reader.dead_jobs(query.dead):
+            try:
+                self._command(c.Revive(job.id))
+            except Conflict as error:  # one that cannot be is no reason to leave the others
+                log.warning("not_redriven", job=job.id, error=str(error))
+            else:
+                revived += 1
+        return revived
 
     async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
         job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))

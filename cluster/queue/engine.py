@@ -510,6 +510,8 @@ def _revive(state: State, rules: Rules, command: c.Revive, now: float) -> list[e
     status = job_status(job)
     if not dead or status != "failed":
         raise Conflict(f"job {job.id} is {status}; only failed jobs can be retried")
+    if job.plan is None and decode_head(job.raw).plan is not None:
+        raise Conflict(f"job {job.id} was refused and never had tasks; submit it anew")
     redriven = [e.TaskRedriven(job.id, task.id) for task in dead]
     return [e.JobRevived(job.id), *redriven] if job.plan is not None else [*redriven]
 

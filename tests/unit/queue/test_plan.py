@@ -627,3 +627,12 @@ def test_nobody_is_refused_for_the_chunks_of_another(book: Rulebook) -> None:
 
     with pytest.raises(Overloaded):
         book.submit("one too many")
+
+
+def test_a_planned_job_that_was_refused_is_submitted_anew_and_not_retried(book: Rulebook) -> None:
+    raw = encode_spec(a_spec(plan=Plan([fan_out()])))
+    book.do(c.Refuse("j", raw, "has no such queue", "refused"))
+
+    with pytest.raises(Conflict, match="submit it anew"):
+        book.do(c.Revive("j"))
+    assert job_status(book.job("j")) == "failed"
