@@ -140,8 +140,10 @@ class CommitLog:
         events = decide(self.state, self.rules, command, now)
         if events:
             self._apply(events, now)
-            while self.state.moving:  # what follows for planned jobs is part of it
-                self._apply(decide(self.state, self.rules, c.Advance(), now), now)
+        # What follows for planned jobs is part of it. Also if nothing came of the command itself:
+        # newer rules may see something to do in a journal that older ones wrote.
+        while self.state.moving:
+            self._apply(decide(self.state, self.rules, c.Advance(), now), now)
         return events
 
     def record(self, event: Event) -> None:
