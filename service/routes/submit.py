@@ -8,6 +8,7 @@ an error, whatever else goes wrong.
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, Request
@@ -148,17 +149,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
         "/v1/jobs",
         status_code=202,
         response_class=Response,
-        responses=answers(
-            202,
-            Job,
-            *_PROBLEMS,
-            "key-reused",
-            "tenant-overloaded",
-            "overloaded",
-            description="The job is durable.",
-            headers=_ANSWER_HEADERS,
-        )
-        | {200: answers(200, Job, description="It ended within `Prefer: wait`.")[200]},
+        responses=_accepted(),
         openapi_extra=body(JobRequest) | {"parameters": _HEADERS},
     )
     async def submit_job(request: Request) -> Response:
@@ -169,17 +160,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
         "/v1/workflows",
         status_code=202,
         response_class=Response,
-        responses=answers(
-            202,
-            Job,
-            *_PROBLEMS,
-            "key-reused",
-            "tenant-overloaded",
-            "overloaded",
-            description="The job is durable.",
-            headers=_ANSWER_HEADERS,
-        )
-        | {200: answers(200, Job, description="It ended within `Prefer: wait`.")[200]},
+        responses=_accepted(),
         openapi_extra=body(WorkflowRequest) | {"parameters": _HEADERS},
     )
     async def submit_workflow(request: Request) -> Response:
@@ -233,6 +214,22 @@ _ANSWER_HEADERS = {
         "schema": {"type": "string"},
     },
 }
+
+
+def _accepted() -> dict[int | str, dict[str, Any]]:
+    """Return what the calls that accept one job answer."""
+    durable = answers(
+        202,
+        Job,
+        *_PROBLEMS,
+        "key-reused",
+        "tenant-overloaded",
+        "overloaded",
+        description="The job is durable.",
+        headers=_ANSWER_HEADERS,
+    )
+    in_time = answers(200, Job, description="It ended within `Prefer: wait`.")
+    return durable | {200: in_time[200]}
 
 
 class _Bare(Response):
