@@ -235,7 +235,8 @@ def run(
             for lines in _output(process):
                 ctx.check()
                 told.update(line.partition("=")[::2] for line in lines if "=" in line)
-                if "progress=continue" in lines:
+                # A short one is over before it tells of itself on the way: `progress=end` alone.
+                if any(line.startswith("progress=") for line in lines):
                     ctx.progress(share(told), message)
         if process.returncode != 0:
             words.seek(max(0, words.seek(0, os.SEEK_END) - TOLD_BYTES))
