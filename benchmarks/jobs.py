@@ -31,6 +31,12 @@ class Mark(BaseModel):
     pad: str = ""
 
 
+class Nap(BaseModel):
+    """How long to sleep."""
+
+    seconds: float
+
+
 class Chunks(BaseModel):
     """How many chunks, and how long each sleeps."""
 
@@ -71,6 +77,12 @@ def mark(ctx: Context, params: Mark) -> None:
     _mapped[params.file].hit(params.n)
     if params.seconds:
         time.sleep(params.seconds)
+
+
+@job("bench.nap")
+def nap(ctx: Context, params: Nap) -> None:
+    """Sleep, and leave no mark."""
+    time.sleep(params.seconds)
 
 
 def _numbers(ctx: Context, params: Chunks) -> range:

@@ -23,8 +23,8 @@ ERROR_CHARS, ERRORS_WHOLE, ERROR_CHARS_OF_MANY = 4_096, 100, 100
 _encode = msgspec.json.Encoder().encode
 
 
-def assignment_of(task: Task, after: str) -> Assignment:
-    """Return the assignment of a task that was just leased."""
+def assignment_of(task: Task, after: str, starts_at: float) -> Assignment:
+    """Return the assignment of a task that was just leased; see Assignment."""
     job = task.job
     raw, inputs = job.raw, NOTHING
     if isinstance(task, StepTask):
@@ -41,6 +41,7 @@ def assignment_of(task: Task, after: str) -> Assignment:
         after,
         job.code,
         inputs,
+        starts_at,
     )
 
 

@@ -5,17 +5,23 @@ and runs only on workers. Rule: a card holds no code, so it can lie in the store
 that it describes.
 """
 
+import hashlib
 import inspect
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from jobs.definition import JobDefinition
+from jobs.definition import PLACEHOLDER, JobDefinition
 from jobs.fan_out import DEFAULT_AT_ONCE, FanOut
 from jobs.retry import RetryPolicy
 from jobs.workflow import Workflow
 
-__all__ = ["StepCard", "TypeCard", "card_of"]
+__all__ = ["StepCard", "TypeCard", "card_of", "limit_keys"]
+
+#: A key with params filled in that is longer is cut, and told apart by a checksum.
+KEY_CHARS = 300
 
 
 class StepCard(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,6 +53,11 @@ class TypeCard(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: RetryPolicy = RetryPolicy()
     unique_for_s: float | None = None
     unique_by: list[str] = []
+    expected_s: float | None = None
+    resumable: bool = False
+    limits: list[str] = []
+    #: Whether it says itself which queue it waits in.
+    has_queue: bool = True
     #: Names of the result's fields, if its annotation says so; None if it may be anything.
     result_fields: list[str] | None = None
     # Of a fan-out.
@@ -57,6 +68,25 @@ class TypeCard(msgspec.Struct, frozen=True, omit_defaults=True):
     steps: list[StepCard] = []
     goes_on: bool = False
     result: str = ""
+
+
+def limit_keys(limits: Iterable[str], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of limits with params filled in: `api:{host}` becomes `api:example.com`.
+
+    A param whose value is not known, or is none, stands as `?`.
+    """
+
+    def filled(found: "re.Match[str]") -> str:
+        value = values.get(found[1])
+        return "?" if value is None or isinstance(value, (dict, list)) else str(value)
+
+    keys = (PLACEHOLDER.sub(filled, key) for key in limits)
+    return tuple(dict.fromkeys(key if len(key) <= KEY_CHARS else _short(key) for key in keys))
+
+
+def _short(key: str) -> str:
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return f"{key[: KEY_CHARS - 33]}~{digest}"
 
 
 def card_of(definition: JobDefinition) -> TypeCard:
@@ -102,6 +132,10 @@ def card_of(definition: JobDefinition) -> TypeCard:
         retry=definition.retry,
         unique_for_s=definition.unique_for_s,
         unique_by=list(definition.unique_by),
+        expected_s=definition.expected_s,
+        resumable=definition.resumable,
+        limits=list(definition.limits),
+        has_queue=definition.has_queue,
         result_fields=_result_fields(definition),
         **more,
     )

@@ -103,10 +103,15 @@ class CommitLog:
         #: Number of the last segment written or read, and of the last a snapshot was read of.
         self.number = 0
         self.base = 0
+        #: Number of the last event that is durable.
+        self.durable = 0
+        #: Called with events once they are durable: the number of the first, all, their moments.
+        self.on_durable: Callable[[int, list[Event], list[float]], None] | None = None
         #: Bytes written in this life.
         self.bytes_written = 0
         self._journal, self._snapshots, self._journal_id = journal, snapshots, journal_id
-        self._clock, self._offload, self._nonce = clock, offload, nonce
+        self.clock = self._clock = clock
+        self._offload, self._nonce = offload, nonce
         self._on_fatal, self._linger_s = on_fatal, linger_s
         self._open = _Batch()
         self._writing: _Batch | None = None
@@ -142,7 +147,7 @@ class CommitLog:
             self._apply(events, now)
         # What follows for planned jobs is part of it. Also if nothing came of the command itself:
         # newer rules may see something to do in a journal that older ones wrote.
-        while self.state.moving:
+        while self.state.moving or self.state.opening:
             self._apply(decide(self.state, self.rules, c.Advance(), now), now)
         return events
 
@@ -194,6 +199,7 @@ class CommitLog:
     def _replay(self) -> None:
         folded = fold(self._journal, self._snapshots, state=self.state)
         self.number, self.base = folded.number, folded.base
+        self.durable = self.state.seq
 
     async def claim(self, event_of: Callable[[int], Event]) -> None:
         """Take the next segment with `event_of(number)`; older managers are fenced from then on.
@@ -261,6 +267,8 @@ class CommitLog:
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
                 continue
             self._in_doubt_since = None
-            self.number = header.number
+            self.number, self.durable = header.number, first + count - 1
             self.bytes_written += size
+            if self.on_durable is not None:
+                self.on_durable(first, batch.events, batch.ats)
             return

@@ -3,9 +3,10 @@
 Rule 1: a batch is numbered once and repeated with the same bytes until it is answered, so a lost
 reply never submits twice. Rule 2: who rides in a batch may leave (a client that disconnects)
 without harm to the others. Rule 3: at most `IN_FLIGHT` batches are under way; what gathers
-meanwhile is the next one; beyond `PENDING_MAX` waiting submissions new ones are refused at once.
-Rule 4: while the manager is away submissions go to intake, finished jobs are answered from history
-and those in intake as pending; only what the manager alone knows is Unavailable.
+meanwhile is the next one; beyond `PENDING_MAX` waiting submissions, or their bytes, new ones are
+refused at once, and so is a flood of what the manager would refuse anyway (`refusals.py`). Rule 4:
+while the manager is away submissions go to intake, finished jobs are answered from history and
+those in intake as pending; only what the manager alone knows is Unavailable.
 """
 
 import asyncio
@@ -14,13 +15,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
 from cluster.commit import Offload
+from cluster.config import Config
+from cluster.feed import Watch, Watched
 from cluster.history.lineage import record_page
 from cluster.history.reader import History
 from cluster.history.rows import Record
@@ -35,12 +38,15 @@ from cluster.protocol import (
     encode,
     refusal_of,
 )
-from cluster.queries import Query
+from cluster.queries import NO_SPEC, Query
+from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, encode_spec
+from cluster.refusals import Refusals
 from cluster.store.contract import Objects
 from cluster.tasks import PAGE_MAX
 from cluster.views import (
     AttemptView,
+    DeadCount,
     DeadLetterQuery,
     Evicted,
     JobPage,
@@ -48,6 +54,7 @@ from cluster.views import (
     JobView,
     LivePage,
     QueueView,
+    ScheduleView,
     TaskPage,
     WorkerView,
 )
@@ -55,7 +62,6 @@ from cluster.wire import ManagerAway
 from jobs.errors import (
     Conflict,
     DraymanError,
-    InvalidInput,
     NotFound,
     Overloaded,
     Unavailable,
@@ -68,7 +74,7 @@ log = structlog.get_logger(__name__)
 IN_FLIGHT = 2
 BATCH_MAX = 1_000
 BATCH_BYTES_MAX = 1 << 20
-PENDING_MAX = 20_000
+PENDING_MAX, PENDING_BYTES_MAX = 20_000, 64 << 20
 #: A batch unanswered for so long goes to intake, and the manager counts as away. It may still
 #: commit the batch: intake knows it by its number.
 AWAY_AFTER_S = 1.0
@@ -139,8 +145,9 @@ class Gateway:
         self._monotonic, self._sleep = monotonic, sleep
         self._number = 0
         self._pending: deque[_Waiting] = deque()
-        #: Submissions in it.
-        self._waiting = 0
+        #: Submissions in it, and their bytes.
+        self._waiting = self._waiting_bytes = 0
+        self._refusals = Refusals(monotonic)
         self._senders: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -157,12 +164,17 @@ class Gateway:
         Raises KeyReused, Overloaded, InvalidInput, or Unavailable; after Unavailable the job may
         or may not have been accepted: repeat it with an idempotency key.
         """
-        self.check_room(1)
         raw = encode_spec(spec)
+        self.check_room(1, len(raw))
+        if self._refusals and (refusal := self._refusals.of(spec, len(raw))) is not None:
+            raise refusal
         submission = Submission(self._new_id(), msgspec.Raw(raw))
         [result] = await self._line_up([submission], len(raw)).answer
         if isinstance(result, Refused):
-            raise result.exception()
+            error = result.exception()
+            if isinstance(error, Overloaded):
+                self._refusals.note(spec, len(raw), error)
+            raise error
         return result
 
     async def submit_many(self, specs: Sequence[JobSpec]) -> list[Accepted | Refused]:
@@ -170,12 +182,15 @@ class Gateway:
 
         Raises Overloaded, and has submitted none, if too many wait already.
         """
-        self.check_room(len(specs))
+        raws = [encode_spec(spec) for spec in specs]
+        self.check_room(len(raws), sum(map(len, raws)))
+        refused = self._refused_already(specs, raws) if self._refusals else {}
         waiting: list[_Waiting] = []
         submissions: list[Submission] = []
         size = 0
-        for spec in specs:
-            raw = encode_spec(spec)
+        for place, raw in enumerate(raws):
+            if place in refused:
+                continue
             submissions.append(Submission(self._new_id(), msgspec.Raw(raw)))
             size += len(raw)
             if len(submissions) == BATCH_MAX or size >= BATCH_BYTES_MAX:
@@ -185,17 +200,45 @@ class Gateway:
             waiting.append(self._line_up(submissions, size))
         if waiting:
             await asyncio.wait([one.answer for one in waiting])
-        return [result for one in waiting for result in _results(one)]
+        answers = iter([result for one in waiting for result in _results(one)])
+        results = [refused.get(place) or next(answers) for place in range(len(raws))]
+        for place, result in enumerate(results):
+            if isinstance(result, Refused) and place not in refused:
+                error = result.exception()
+                if isinstance(error, Overloaded):
+                    self._refusals.note(specs[place], len(raws[place]), error)
+        return results
 
-    def check_room(self, count: int) -> None:
-        """Raise Overloaded if so many more submissions would be too many to wait at once."""
-        if self._waiting + count > PENDING_MAX:
+    def check_room(self, count: int, size_bytes: int = 0, tenant: str | None = None) -> None:
+        """Raise Overloaded if so many more submissions would be too many to wait at once.
+
+        And if the manager would take none of this tenant's, whatever they are.
+        """
+        if (
+            self._waiting + count > PENDING_MAX
+            or self._waiting_bytes + size_bytes > PENDING_BYTES_MAX
+        ):
             raise Overloaded("system", "too many submissions are waiting to be accepted", 1.0)
+        if tenant is not None and self._refusals:
+            refusal = self._refusals.of_tenant(tenant)
+            if refusal is not None:
+                raise refusal
+
+    def check_spec(self, spec: JobSpec) -> None:
+        """Raise Overloaded if the manager would refuse this: for who has work to do before."""
+        if self._refusals and (refusal := self._refusals.of(spec, 0)) is not None:
+            raise refusal
+
+    def _refused_already(self, specs: Sequence[JobSpec], raws: list[bytes]) -> dict[int, Refused]:
+        """Return what the manager need not be asked for, by its place."""
+        found = (self._refusals.of(spec, len(raw)) for spec, raw in zip(specs, raws, strict=True))
+        return {place: refusal_of(error) for place, error in enumerate(found) if error is not None}
 
     def _line_up(self, submissions: list[Submission], size_bytes: int) -> _Waiting:
         waiting = _Waiting(submissions, size_bytes)
         self._pending.append(waiting)
         self._waiting += len(submissions)
+        self._waiting_bytes += size_bytes
         if len(self._senders) < IN_FLIGHT:
             self._start_sender()
         return waiting
@@ -241,6 +284,7 @@ class Gateway:
                 break
             batch.append(self._pending.popleft())
             self._waiting -= len(waiting.submissions)
+            self._waiting_bytes -= waiting.bytes
         return batch
 
     async def _deliver(self, batch: list[_Waiting]) -> list[Accepted | Refused]:
@@ -381,6 +425,10 @@ class Gateway:
         found = await self._ask_of_job(Query("job", job_id, tenant), JobView)
         return found.view if isinstance(found, Record) else found
 
+    async def spec(self, job_id: str, tenant: str | None) -> JobSpec:
+        """Return a job that the manager has as it was asked for. Raises NotFound."""
+        return await self._ask(Query("spec", job_id, tenant), JobSpec)
+
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""
         live = await self._ask(Query("jobs", jobs=query), LivePage)
@@ -488,15 +536,89 @@ class Gateway:
         """Return a page of failed jobs."""
         return await self._ask(Query("dead_letters", dead=query), JobPage)
 
-    async def redrive(self, query: DeadLetterQuery) -> int:
-        """Retry every matching failed job; return how many. Durable on return."""
-        if query.limit < 1:
-            raise InvalidInput("limit", "must be at least 1")
-        return await self._ask(Query("redrive", dead=query), int)
+    async def dead_counts(self, query: DeadLetterQuery) -> list[DeadCount]:
+        """Return how many dead letters match, by queue, type and cause."""
+        return await self._ask(Query("dead_counts", dead=query), list[DeadCount])
+
+    async def redrive(
+        self, query: DeadLetterQuery, *, rate: float = 0.0, spec: JobSpec | None = None
+    ) -> int:
+        """Retry every matching failed job; return how many. Durable on return.
+
+        `rate` spreads them out, so many a second. The one job that `query` names has `spec` from
+        now on; Conflict if it has several tasks.
+        """
+        raw = msgspec.Raw(encode_spec(spec)) if spec is not None else NO_SPEC
+        return await self._ask(Query("redrive", dead=query, rate=rate, spec=raw), int)
+
+    async def purge(self, query: DeadLetterQuery) -> int:
+        """Let every matching failed job go for good; return how many. Durable on return."""
+        return await self._ask(Query("purge", dead=query), int)
+
+    async def drain_queue(self, queue: str, *, fill: bool = False) -> QueueView:
+        """Take nothing new into a queue; with `fill`, take it again. Durable on return."""
+        return await self._ask(
+            Query("fill_queue" if fill else "drain_queue", queue=queue), QueueView
+        )
+
+    async def tell_worker(
+        self, worker: str, what: Literal["pause", "resume", "drain"]
+    ) -> WorkerView:
+        """Give a worker nothing for now, or something again, or let it finish and end.
+
+        A pause is forgotten with the manager's life.
+        """
+        ops: dict[str, Literal["pause_worker", "resume_worker", "drain_worker"]] = {
+            "pause": "pause_worker",
+            "resume": "resume_worker",
+            "drain": "drain_worker",
+        }
+        return await self._ask(Query(ops[what], worker=worker), WorkerView)
+
+    async def config(self) -> tuple[Config, int]:
+        """Return what holds of what can be changed live, and its revision."""
+        return await self._ask(Query("config"), tuple[Config, int])
+
+    async def configure(self, config: Config, revision: int | None) -> int:
+        """Let this config hold; return its revision. Durable on return.
+
+        Raises InvalidInput naming what is wrong, and Conflict if `revision` does not hold any more.
+        """
+        return await self._ask(Query("configure", config=config, revision=revision), int)
+
+    async def schedules(self, tenant: str | None) -> list[ScheduleView]:
+        """Return a tenant's schedules, or all."""
+        return await self._ask(Query("schedules", tenant=tenant), list[ScheduleView])
+
+    async def schedule(self, name: str, tenant: str) -> ScheduleView:
+        """Return one schedule. Raises NotFound."""
+        return await self._ask(Query("schedule", name=name, tenant=tenant), ScheduleView)
+
+    async def put_schedule(self, spec: ScheduleSpec) -> ScheduleView:
+        """Let a schedule hold; the same again changes nothing. Durable on return."""
+        return await self._ask(Query("put_schedule", schedule=spec), ScheduleView)
+
+    async def pause_schedule(self, name: str, tenant: str, *, paused: bool) -> ScheduleView:
+        """Let a schedule fire nothing, or again from its next tick on. Durable on return."""
+        op: Literal["pause_schedule", "resume_schedule"]
+        op = "pause_schedule" if paused else "resume_schedule"
+        return await self._ask(Query(op, name=name, tenant=tenant), ScheduleView)
+
+    async def delete_schedule(self, name: str, tenant: str) -> None:
+        """Let a schedule fire no more. Durable on return; raises NotFound."""
+        await self._ask(Query("delete_schedule", name=name, tenant=tenant), type(None))
+
+    async def fire_schedule(self, name: str, tenant: str) -> str:
+        """Submit the job of a schedule now, beside its ticks; return its id. Durable on return."""
+        return await self._ask(Query("fire_schedule", name=name, tenant=tenant), str)
 
     async def workers(self) -> list[WorkerView]:
         """Return every living worker."""
         return await self._ask(Query("workers"), list[WorkerView])
+
+    async def events(self, watch: Watch, timeout_s: float) -> Watched:
+        """Return what happened to what is watched, once something did or the time is over."""
+        return await self._ask(Query("events", watch=watch, timeout_s=timeout_s), Watched)
 
     async def ping(self) -> float:
         """Return the moment of the manager's last event; raises Unavailable if it is away."""

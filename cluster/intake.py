@@ -40,18 +40,28 @@ from cluster.protocol import (
 from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted
 from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec
+from cluster.room import Room
 from cluster.store.contract import Objects
 from cluster.views import JobView
-from jobs.errors import Corrupt, DraymanError, KeyReused, NotFound, Unavailable
+from jobs.errors import (
+    Corrupt,
+    DraymanError,
+    KeyReused,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 
 __all__ = ["IntakeFolder", "IntakeScan", "IntakeWriter", "minted_at", "unseal"]
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "intake/"
-#: What one gateway may have in intake that the manager has not taken over.
-JOBS_MAX = 10_000
+#: What one gateway may have in intake that the manager has not taken over; tenants share it.
+JOBS_MAX = 12_500
 BYTES_MAX = 64 << 20
+#: Told to who finds no room: the manager is usually back by then.
+FULL_S = 2.0
 #: Marks of a gateway that was silent for so long may be gone, so its jobs are looked up one by one.
 MARKS_KEPT_S = 24 * 3600.0
 #: A write unanswered for so long is in doubt; no other is begun until it is settled.
@@ -67,6 +77,8 @@ class _Written:
     names: list[str]
     batch: Batch
     data: bytes
+    #: Of each submission the tenant, and the bytes that it takes.
+    takes: list[tuple[str, int]]
 
 
 def minted_at(job_id: str) -> float:
@@ -140,35 +152,64 @@ class IntakeWriter:
     def __init__(self, objects: Objects, offload: Offload) -> None:
         self._objects, self._offload = objects, offload
         self._written: dict[str, _Written] = {}
-        self._jobs = self._bytes = 0
+        self._jobs = Room("intake, while the manager is away", JOBS_MAX, "jobs", FULL_S)
+        self._bytes = Room("intake, while the manager is away", BYTES_MAX, "bytes", FULL_S)
         self._stuck: asyncio.Future[bool] | None = None
 
     async def accept(self, batch: Batch) -> list[Accepted | Refused]:
         """Make the batch durable; one result each, in order.
 
-        A submission that could not be written is refused as Unavailable: it may or may not exist.
+        What there is no room for is refused as Overloaded. A submission that could not be written
+        is refused as Unavailable: it may or may not exist.
         """
         specs = [decode_spec(submission.spec) for submission in batch.submissions]
-        keyed = [i for i, spec in enumerate(specs) if spec.key is not None]
-        plain = [i for i, spec in enumerate(specs) if spec.key is None]
-        results: dict[int, Accepted | Refused] = {}
+        sizes = [len(memoryview(submission.spec)) for submission in batch.submissions]
+        takes = [(spec.tenant, size) for spec, size in zip(specs, sizes, strict=True)]
+        results = self._take(takes)
+        fits = [i for i in range(len(specs)) if i not in results]
+        keyed = [i for i in fits if specs[i].key is not None]
+        plain = [i for i in fits if specs[i].key is None]
         by_key: dict[str | None, list[int]] = {}
         for i in keyed:
             by_key.setdefault(specs[i].key, []).append(i)
 
         async def accept_in_turn(places: list[int]) -> None:
             for i in places:  # two of a batch may have one key
-                results[i] = await self._attempt(self._accept_keyed(batch, i, specs[i]))
+                mine = Batch(batch.gateway, batch.number, [batch.submissions[i]])
+                results[i] = await self._attempt(self._write(mine, [takes[i]], specs[i]))
 
         await asyncio.gather(*map(accept_in_turn, by_key.values()))
         if plain:
             submissions = [batch.submissions[i] for i in plain]
             mine = Batch(batch.gateway, batch.number, submissions)
-            refused = await self._attempt(self._write(mine, None))
+            refused = await self._attempt(self._write(mine, [takes[i] for i in plain], None))
             for i in plain:
                 accepted = Accepted(batch.submissions[i].job_id)
                 results[i] = accepted if isinstance(refused, Accepted) else refused
         return [results[i] for i in range(len(specs))]
+
+    def _take(self, takes: list[tuple[str, int]]) -> dict[int, Accepted | Refused]:
+        """Hold room for each; return the refusals of those there is none for, by place.
+
+        Before anything is written: others are being written meanwhile.
+        """
+        refused: dict[int, Accepted | Refused] = {}
+        for i, (tenant, size) in enumerate(takes):
+            try:
+                self._jobs.take(tenant, 1)
+                try:
+                    self._bytes.take(tenant, size)
+                except Overloaded:
+                    self._jobs.give(tenant, 1)
+                    raise
+            except Overloaded as error:
+                refused[i] = refusal_of(error)
+        return refused
+
+    def _give(self, takes: list[tuple[str, int]]) -> None:
+        for tenant, size in takes:
+            self._jobs.give(tenant, 1)
+            self._bytes.give(tenant, size)
 
     async def _attempt(self, writing: Awaitable[Accepted]) -> Accepted | Refused:
         try:
@@ -176,18 +217,11 @@ class IntakeWriter:
         except DraymanError as error:
             return refusal_of(error)
 
-    async def _accept_keyed(self, batch: Batch, i: int, spec: JobSpec) -> Accepted:
-        return await self._write(Batch(batch.gateway, batch.number, [batch.submissions[i]]), spec)
-
-    async def _write(self, batch: Batch, keyed: JobSpec | None) -> Accepted:
+    async def _write(
+        self, batch: Batch, takes: list[tuple[str, int]], keyed: JobSpec | None
+    ) -> Accepted:
         """Make the batch durable; `keyed` is its only job's spec, if that has a key."""
         data = _seal(batch)
-        count = len(batch.submissions)
-        if self._jobs + count > JOBS_MAX or self._bytes + len(data) > BYTES_MAX:
-            raise Unavailable("the queue manager is away, and intake is full", 2.0)
-        # Counted before it is written: others are being written meanwhile.
-        self._jobs += count
-        self._bytes += len(data)
         identity = _identity(batch, keyed=keyed is not None)
         names = [_name(identity)]
         kept = False
@@ -203,12 +237,11 @@ class IntakeWriter:
                         # Ours was acknowledged to nobody; were it taken over, it would be an alias.
                         await self._offload(self._objects.delete, names[:1])
                         return _replay(held, keyed.fingerprint)
-            self._written[identity] = _Written(names, batch, data)
+            self._written[identity] = _Written(names, batch, data, takes)
             kept = True
         finally:
             if not kept:
-                self._jobs -= count
-                self._bytes -= len(data)
+                self._give(takes)
         return Accepted(batch.submissions[0].job_id)
 
     async def _put(self, name: str, data: bytes) -> bool:
@@ -241,8 +274,7 @@ class IntakeWriter:
         """Forget objects: the manager has them."""
         for fold in folds:
             if (written := self._written.pop(fold.identity, None)) is not None:
-                self._jobs -= len(written.batch.submissions)
-                self._bytes -= len(written.data)
+                self._give(written.takes)
 
     async def rewrite(self, identities: list[str]) -> None:
         """Write objects again that the manager neither found nor ever folded."""

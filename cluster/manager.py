@@ -8,18 +8,24 @@ workers' next reports do not bring back. Rule 3: it knows no Ray: workers are re
 
 import asyncio
 import contextlib
-from collections import Counter
+import math
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
 
+from cluster.alerts import AlertSender
 from cluster.assignments import assignment_of
 from cluster.commit import Clock, CommitLog, Offload
 from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
+from cluster.feed import Feed, Watch
 from cluster.history.reader import History
+from cluster.ids import uuid7_maker
 from cluster.intake import IntakeFolder
+from cluster.operating import Operator
+from cluster.pools import LOOK_S, Pools, WorkerPort
+from cluster.pressure import Pressure
 from cluster.protocol import (
     LEASE_LOST,
     NODE_LOST,
@@ -43,23 +49,25 @@ from cluster.protocol import (
 from cluster.queries import Query, Reader, decode_query
 from cluster.queue import commands as c
 from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
+from cluster.queue.limits import next_opening
 from cluster.queue.model import State, Task
 from cluster.queue.plan import steps_of
 from cluster.queue.snapshot import SNAPSHOT_VERSION
 from cluster.queue.spec import decode_head, decode_spec
 from cluster.queue.state import TERMINAL
 from cluster.rates import Rates
+from cluster.schedules import Scheduler
 from cluster.sessions import Session
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from cluster.space import SpaceGuard
 from cluster.store.identity import open_identity, require_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
 from cluster.store.snapshot import Snapshots
 from cluster.views import Evicted
-from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound
+from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound, Overloaded
 
-__all__ = ["Manager", "WorkerPort", "build"]
+__all__ = ["Manager", "build"]
 
 log = structlog.get_logger(__name__)
 
@@ -104,22 +112,6 @@ HANDED_BACK = frozenset({"stopped", "returned", "crashed"})
 WAIT_MAX_S = 30.0
 
 
-class WorkerPort(Protocol):
-    """How workers are started, watched and ended."""
-
-    async def spawn(self, pool: PoolSettings) -> str:
-        """Start a worker of `pool` and return its name, never used before."""
-
-    async def live(self) -> dict[str, str]:
-        """Return the pool of every living worker by name."""
-
-    async def watch(self, worker: str) -> str:
-        """Return why it died, once it did: `worker died`, `oom`, or NODE_LOST."""
-
-    async def kill(self, worker: str) -> None:
-        """End it by force."""
-
-
 class Manager:
     """One life of the queue manager."""
 
@@ -134,6 +126,7 @@ class Manager:
         compactor: CompactorPort,
         intake: IntakeFolder,
         space: SpaceGuard,
+        new_id: Callable[[], str],
     ) -> None:
         self._commit = commit
         self._intake = intake
@@ -149,10 +142,34 @@ class Manager:
         #: Workers declared dead: whatever they still say is answered with `drop`.
         self._gone: dict[str, str] = {}
         self._rates = Rates(clock)
-        self._reader = Reader(commit, self._sessions, self._rates, settings)
+        self._pools = Pools(
+            workers, commit.state, self._sessions, self._rates, go=self._go, adopt=self._welcome
+        )
+        self._pressure = Pressure(commit, self._rates)
+        self._scheduler = Scheduler(commit, new_id=new_id, fired=self._dispatch)
+        self._alerts = AlertSender(commit, new_id=new_id)
+        self._reader = Reader(commit, self._sessions, self._rates, self._pools)
+        self._operator = Operator(
+            commit,
+            self._reader,
+            self._pools,
+            self._scheduler,
+            self._sessions,
+            settings.config,
+            settings.run,
+            command=self._command,
+            dispatch=self._dispatch,
+        )
+        self._feed = Feed(
+            commit,
+            view=lambda job_id: self._reader.job(job_id, None),
+            progress=self._reader.progress,
+        )
+        #: When limits are looked at next, for what only waits for time.
+        self._opens_at = math.inf
         self._waiting: dict[str, list[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ticked_at = clock.monotonic()
+        self._ticked_at = self._sized_at = clock.monotonic()
         self._draining = False
         self._drain_by = 0.0
         #: Since it was last looked whether this is still the manager.
@@ -183,17 +200,18 @@ class Manager:
             )
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
         self._writer = self._go(self._commit.write_forever())
+        # First of all: what waits in intake may be for a queue that only a live change brought.
+        new_run = self._operator.begin()
         await self._fold_intake()
         live = await self._workers.live()
         for name, pool_name in live.items():
-            self._adopt(name).pool = pool_name
+            self._welcome(name, pool_name)
         for name in [name for name in self._state.held if name not in live]:
             # Who knows what ended them: a node, the machine, a deploy. No task is charged for it.
             self._gone[name] = WORKER_DIED
             self._commit.run(c.Reclaim(name, list(self._state.held[name])))
-        for pool in self._settings.pools:
-            for _ in range(pool.size - sum(1 for p in live.values() if p == pool.name)):
-                self._go(self._spawn(pool))
+        self._pools.begin(self._operator.config.pools, warm=new_run)
+        self._scheduler.begin()
         self._go(self._tick_forever())
         self._go(self._prove_forever())
         self._go(self._compact_forever())
@@ -203,6 +221,7 @@ class Manager:
 
     async def stop(self) -> None:
         """Stop deciding, commit what was decided, and give up the journal."""
+        self._pools.end()
         # Whoever decides ends first: nothing is to be written after the last word.
         await _end(self._tasks - {self._writer})
         self._commit.record(ManagerStopped())
@@ -212,6 +231,7 @@ class Manager:
     async def drain(self, grace_s: float) -> None:
         """Give out no more work, let the workers finish or hand back theirs, then stop."""
         self._draining = True
+        self._pools.end()
         self._drain_by = deadline = self._clock.monotonic() + grace_s
         for session in self._sessions.values():
             session.release()
@@ -255,7 +275,7 @@ class Manager:
         if marks is not None and marks.too_old(batch.number):
             raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
         now = self._commit.now()
-        run = self._commit.run
+        run, jobs = self._commit.run, self._state.jobs
         others: dict[int, Accepted | Refused] = {}
         refused: dict[int, Refused] = {}
         for i, submission in enumerate(batch.submissions):
@@ -265,8 +285,12 @@ class Manager:
                 spec = decode_head(raw)
                 if not run(c.Submit(job_id, spec, raw), now) and spec.key is not None:
                     others[i] = self._replayed(job_id, spec.key)
+                elif (job := jobs.get(job_id)) is not None and job.queue != spec.queue:
+                    others[i] = Accepted(job_id, queue=job.queue)
             except msgspec.MsgspecError as error:
                 refused[i] = refusal_of(InvalidInput("job", f"can't be read: {error}"))
+            except Overloaded as error:
+                refused[i] = refusal_of(self._pressure.timed(error))
             except DraymanError as error:
                 refused[i] = refusal_of(error)
         self._commit.record(
@@ -306,6 +330,8 @@ class Manager:
             return encode(Orders(self._state.epoch, 0))
         session.release()
         session.take(report, self._state.epoch, self._clock.monotonic())
+        if report.progress:
+            self._feed.moved(report.progress)
         if report.code:
             self._commit.run(c.Join(report.worker, report.pool, report.node, report.code))
         again = self._finish(session, report.outcomes)
@@ -325,9 +351,13 @@ class Manager:
             # and what follows in a plan is not to wait until they ask again.
             self._lease(session, session.free)
             self._dispatch()
-            self._lease(session, session.prefetch)
+            self._lease(session, session.prefetch, ahead=True)
+        elif self._state.gates:
+            self._lease(session, session.free)
+            self._lease(session, session.prefetch, ahead=True)
         else:
             self._lease(session, session.free + session.prefetch)
+        self._watch_openings()
         unsure = not heard and report.worker in self._state.held
         if not (report.outcomes or drop or session.next or unsure or self._news(session)):
             await self._park(session)
@@ -339,8 +369,8 @@ class Manager:
         return bool(
             session.recall
             or session.unconfirmed
-            or (self._draining and not session.draining)
-            or any(token not in session.told for token in stopping)
+            or ((self._draining or session.retiring) and not session.draining)
+            or any(stop not in session.told for stop in stopping.items())
         )
 
     async def _park(self, session: Session) -> None:
@@ -355,7 +385,7 @@ class Manager:
             return encode(Orders(self._state.epoch, 0))
         number, assignments = session.take_next(self._state)
         stopping = self._state.stopping.get(session.worker, {})
-        session.told = set(stopping)
+        session.told = set(stopping.items())
         recall, session.recall = session.recall, []
         orders = Orders(
             self._state.epoch,
@@ -364,7 +394,7 @@ class Manager:
             [OrderlyStop(token, reason) for token, reason in stopping.items()],
             recall,
             drop,
-            self._draining,
+            self._draining or session.retiring,
             self._drain_s(),
         )
         asked_at = self._clock.monotonic()
@@ -413,17 +443,23 @@ class Manager:
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
         finished = list({job.id: job for task in tasks if (job := task.job).finished_at}.values())
-        for queue, count in Counter([t.line.name for t in tasks if t.state in TERMINAL]).items():
-            self._rates.finished(queue, count)
+        ended: dict[str, list[float]] = {}
+        for task in tasks:
+            if task.state in TERMINAL:
+                ended.setdefault(task.line.name, []).append(task.ended_at - task.started_at)
+        for queue, runs in ended.items():
+            self._rates.finished(queue, len(runs), runs)
+        self._pressure.ended(job.tenant for job in finished)
         if self._waiting:
             for job in finished:
                 for waiter in self._waiting.pop(job.id, ()):
                     waiter.set()
 
-    def _lease(self, session: Session, limit: int) -> None:
-        if limit <= 0 or session.draining or self._draining:
+    def _lease(self, session: Session, limit: int, *, ahead: bool = False) -> None:
+        if limit <= 0 or session.leaving or session.paused or self._draining:
             return
-        events = self._commit.run(c.Lease(session.worker, session.queues, limit))
+        queues = self._pools.queues_of(session)
+        events = self._commit.run(c.Lease(session.worker, queues, limit, ahead))
         if events:
             leases = self._state.leases
             session.assign(
@@ -431,7 +467,8 @@ class Manager:
             )
 
     def _assignment(self, task: Task) -> Assignment:
-        return assignment_of(task, self._cleared_of(task.past[-1].worker) if task.past else "")
+        after = self._cleared_of(task.past[-1].worker) if task.past else ""
+        return assignment_of(task, after, self._state.starts.get(task.token, 0.0))
 
     def _cleared_of(self, worker: str) -> str:
         """Return the worker that ran a task before if nothing of that one may live any more.
@@ -446,9 +483,14 @@ class Manager:
         for session in parked:
             self._lease(session, session.free)
         for session in parked:
-            self._lease(session, session.prefetch)
+            self._lease(session, session.prefetch, ahead=True)
             if session.next:
                 session.release()
+        self._watch_openings()
+
+    def _welcome(self, worker: str, pool: str) -> None:
+        if worker not in self._sessions and worker not in self._gone:
+            self._adopt(worker).pool = pool
 
     def _adopt(self, worker: str) -> Session:
         session = self._sessions[worker] = Session(worker, self._clock.monotonic())
@@ -478,23 +520,8 @@ class Manager:
             self._commit.run(c.LoseWorker(worker, cause, arrived))
         self._ended(session, tasks)
         self._dispatch()
-        pool = next((p for p in self._settings.pools if p.name == session.pool), None)
-        if pool is not None and not self._draining:
-            self._go(self._spawn(pool))
-
-    async def _spawn(self, pool: PoolSettings) -> None:
-        wait_s = 0.5
-        while True:
-            try:
-                name = await self._workers.spawn(pool)
-            except DraymanError as error:
-                log.warning("worker_not_started", pool=pool.name, error=str(error))
-                await self._clock.sleep(wait_s)
-                wait_s = min(30.0, wait_s * 2)
-                continue
-            if name not in self._sessions and name not in self._gone:
-                self._adopt(name).pool = pool.name
-            return
+        if not self._draining:
+            self._pools.look()
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -510,9 +537,15 @@ class Manager:
         if gap > GAP_S:
             for session in self._sessions.values():
                 session.seen_at += gap
-        if self._commit.run(c.Tick()):
-            self._wake_waiters()
-            self._dispatch()
+        self._pass_time()
+        self._promote(now)
+        self._scheduler.look()
+        self._feed.tick()
+        if now - self._sized_at >= LOOK_S:
+            self._sized_at = now
+            self._pools.look()
+            if self._alerts.look(self._operator.config):
+                self._dispatch()
         self._commit.run(c.Evict(EVICT_MAX))
         for session in self._sessions.values():
             silent_s = 0.0 if session.owed or session.lost else now - session.seen_at
@@ -521,6 +554,46 @@ class Manager:
                 self._go(self._give_up(session))
         self._free_hostages()
         self._take_back()
+
+    def _pass_time(self) -> None:
+        if self._commit.run(c.Tick()):
+            self._wake_waiters()
+            self._dispatch()
+
+    def _watch_openings(self) -> None:
+        """Look again when time opens a limit next, which is sooner than the next tick may be."""
+        if not self._state.openings:
+            return
+        opens_at = next_opening(self._state)
+        if opens_at is not None and opens_at < self._opens_at:
+            self._opens_at = opens_at
+            self._go(self._open_at(opens_at))
+
+    async def _open_at(self, opens_at: float) -> None:
+        await self._clock.sleep(max(0.0, opens_at - self._commit.now()))
+        if self._opens_at == opens_at:
+            self._opens_at = math.inf
+        self._pass_time()
+        self._watch_openings()
+
+    def _promote(self, now: float) -> None:
+        """Move on what runs longer than its queue is for."""
+        queues = self._commit.rules.queues
+        longest = {name: q.max_run_s for name, q in queues.items() if q.max_run_s is not None}
+        if not longest:
+            return
+        leases = self._state.leases
+        for session in list(self._sessions.values()):
+            for token, began in list(session.began.items()):
+                task = leases.get(token)
+                if task is None or task.stop or task.worker != session.worker:
+                    continue
+                max_run_s = longest.get(task.line.name)
+                if max_run_s is None or now - began <= max_run_s:
+                    continue
+                if self._commit.run(c.Promote(token)):
+                    log.info("promoted", job=task.job.id, task=task.id, after_s=max_run_s)
+                    session.release()
 
     async def _prove_forever(self) -> None:
         """End a manager that was replaced while it had nothing to write, and would never know."""
@@ -562,8 +635,8 @@ class Manager:
     def _heartbeat_timeout_s(self, session: Session) -> float:
         if not (session.report or session.worker in self._state.held):
             return STARTING_S
-        timeouts = [p.heartbeat_timeout_s for p in self._settings.pools if p.name == session.pool]
-        return timeouts[0] if timeouts else 15.0
+        pool = self._operator.config.pool(session.pool)
+        return pool.heartbeat_timeout_s if pool is not None else 15.0
 
     def _free_hostages(self) -> None:
         """Ask for what waits behind a long task: the next worker that is free is to have it."""
@@ -584,14 +657,19 @@ class Manager:
 
     def _take_back(self) -> None:
         """Ask for half of what a worker has not started for a while, if another is idle."""
-        idle = [s for s in self._sessions.values() if s.parked is not None and s.free > 0]
+        idle = [
+            s
+            for s in self._sessions.values()
+            if s.parked is not None and s.free > 0 and not (s.leaving or s.paused)
+        ]
         if not idle:
             return
         leases, too_old = self._state.leases, self._commit.now() - RECALL_AFTER_S
         for session in idle:
-            queues = set(session.queues)
+            queues = set(self._pools.queues_of(session))
             for other in self._sessions.values():
-                if other is session or other.recall or not queues.intersection(other.queues):
+                served = self._pools.queues_of(other)
+                if other is session or other.recall or not queues.intersection(served):
                     continue
                 waiting = [
                     token
@@ -723,6 +801,8 @@ class Manager:
         """
         query = decode_query(payload)
         self._was_asked = True
+        if query.op == "events":  # what it tells is durable
+            return b"+" + encode(await self._feed.answer(query.watch or Watch()))
         try:
             answer = await self._answer(query)
         except NotFound as error:
@@ -747,37 +827,21 @@ class Manager:
             command = c.Cancel if query.op == "cancel" else c.Revive
             self._command(command(self._state.aliases.get(query.job_id, query.job_id)))
             return self._reader.job(query.job_id, query.tenant)
-        if query.op == "redrive":
-            return self._redrive(query)
         if query.op == "fold":
             return await self._intake.fold(query.folds)
-        if query.op in ("pause", "resume"):
-            pause = query.op == "pause"
-            self._command(c.PauseQueue(query.queue) if pause else c.ResumeQueue(query.queue))
-            return self._reader.queue(query.queue)
+        if self._operator.knows(query.op):
+            return self._operator.answer(query)
         return self._reader.answer(query)
 
-    def _command(self, command: c.Command) -> None:
+    def _command(self, command: c.Command, *, dispatch: bool = True) -> None:
         self._commit.check_writable()
         if self._commit.run(command):
             self._wake_waiters()
             for session in self._sessions.values():
                 if self._news(session):
                     session.release()
-            self._dispatch()
-
-    def _redrive(self, query: Query) -> int:
-        if query.dead is None:
-            raise InvalidInput("filter", "say which dead letters to redrive")
-        revived = 0
-        for job in self._reader.dead_jobs(query.dead):
-            try:
-                self._command(c.Revive(job.id))
-            except Conflict as error:  # one that cannot be is no reason to leave the others
-                log.warning("not_redriven", job=job.id, error=str(error))
-            else:
-                revived += 1
-        return revived
+            if dispatch:
+                self._dispatch()
 
     async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
         job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))
@@ -816,6 +880,7 @@ async def build(
     nonce: Callable[[], str],
     on_fatal: Callable[[DraymanError], None],
     compactor: CompactorPort,
+    new_id: Callable[[], str] | None = None,
     store: Objects | None = None,
     aside: Offload | None = None,
     new_store: bool = True,
@@ -840,7 +905,7 @@ async def build(
         snapshots,
         identity.journal_id,
         State(),
-        settings.rules(),
+        settings.config.rules(),
         clock=clock,
         offload=offload,
         nonce=nonce,
@@ -854,6 +919,7 @@ async def build(
         clock=clock,
         draw=draw,
         compactor=compactor,
+        new_id=new_id or uuid7_maker(),
         intake=IntakeFolder(objects, commit, History(objects), aside or offload),
         space=SpaceGuard(
             [objects, journal_objects],

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.catalog import StepCard, TypeCard
+from cluster.catalog import StepCard, TypeCard, limit_keys
 from cluster.queue.spec import JOBS_OWN, Plan, StepSpec
 from jobs.workflow import STEP_NAME
 
@@ -57,6 +57,7 @@ def plan_for(
     *,
     card_of: Callable[[str], TypeCard | None],
     problems_of: Callable[[str, bytes], list[Problem]],
+    values_of: Callable[[str, bytes], Mapping[str, Any]],
 ) -> tuple[Plan | None, list[Problem]]:
     """Return the plan of a job of this type, None if one task runs it; see `plan_steps`."""
     if card.kind == "job":
@@ -68,6 +69,7 @@ def plan_for(
         params=params,
         card_of=card_of,
         problems_of=problems_of,
+        values_of=values_of,
         goes_on=card.goes_on,
         result=card.result,
     )
@@ -79,6 +81,7 @@ def plan_steps(
     params: Any,
     card_of: Callable[[str], TypeCard | None],
     problems_of: Callable[[str, bytes], list[Problem]],
+    values_of: Callable[[str, bytes], Mapping[str, Any]],
     goes_on: bool = False,
     result: str = "",
     known: Collection[str] = (),
@@ -89,6 +92,7 @@ def plan_steps(
         params: What `$param` finds: the workflow's own params as JSON data, defaults included.
         card_of: The type of a name, or None.
         problems_of: What a type has against params (JSON); paths begin with `params`.
+        values_of: What a type reads from params (JSON) that it has nothing against.
         result: The step whose result is the job's; the last one if empty.
         known: Names of types, among which one that is wrong is looked for.
     """
@@ -129,7 +133,13 @@ def plan_steps(
         unknown = [path for path, _ in missing]
         problems += _refused_params(step.type, template, where, unknown, problems_of)
         encoded = msgspec.Raw(msgspec.json.encode(template))
-        planned[step.name] = _step(card, step, encoded, list(needs))
+        keys: tuple[str, ...] = ()
+        if card.limits and not problems:
+            known_now = next(references(template, own), None) is None
+            keys = limit_keys(
+                card.limits, values_of(step.type, bytes(encoded)) if known_now else template
+            )
+        planned[step.name] = _step(card, step, encoded, list(needs), keys)
     if problems:
         return Plan([]), problems
     try:
@@ -197,7 +207,13 @@ def _not_a_step(name: str, card: TypeCard | None, known: Collection[str]) -> str
     return f"{name!r} is a workflow itself, which is no step; name its steps, or use ctx.submit"
 
 
-def _step(card: TypeCard, step: StepCard, params: msgspec.Raw, needs: list[str]) -> StepSpec:
+def _step(
+    card: TypeCard,
+    step: StepCard,
+    params: msgspec.Raw,
+    needs: list[str],
+    limits: tuple[str, ...] = (),
+) -> StepSpec:
     fans_out = card.kind == "fan_out"
     named = bool(step.name)
     return StepSpec(
@@ -215,6 +231,8 @@ def _step(card: TypeCard, step: StepCard, params: msgspec.Raw, needs: list[str])
         timeout_s=(step.timeout_s or card.timeout_s) if named else None,
         grace_s=card.grace_s if named else None,
         retry=(step.retry or card.retry) if named else None,
+        limits=list(limits) if named else None,
+        resumable=card.resumable,
     )
 
 

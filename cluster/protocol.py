@@ -28,6 +28,7 @@ __all__ = [
     "LEASE_LOST",
     "NODE_LOST",
     "NOTHING",
+    "START_AHEAD_S",
     "WORKER_DIED",
     "Accepted",
     "Assignment",
@@ -63,6 +64,8 @@ NOTHING = msgspec.Raw(b"null")
 #: Cause of an end that comes with the node's, and charges nobody.
 NODE_LOST = "node lost"
 WORKER_DIED, LEASE_LOST = "worker died", "lease lost"
+#: How long before its moment an attempt under a rate limit is given out, at most.
+START_AHEAD_S = 0.25
 #: Begins the path of a file that is in the memory of a node (`cluster/worker/ephemeral.py`).
 EPHEMERAL = "ray:"
 
@@ -98,6 +101,8 @@ class Accepted(msgspec.Struct, frozen=True, tag="ok", tag_field="t", omit_defaul
 
     job_id: str
     replayed: bool = False
+    #: Where it waits, if it was sent on from where it asked to.
+    queue: str = ""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="no", tag_field="t", omit_defaults=True):
@@ -316,13 +321,16 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     code: str = ""
     #: What it needs beside the spec: encoded Inputs; `null` for a job's only task.
     inputs: msgspec.Raw = NOTHING
+    #: Epoch seconds at which its handler begins, within `START_AHEAD_S`; 0: at once. So calls
+    #: under a rate limit are as far apart as they should be, however long the way here was.
+    starts_at: float = 0.0
 
 
 class OrderlyStop(msgspec.Struct, frozen=True, array_like=True):
     """Ask the attempt to stop (repeated until it is gone); kill it after its grace."""
 
     token: int
-    #: `cancel`, `drain` or `expired`.
+    #: `cancel`, `drain`, `promote` (it goes on in another queue) or `job failed`.
     reason: str
 
 

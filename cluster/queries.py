@@ -7,6 +7,7 @@ answers only after its barrier.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, takewhile
 from typing import Any, Literal
@@ -15,15 +16,18 @@ import msgspec
 from msgspec.structs import replace
 
 from cluster.commit import CommitLog
+from cluster.config import Config, PoolSettings
+from cluster.feed import Watch
+from cluster.pools import Pools
 from cluster.protocol import Fold
 from cluster.queue.engine import job_status
-from cluster.queue.model import Job, Line, PastAttempt, Task
+from cluster.queue.model import Gate, Job, Limit, Line, PastAttempt, QueueLimits, Side, Task
 from cluster.queue.plan import PlanState, Role, decode_finished, task_name
+from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.rates import Rates
 from cluster.sessions import Session
-from cluster.settings import ClusterSettings
 from cluster.tasks import (
     EMPTY,
     named_page,
@@ -35,20 +39,31 @@ from cluster.tasks import (
 )
 from cluster.views import (
     AttemptView,
+    DeadCount,
     DeadLetterQuery,
     ErrorView,
+    EtaView,
     JobPage,
     JobQuery,
     JobView,
     LivePage,
     ProgressView,
     QueueView,
+    StepView,
     TaskPage,
     WorkerView,
 )
 from jobs.errors import InvalidInput, NotFound
 
-__all__ = ["Query", "Reader", "attempt_views", "chunk_attempts", "decode_query", "job_view"]
+__all__ = [
+    "NO_SPEC",
+    "Query",
+    "Reader",
+    "attempt_views",
+    "chunk_attempts",
+    "decode_query",
+    "job_view",
+]
 
 SCAN_MAX = 10_000
 #: A page of jobs ends when they have so many steps together.
@@ -56,8 +71,9 @@ STEPS_MAX = 20_000
 S = TaskState
 _DONE = ProgressView(1.0, "")
 _WAITING = frozenset({S.WAITING, S.BACKING_OFF})
-#: What tells the positions of tasks, by queue: made once for a page of jobs.
-_Places = dict[str, Callable[[Task], int]]
+
+
+NO_SPEC = msgspec.Raw(b"null")
 
 
 class Query(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,6 +83,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
         "ping",
         "fold",
         "job",
+        "spec",
         "jobs",
         "tasks",
         "attempts",
@@ -79,6 +96,23 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
         "dead_letters",
         "redrive",
         "workers",
+        "dead_counts",
+        "purge",
+        "drain_queue",
+        "fill_queue",
+        "pause_worker",
+        "resume_worker",
+        "drain_worker",
+        "config",
+        "configure",
+        "schedule",
+        "schedules",
+        "put_schedule",
+        "delete_schedule",
+        "fire_schedule",
+        "pause_schedule",
+        "resume_schedule",
+        "events",
     ]
     job_id: str = ""
     tenant: str | None = None
@@ -91,6 +125,18 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
     ids: list[str] | None = None
     first: int = 0
     limit: int = 1_000
+    worker: str = ""
+    #: Of a schedule.
+    name: str = ""
+    schedule: ScheduleSpec | None = None
+    config: Config | None = None
+    #: The config that is to be replaced; None: whichever holds.
+    revision: int | None = None
+    #: Of `events`.
+    watch: Watch | None = None
+    #: Of `redrive`: so many a second, and the JobSpec that the one job has from now on.
+    rate: float = 0.0
+    spec: msgspec.Raw = NO_SPEC
 
 
 decode_query = msgspec.json.Decoder(Query).decode
@@ -104,20 +150,23 @@ class Reader:
         commit: CommitLog,
         sessions: Mapping[str, Session],
         rates: Rates,
-        settings: ClusterSettings,
+        pools: Pools,
     ) -> None:
-        self._state, self._rules, self._now = commit.state, commit.rules, commit.now
+        self._commit = commit
+        self._state, self._now = commit.state, commit.now
         self._sessions = sessions
-        self._rates, self._settings = rates, settings
+        self._rates, self._pools = rates, pools
         self._answers: dict[str, Callable[[Query], Any]] = {
             "ping": lambda q: self._state.at,
             "job": lambda q: self.job(q.job_id, q.tenant),
+            "spec": lambda q: self._find(q.job_id, q.tenant).spec,
             "jobs": lambda q: self.jobs(q.jobs or JobQuery()),
             "tasks": self.tasks,
             "attempts": lambda q: self.attempts(q.job_id, q.tenant),
             "queues": lambda q: self.queues(),
             "dead_letters": lambda q: self.dead_letters(q.dead or DeadLetterQuery()),
-            "workers": lambda q: self.workers(),
+            "dead_counts": lambda q: self.dead_counts(q.dead or DeadLetterQuery()),
+            "workers": lambda q: [self.worker(session) for session in self._sessions.values()],
         }
 
     def answer(self, query: Query) -> Any:
@@ -128,6 +177,13 @@ class Reader:
         """Return one job."""
         view = self._view(self._find(job_id, tenant))
         return view if view.id == job_id else replace(view, id=job_id, alias_of=view.id)
+
+    def progress(self, job: Job) -> tuple[ProgressView | None, list[StepView]]:
+        """Return how far a job is, and its steps if it has any."""
+        if job.plan is None:
+            (task,) = job.tasks
+            return self._progress(task), []
+        return plan_progress(job, job.plan, self._progress), step_views(job, job.plan)
 
     def jobs(self, query: JobQuery) -> LivePage:
         """Return a page of the jobs in memory, newest first."""
@@ -163,30 +219,46 @@ class Reader:
         return attempt_views(self._find(job_id, tenant))
 
     def queues(self) -> list[QueueView]:
-        """Return every queue."""
-        return [self.queue(name) for name in sorted(self._rules.queues)]
+        """Return every queue, those that were taken away and still hold something included."""
+        known = self._commit.rules.queues
+        left = [
+            name for name, line in self._state.lines.items() if name not in known and line.depth
+        ]
+        return [self._queue(name) for name in sorted([*known, *left])]
 
     def queue(self, name: str) -> QueueView:
         """Return one queue."""
-        limits = self._rules.queues.get(name)
-        if limits is None:
+        if name not in self._commit.rules.queues:
             raise NotFound("queue", name)
-        line = self._state.lines.get(name) or Line(name)
-        head = line.head()
+        return self._queue(name)
+
+    def _queue(self, name: str) -> QueueView:
+        limits = self._commit.rules.queues.get(name, QueueLimits())
+        line = self._state.lines.get(name) or Line(name, self._state.shares)
+        oldest = line.oldest()
         counts = line.counts
+        waiting = counts[S.READY]
         return QueueView(
             name=name,
-            pools=[pool.name for pool in self._settings.pools if name in pool.queues],
+            pools=[pool.name for pool in self._pools_of(name)],
             paused=line.paused,
-            ready=counts[S.READY],
+            ready=waiting,
             leased=counts[S.LEASED],
             scheduled=counts[S.WAITING],
             backing_off=counts[S.BACKING_OFF],
             dead=counts[S.DEAD],
-            oldest_age_s=max(0.0, self._now() - head.ready_at) if head is not None else 0.0,
+            oldest_age_s=max(0.0, self._now() - oldest.ready_at) if oldest is not None else 0.0,
             drain_rate=self._rates.per_s(name),
-            workers=sum(1 for s in self._sessions.values() if name in s.queues),
+            workers=sum(name in self._pools.queues_of(s) for s in self._sessions.values()),
             depth_max=limits.depth_max,
+            parked=counts[S.PARKED],
+            depth=line.depth,
+            bytes=line.bytes,
+            bytes_max=limits.bytes_max,
+            draining=limits.draining,
+            run_s=self._rates.run_s(name),
+            eta=None if line.paused else self._eta(name, waiting),
+            pending_reason=self._standstill(name) if waiting else None,
         )
 
     def dead_letters(self, query: DeadLetterQuery) -> JobPage:
@@ -207,23 +279,28 @@ class Reader:
         """Return the failed jobs that match, longest dead first."""
         return self._dead(query)
 
-    def workers(self) -> list[WorkerView]:
-        """Return every living worker."""
-        return [
-            WorkerView(
-                s.worker,
-                s.pool,
-                s.queues,
-                s.node,
-                s.pid,
-                len(s.held),
-                len(s.started),
-                s.free,
-                s.silent_s(self._rates.clock.monotonic()),
-                s.draining,
-            )
-            for s in self._sessions.values()
-        ]
+    def dead_counts(self, query: DeadLetterQuery) -> list[DeadCount]:
+        """Count the dead letters that match, by queue, type and cause; the most first."""
+        counts = Counter(
+            (job.queue, job.type, _last(task).cause) for job, task in self._dead_tasks(query)
+        )
+        return [DeadCount(*names, count) for names, count in counts.most_common()]
+
+    def worker(self, session: Session) -> WorkerView:
+        """Return one living worker."""
+        return WorkerView(
+            session.worker,
+            session.pool,
+            self._pools.queues_of(session),
+            session.node,
+            session.pid,
+            len(session.held),
+            len(session.started),
+            session.free,
+            session.silent_s(self._rates.clock.monotonic()),
+            session.draining or session.retiring,
+            session.paused,
+        )
 
     def _find(self, job_id: str, tenant: str | None) -> Job:
         job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))
@@ -232,8 +309,10 @@ class Reader:
         return job
 
     def _dead(self, query: DeadLetterQuery) -> list[Job]:
+        return list({job.id: job for job, _ in self._dead_tasks(query)}.values())
+
+    def _dead_tasks(self, query: DeadLetterQuery) -> Iterator[tuple[Job, Task]]:
         ids = None if query.ids is None else set(query.ids)
-        found: dict[str, Job] = {}
         for task in self._state.dead.values():
             job = task.job
             if (
@@ -244,41 +323,103 @@ class Reader:
                 and (query.cause is None or _last(task).cause == query.cause)
                 and (ids is None or job.id in ids)
             ):
-                found[job.id] = job
-        return list(found.values())
+                yield job, task
 
     def _views(self, jobs: list[Job]) -> list[JobView]:
-        places: _Places = {}
-        return [self._view(job, places) for job in jobs]
+        return [self._view(job) for job in jobs]
 
-    def _view(self, job: Job, places: _Places | None = None) -> JobView:
+    def _view(self, job: Job) -> JobView:
         if job.plan is not None:
-            return job_view(job, progress=plan_progress(job, job.plan, self._progress))
+            return job_view(
+                job,
+                progress=plan_progress(job, job.plan, self._progress),
+                pending_reason=self._why_planned(job, job.plan),
+            )
         (task,) = job.tasks
-        position = self._position(task, places)
+        position = self._position(task)
         return job_view(
             job,
             progress=self._progress(task),
             queue_position=position,
-            eta_s=self._eta_s(job.queue, position),
+            eta=self._eta(job.queue, position),
+            pending_reason=self._why(task),
         )
 
-    def _position(self, task: Task, places: _Places | None) -> int | None:
+    def _position(self, task: Task) -> int | None:
+        if task.state is S.READY:
+            line = task.line
+            return 0 if task.suspect else line.position(task)
+        if task.state is S.PARKED:
+            return self._side_of(task)[1].position(task)
+        return None
+
+    def _side_of(self, task: Task) -> tuple[Gate, Side]:
+        """Return where a parked task waits."""
+        return next(
+            (gate, side)
+            for key in task.limits
+            if (gate := self._state.gates.get(key)) is not None
+            and (side := gate.sides.get(task.line.name)) is not None
+            and task in side
+        )
+
+    def _eta(self, queue: str, position: int | None) -> EtaView | None:
+        line = self._state.lines.get(queue)
+        if position is None or (line is not None and line.paused):
+            return None
+        slots = free = 0
+        for session in self._sessions.values():
+            pool = self._pools.settings.get(session.pool)
+            if pool is None or queue not in pool.queues or session.leaving or session.paused:
+                continue
+            slots += pool.concurrency
+            free += session.free
+        found = self._rates.starts_in(queue, position, slots, free)
+        return None if found is None else EtaView(*msgspec.structs.astuple(found))
+
+    # --- why something waits ------------------------------------------------------------------
+
+    def _why(self, task: Task) -> str | None:
+        """Return what a task that has not begun waits for, in words."""
+        if task.state is S.PARKED:
+            gate, _ = self._side_of(task)
+            return f"limit {gate.key}: {_limit_text(gate.limit)}"
         if task.state is not S.READY:
             return None
-        line = task.line
-        # A suspect is in no flow: its ticket says where it was.
-        if places is None or task.job.priority not in line.buckets:
-            return line.position(task)
-        if line.name not in places:
-            places[line.name] = line.places()
-        return places[line.name](task)
+        return self._standstill(task.line.name)
 
-    def _eta_s(self, queue: str, position: int | None) -> float | None:
-        if position is None:
+    def _why_planned(self, job: Job, plan: PlanState) -> str | None:
+        counts = plan.counts
+        if job.finished_at or counts[S.LEASED] or not (counts[S.READY] or counts[S.PARKED]):
             return None
-        rate = self._rates.per_s(queue)
-        return position / rate if rate > 0 else None
+        waiting = (t for t in plan.tasks.values() if t.state in (S.READY, S.PARKED))
+        return self._why(next(waiting))
+
+    def _standstill(self, queue: str) -> str | None:
+        """Return why nothing of a queue could start now, in words; None if something could."""
+        line = self._state.lines.get(queue)
+        if line is not None and line.paused:
+            return f"queue {queue} is paused"
+        pools = self._pools_of(queue)
+        if not pools:
+            return f"no pool serves queue {queue}"
+        members = [s for s in self._sessions.values() if queue in self._pools.queues_of(s)]
+        if any(not (s.leaving or s.paused) and s.report for s in members):
+            return None
+        if any(s.paused for s in members):
+            return f"every worker of queue {queue} is paused"
+        names = ", ".join(pool.name for pool in pools)
+        reasons = [self._pools.unplaceable(pool) for pool in pools]
+        if all(reasons):
+            return f"no worker of pool {names} can be placed: {reasons[0]}"
+        if any(self._pools.starting(pool.name) for pool in pools) or members:
+            return f"a worker of pool {names} is on its way"
+        if not any(pool.max for pool in pools):
+            return f"pool {names} has no workers: its max is 0"
+        return f"pool {names} has no worker"
+
+    def _pools_of(self, queue: str) -> list[PoolSettings]:
+        return [pool for pool in self._pools.settings.values() if queue in pool.queues]
 
     def _progress(self, task: Task) -> ProgressView | None:
         session = self._sessions.get(task.worker)
@@ -294,12 +435,13 @@ def job_view(
     spec: JobSpec | None = None,
     progress: ProgressView | None = None,
     queue_position: int | None = None,
-    eta_s: float | None = None,
+    eta: EtaView | None = None,
+    pending_reason: str | None = None,
 ) -> JobView:
     """Return the job as others see it; what is not in the state is told by the caller."""
     spec = spec or job.spec
     if job.plan is not None:
-        return _planned_view(job, job.plan, spec, progress)
+        return _planned_view(job, job.plan, spec, progress, pending_reason)
     (task,) = job.tasks
     output = output_of(task.output)
     waiting = task.state in _WAITING
@@ -325,7 +467,7 @@ def job_view(
         task.stop or None,
         _DONE if task.state is S.SUCCEEDED else progress,
         queue_position,
-        eta_s,
+        eta,
         _error(task),
         output.result,
         output.result_ref,
@@ -333,11 +475,27 @@ def job_view(
         spec.traceparent,
         parent=spec.parent,
         code=spec.code or None,
+        pending_reason=pending_reason,
+        schedule=spec.schedule,
+        scheduled_for=spec.scheduled_for,
+        notify=spec.notify,
     )
 
 
+def _limit_text(limit: Limit) -> str:
+    """Return a limit in words."""
+    told = [] if limit.concurrency is None else [f"{limit.concurrency:,} at once"]
+    if limit.rate is not None:
+        told.append(f"{limit.rate:g} a second")
+    return ", ".join(told)
+
+
 def _planned_view(
-    job: Job, plan: PlanState, spec: JobSpec, progress: ProgressView | None
+    job: Job,
+    plan: PlanState,
+    spec: JobSpec,
+    progress: ProgressView | None,
+    pending_reason: str | None,
 ) -> JobView:
     status = job_status(job)
     output = plan_output(plan) if status == "completed" else EMPTY
@@ -373,6 +531,10 @@ def _planned_view(
         steps=step_views(job, plan),
         parent=spec.parent,
         code=spec.code or None,
+        pending_reason=pending_reason,
+        schedule=spec.schedule,
+        scheduled_for=spec.scheduled_for,
+        notify=spec.notify,
     )
 
 

@@ -46,9 +46,17 @@ class Session:
         self.next: list[Assignment] = []
         self.recall: list[int] = []
         #: Stops it was told of; they are repeated with every later reply, but wake nobody again.
-        self.told: set[int] = set()
+        self.told: set[tuple[int, str]] = set()
         #: Set when a parked report should be answered.
         self.parked: asyncio.Event | None = None
+        #: It gets nothing more, finishes what it has, and ends.
+        self.retiring = False
+        #: It gets nothing for now.
+        self.paused = False
+        #: Since when it has had nothing to do; 0 while it has, or has not reported yet.
+        self.idle_since = 0.0
+        #: When it was first heard of each attempt that runs, on the monotonic clock.
+        self.began: dict[int, float] = {}
 
     def take(self, report: Report, epoch: int, now: float) -> None:
         """Take in what the worker says of itself."""
@@ -59,6 +67,12 @@ class Session:
         self.draining = report.draining
         self.held = report.held
         self.started = set(report.started)
+        began = self.began
+        self.began = {token: began.get(token, now) for token in report.started}
+        if report.held:
+            self.idle_since = 0.0
+        elif not self.idle_since:
+            self.idle_since = now
         if report.epoch == epoch:
             for number in [n for n in self.unconfirmed if n <= report.applied]:
                 del self.unconfirmed[number]
@@ -92,6 +106,7 @@ class Session:
     def assign(self, assignments: list[Assignment]) -> None:
         """Put assignments into the next orders and count them against the capacity."""
         self.next += assignments
+        self.idle_since = 0.0
         beyond = max(0, len(assignments) - self.free)
         self.free = max(0, self.free - len(assignments))
         self.prefetch = max(0, self.prefetch - beyond)
@@ -121,6 +136,17 @@ class Session:
     def silent_s(self, now: float) -> float:
         """Return how long ago its last report came."""
         return max(0.0, now - self.seen_at)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is on its way out."""
+        return self.retiring or self.draining or bool(self.lost)
+
+    def retire(self) -> None:
+        """Give it nothing more, and let it end once it has finished what it has."""
+        if not self.retiring:
+            self.retiring = True
+            self.release()
 
     def release(self) -> None:
         """Answer the parked report, if there is one."""

@@ -1,14 +1,13 @@
-"""What a cluster is started with. Everything here is fixed for a manager's life."""
+"""What a cluster is started with. Everything but `config` is fixed for a manager's life."""
 
 import math
 import sys
 from collections.abc import Sequence
-from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from cluster.queue.model import QueueLimits, Rules
+from cluster.config import Config
 from jobs.errors import InvalidInput
 
 __all__ = [
@@ -16,9 +15,7 @@ __all__ = [
     "NAMESPACE",
     "OUTPUT_DIRS_ENV",
     "ClusterSettings",
-    "PoolSettings",
-    "default_pools",
-    "tuned_pools",
+    "tuned",
 ]
 
 #: Carries `data_dirs` from a worker to its children.
@@ -29,29 +26,8 @@ OUTPUT_DIRS_ENV = "DRAYMAN_OUTPUT_DIRS"
 NAMESPACE = "drayman"
 #: Long enough to make one write of many, short beside the write itself.
 BUCKET_LINGER_S = 0.025
-#: What an operator may set of a pool, and the least of each.
+#: What may be set of a pool without a file, and the least of each; `size` is both min and max.
 TUNABLE = {"size": 1, "concurrency": 1, "heartbeat_timeout_s": 2, "memory_limit_mb": 128}
-
-
-class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Workers of one resource shape serving some queues."""
-
-    name: str
-    queues: list[str]
-    #: Workers to keep running.
-    size: int
-    #: `process`: one handler at a time in a process of its own. `async`: many on one loop.
-    mode: Literal["process", "async"] = "process"
-    #: Handlers at once in one worker.
-    concurrency: int = 1
-    num_cpus: float = 0.0
-    num_gpus: float = 0.0
-    #: Silence after which a worker is taken for hung. Longer forgives longer stalls of a whole
-    #: machine; shorter finds a hung one sooner. Crashes are seen at once, whatever this is.
-    heartbeat_timeout_s: float = 15.0
-    #: Memory (MiB) that the process of an attempt may hold, with all it started; one that holds
-    #: more is killed, cause `oom`. None leaves that to the machine.
-    memory_limit_mb: int | None = None
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +38,11 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None
     #: Modules that define job types, besides installed entry points.
     job_modules: list[str] = []
-    pools: list[PoolSettings] = []
+    #: What it begins with of what can be changed while it runs.
+    config: Config
+    #: Random name of this `drayman up`: what was changed since holds through a manager's crash, and
+    #: no longer.
+    run: str = ""
     #: Tells this cluster from another on the same store.
     cluster_id: str = ""
     #: Wait this long for more events before a commit; 0 commits at once. None waits only where the
@@ -73,7 +53,6 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     free_space_min_mb: float = 1024.0
     #: The store's folder is the same one on every node; else all of Drayman stays on one.
     shared_mount: bool = False
-    depth_max: int = 1_000_000
     #: The journal is folded into history and a snapshot when it has grown by so many segments, or
     #: after so long if any job finished meanwhile.
     compact_segments: int = 5_000
@@ -91,6 +70,10 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     data_dirs: list[str] = []
     #: Those that job types may also write into, where params say so.
     output_dirs: list[str] = []
+    #: Private networks that `http.call` may reach, like `10.0.0.0/8`, with commas.
+    http_allow: str = ""
+    #: Where people reach this Drayman, for links in what is sent to them.
+    public_url: str = ""
 
     def extend_path(self) -> None:
         """Let modules in `python_path` be imported in this process."""
@@ -110,37 +93,13 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
         urls = [self.store, self.journal or self.store]
         return not self.shared_mount and any(urlsplit(u).scheme in ("", "file") for u in urls)
 
-    def rules(self) -> Rules:
-        """Return the rules these settings amount to."""
-        limits = QueueLimits(depth_max=self.depth_max)
-        return Rules({queue: limits for pool in self.pools for queue in pool.queues})
 
-    def pool(self, name: str) -> PoolSettings:
-        """Return the pool `name`."""
-        return next(pool for pool in self.pools if pool.name == name)
-
-
-def default_pools(cpus: int, gpus: int = 0) -> list[PoolSettings]:
-    """Return pools for a machine or cluster of this size: `cpu`, `io`, and `gpu` if it has any.
-
-    The workers hold logical CPUs only as bookkeeping (0): with two cores, the manager, the edge
-    and the workers share them anyway, and Ray must place all of these.
-    """
-    pools = [
-        PoolSettings(name="cpu", queues=["default"], size=max(2, cpus)),
-        PoolSettings(name="io", queues=["io"], size=1, mode="async", concurrency=100),
-    ]
-    if gpus:
-        pools.append(PoolSettings(name="gpu", queues=["gpu"], size=gpus, num_gpus=1.0))
-    return pools
-
-
-def tuned_pools(pools: list[PoolSettings], wishes: Sequence[str]) -> list[PoolSettings]:
-    """Return the pools with wishes like `cpu:memory_limit_mb=2000` fulfilled.
+def tuned(config: Config, wishes: Sequence[str]) -> Config:
+    """Return the config with wishes for pools like `cpu:memory_limit_mb=2000` fulfilled.
 
     Raises InvalidInput that says what can be wished for.
     """
-    by_name = {pool.name: pool for pool in pools}
+    pools = dict(config.pools)
     for wish in wishes:
         name, colon, setting = wish.partition(":")
         field, equals, text = setting.partition("=")
@@ -148,8 +107,8 @@ def tuned_pools(pools: list[PoolSettings], wishes: Sequence[str]) -> list[PoolSe
             raise InvalidInput(
                 "pool", f"{wish!r} is not like cpu:size=4; what can be set: {', '.join(TUNABLE)}"
             )
-        if name not in by_name:
-            raise InvalidInput("pool", f"no pool {name!r}; there are: {', '.join(by_name)}")
+        if name not in pools:
+            raise InvalidInput("pool", f"no pool {name!r}; there are: {', '.join(pools)}")
         kind = float if field == "heartbeat_timeout_s" else int
         try:
             value = kind(text)
@@ -157,5 +116,6 @@ def tuned_pools(pools: list[PoolSettings], wishes: Sequence[str]) -> list[PoolSe
             raise InvalidInput("pool", f"{text!r} in {wish!r} is not a number") from None
         if not TUNABLE[field] <= value < math.inf:
             raise InvalidInput("pool", f"{field} is {TUNABLE[field]} at least; got {text}")
-        by_name[name] = msgspec.structs.replace(by_name[name], **{field: value})
-    return list(by_name.values())
+        changes = {"min": value, "max": value} if field == "size" else {field: value}
+        pools[name] = msgspec.structs.replace(pools[name], **changes)
+    return msgspec.structs.replace(config, pools=pools)

@@ -9,11 +9,15 @@ from typing import Literal
 import msgspec
 
 from cluster.protocol import NOTHING, FileInfo, InputInfo
+from cluster.queue.schedule import CatchUp
+from cluster.queue.spec import Notify
 
 __all__ = [
     "AttemptView",
+    "DeadCount",
     "DeadLetterQuery",
     "ErrorView",
+    "EtaView",
     "Evicted",
     "JobPage",
     "JobQuery",
@@ -22,6 +26,7 @@ __all__ = [
     "LivePage",
     "ProgressView",
     "QueueView",
+    "ScheduleView",
     "StepView",
     "TaskPage",
     "TaskView",
@@ -29,6 +34,16 @@ __all__ = [
 ]
 
 JobStatus = Literal["scheduled", "pending", "processing", "completed", "failed", "cancelled"]
+
+
+class EtaView(msgspec.Struct, frozen=True):
+    """When a job is expected to start, in seconds from now."""
+
+    seconds: float
+    #: It starts between these with probability `confidence`, unless others are put before it.
+    low: float
+    high: float
+    confidence: float
 
 
 class ProgressView(msgspec.Struct, frozen=True):
@@ -74,8 +89,8 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     progress: ProgressView | None = None
     #: 0 is next; None when not waiting in a queue.
     queue_position: int | None = None
-    #: Seconds until it is expected to start, from the measured rate; None when unknown.
-    eta_s: float | None = None
+    #: When it is expected to start; None when unknown.
+    eta: EtaView | None = None
     error: ErrorView | None = None
     result: msgspec.Raw = NOTHING
     result_ref: str | None = None
@@ -89,6 +104,13 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     parent: str | None = None
     #: The code it was submitted with; None: what the cluster was started with.
     code: str | None = None
+    #: What one that is pending waits for, in words.
+    pending_reason: str | None = None
+    #: The schedule that submitted it, and the tick.
+    schedule: str | None = None
+    scheduled_for: float | None = None
+    #: Who is told of it.
+    notify: list[Notify] = []
 
 
 class JobPage(msgspec.Struct, frozen=True):
@@ -140,6 +162,15 @@ class DeadLetterQuery(msgspec.Struct, frozen=True, omit_defaults=True):
     ids: list[str] | None = None
     after: str | None = None
     limit: int = 50
+
+
+class DeadCount(msgspec.Struct, frozen=True):
+    """Dead letters that are alike."""
+
+    queue: str
+    type: str
+    cause: str
+    count: int
 
 
 class AttemptView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -235,6 +266,20 @@ class QueueView(msgspec.Struct, frozen=True, omit_defaults=True):
     drain_rate: float = 0.0
     workers: int = 0
     depth_max: int = 0
+    #: Tasks off the line at a limit.
+    parked: int = 0
+    #: Unfinished jobs as its limit counts them, and what their specs take.
+    depth: int = 0
+    bytes: int = 0
+    bytes_max: int = 0
+    #: It takes nothing new.
+    draining: bool = False
+    #: Mean run time of its attempts in seconds; None while unknown.
+    run_s: float | None = None
+    #: When a job that came now would start.
+    eta: EtaView | None = None
+    #: Why nothing of it runs although something waits.
+    pending_reason: str | None = None
 
 
 class WorkerView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -251,3 +296,26 @@ class WorkerView(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Seconds since its last report.
     silent_s: float
     draining: bool = False
+    paused: bool = False
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    """One schedule and where it is. Moments are epoch seconds."""
+
+    name: str
+    tenant: str
+    cron: str
+    timezone: str
+    catch_up: CatchUp
+    jitter_s: float
+    overlap: Literal["allow", "skip"]
+    starts_at: float | None
+    ends_at: float | None
+    paused: bool
+    #: What each tick submits, as it was asked for.
+    request: msgspec.Raw
+    next_at: float | None = None
+    last_at: float | None = None
+    last_job: str | None = None
+    fired: int = 0
+    skipped: int = 0

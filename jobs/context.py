@@ -7,9 +7,11 @@ for (cancel, time limit, drain): a handler that calls any of them is stoppable w
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from jobs.endpoint import Endpoint
 from jobs.errors import InvalidInput
 from jobs.outcome import StopRequested
 
@@ -42,6 +44,12 @@ class Runtime(Protocol):
 
     def secret(self, name: str) -> str:
         """Return the secret, and redact it from whatever leaves this attempt."""
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return the tenant's endpoint, and redact its secrets as `secret` does."""
+
+    def disable_endpoint(self, name: str, reason: str) -> None:
+        """Note durably that the tenant's endpoint is to get nothing more."""
 
     def log(self, message: str) -> None:
         """Append one line to the attempt's log."""
@@ -173,6 +181,7 @@ class Context:
         labels: dict[str, str],
         workdir: Path,
         checkpoint: Any = None,
+        scheduled_for: datetime | None = None,
     ) -> None:
         self._runtime = runtime
         self.job_id = job_id
@@ -183,6 +192,8 @@ class Context:
         self.labels = labels
         #: What the last accepted `checkpoint` of any earlier attempt held, or None.
         self.resumed_from = checkpoint
+        #: The tick of the schedule that submitted the job, with time zone; None if none did.
+        self.scheduled_for = scheduled_for
         self.files = Files(runtime, workdir, f"{job_id}/{task_id}")
 
     @property
@@ -203,12 +214,14 @@ class Context:
             fraction = min(1.0, max(0.0, float(fraction)))
         self._runtime.progress(fraction, message)
 
-    def checkpoint(self, value: Any) -> None:
+    def checkpoint(self, value: Any, *, stopping: bool = False) -> None:
         """Save a JSON value that the next attempt finds in `resumed_from`. Durable on return.
 
-        Raises LeaseLost when another attempt has taken over: stop then.
+        With `stopping` it is saved also once a stop was asked for: for what has just been done and
+        must not be done again. Raises LeaseLost when another attempt has taken over: stop then.
         """
-        self.check()
+        if not stopping:
+            self.check()
         self._runtime.checkpoint(value)
 
     def once(self, key: str, effect: Callable[[str], Any], *, in_doubt: InDoubt = "fail") -> Any:
@@ -258,3 +271,15 @@ class Context:
         Raises InvalidInput naming the secret and where to set it when it is missing.
         """
         return self._runtime.secret(name)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return the tenant's webhook endpoint `name`; its secrets are redacted like `secret`.
+
+        `default` has no URL: its secrets sign what goes to URLs that jobs name, and are made when
+        they are first asked for. Raises NotFound for any other that is not there.
+        """
+        return self._runtime.endpoint(name)
+
+    def disable_endpoint(self, name: str, reason: str) -> None:
+        """Send nothing more to the tenant's endpoint `name` until it is put again. Durable."""
+        self._runtime.disable_endpoint(name, reason)

@@ -116,13 +116,25 @@ class LeaseLost(DraymanError):
 
 
 class Overloaded(DraymanError):
-    """Refused to protect what was already accepted. `scope` is tenant, queue or system."""
+    """Refused to protect what was already accepted. `scope` is tenant, queue or system.
+
+    `name` is the tenant's or the queue's, `quota` what it may have of `unit`: `jobs` or `bytes`.
+    """
 
     kind = Kind.OVERLOADED
 
-    def __init__(self, scope: str, reason: str, retry_after_s: float) -> None:
-        super().__init__(scope, reason, retry_after_s)
+    def __init__(
+        self,
+        scope: str,
+        reason: str,
+        retry_after_s: float,
+        name: str = "",
+        quota: int = 0,
+        unit: str = "jobs",
+    ) -> None:
+        super().__init__(scope, reason, retry_after_s, name, quota, unit)
         self.scope, self.reason, self.retry_after_s = scope, reason, retry_after_s
+        self.name, self.quota, self.unit = name, quota, unit
 
     def __str__(self) -> str:
         return f"{self.reason}; try again in {self.retry_after_s:g} s"

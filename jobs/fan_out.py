@@ -70,13 +70,15 @@ def fan_out(
     retry: RetryPolicy | None = None,
     unique_for_s: float | None = None,
     unique_by: tuple[str, ...] = (),
+    limits: tuple[str, ...] = (),
 ) -> Callable[[Handler], FanOut]:
     """Declare `run(ctx, params, chunk)` as the job type `name`, one call a chunk.
 
     `split(ctx, params)` returns or yields the chunks, `join(ctx, params, results)` gets a
     `Results`. Each may be plain or `async def` (a split then returns a list). With
     `tolerate=0.01` the job succeeds while at most 1 % of its chunks have failed; the join finds
-    them in `results.failed`. Raises TypeError or ValueError at import, naming what to change.
+    them in `results.failed`. `limits` are as in `job`; each chunk counts. Raises TypeError or
+    ValueError at import, naming what to change.
     """
 
     def declare(run: Handler) -> FanOut:
@@ -109,6 +111,7 @@ def fan_out(
             grace_s=grace_s,
             unique_for_s=unique_for_s,
             unique_by=unique_by,
+            limits=limits,
             split=split,
             join=join,
             tolerate=tolerate,

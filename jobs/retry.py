@@ -2,6 +2,7 @@
 
 Exponential backoff with full jitter (M. Brooker, "Exponential Backoff And Jitter", AWS
 Architecture Blog, 2015): the wait is uniform in [0, min(max_s, base_s * factor ** (n - 1))].
+A policy may name each wait instead, as Standard Webhooks does; these are spread by a tenth.
 The random draw comes from the caller, so that the rules stay pure and replayable.
 """
 
@@ -12,6 +13,8 @@ import msgspec
 __all__ = ["RetryPolicy"]
 
 NUMBER_MAX = sys.float_info.max
+#: By how much a wait that is named may be shorter or longer, as a share of it.
+SPREAD = 0.1
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,6 +23,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     base_s: float = 2.0
     factor: float = 2.0
     max_s: float = 600.0
+    #: The wait after each failure, the last for all that follow; in place of the backoff.
+    waits_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("base_s", 0), ("factor", 1), ("max_s", 0)):
@@ -27,6 +32,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
             if not least <= value <= NUMBER_MAX:
                 raise ValueError(
                     f"RetryPolicy.{name} is {value!r}; give a finite number, {least} or more"
+                )
+        for value in self.waits_s:
+            if not 0 <= value <= NUMBER_MAX:
+                raise ValueError(
+                    f"RetryPolicy.waits_s has {value!r}; give finite numbers, 0 or more"
                 )
 
     def wait_s(self, failures: int, draw: float, at_least_s: float | None = None) -> float:
@@ -36,6 +46,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if at_least_s is not None:
             return at_least_s
+        if self.waits_s:
+            wait_s = self.waits_s[min(failures, len(self.waits_s)) - 1]
+            return wait_s * (1 - SPREAD + 2 * SPREAD * draw)
         exponent = min(failures - 1, 64)  # beyond 2**64 the cap has long decided
         try:
             ceiling = min(self.max_s, self.base_s * float(self.factor) ** exponent)

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 from jobs.context import Context
 from jobs.definition import JobDefinition
+from jobs.endpoint import Endpoint
 from jobs.errors import InvalidInput, LeaseLost, NotFound
 from jobs.fan_out import FanOut
 from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json
@@ -56,6 +57,8 @@ class Finished:
     in_doubt: set[str] = field(default_factory=set)
     #: Jobs it asked for with `ctx.submit`, as `POST /v1/jobs` would take them.
     submitted: list[dict[str, Any]] = field(default_factory=list)
+    #: Endpoints it disabled, and why.
+    disabled: dict[str, str] = field(default_factory=dict)
     #: Of a fan-out: each chunk, in order.
     chunks: list["Finished"] = field(default_factory=list)
     returned: Any = None
@@ -78,6 +81,7 @@ def run(
     in_doubt: set[str] | None = None,
     secrets: Mapping[str, str] | None = None,
     files: Mapping[str, bytes] | None = None,
+    endpoints: Mapping[str, Endpoint] | None = None,
     stop_after: int | None = None,
     stop_reason: str = "cancel",
     lease_lost_after: int | None = None,
@@ -94,6 +98,7 @@ def run(
     Args:
         once: Effects that earlier attempts recorded, by key; `in_doubt` those only claimed.
         files: What `ctx.files.fetch` finds, by URI.
+        endpoints: What `ctx.endpoint` finds, by name.
         stop_after: Ask the handler to stop (for `stop_reason`) after so many context calls.
         lease_lost_after: Refuse checkpoints and effects with LeaseLost after so many of them.
 
@@ -103,6 +108,7 @@ def run(
     """
     model = _model(definition, params)
     script = _Script(secrets or {}, dict(files or {}), stop_after, stop_reason, lease_lost_after)
+    script.endpoints = endpoints or {}
     told: dict[str, Any] = {"tenant": tenant, "labels": dict(labels or {}), "job_id": job_id}
     if isinstance(definition, Workflow):
         raise TypeError("a workflow runs on a cluster; run each of its job types here")
@@ -234,6 +240,7 @@ class _Script:
     stop_after: int | None
     stop_reason: str
     lease_lost_after: int | None
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
 
     def keep(self, prefix: str, files: Mapping[str, bytes]) -> None:
         """Let later parts of the job find what an earlier one kept."""
@@ -297,6 +304,15 @@ class _Scripted:
             raise InvalidInput("secret", f"{name!r} is not set; pass secrets={{{name!r}: ...}}")
         self.read.append(self._script.secrets[name])
         return self._script.secrets[name]
+
+    def endpoint(self, name: str) -> Endpoint:
+        if name not in self._script.endpoints:
+            raise NotFound("endpoint", name)
+        self.read += self._script.endpoints[name].secrets
+        return self._script.endpoints[name]
+
+    def disable_endpoint(self, name: str, reason: str) -> None:
+        self._finished.disabled[name] = reason
 
     def submit(self, type: str, params: Any, options: dict[str, Any]) -> str:
         data = json.loads(strict_json(encode_result({} if params is None else params)))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from cluster.follow import Follower
 from cluster.store.contract import Objects
 from jobs.errors import NotFound
 from service.api_settings import ApiSettings
-from service.auth import Authenticator, Caller, Scope, TokenStore
+from service.auth import Authenticator, Caller, Scope, TokenStore, credentials
 from service.catalog import Catalog
 from service.metrics import Metrics
 from service.ports import Gateway
@@ -31,15 +32,14 @@ class Api:
     authenticator: Authenticator
     submissions: Submissions
     metrics: Metrics
+    follower: Follower
 
     def caller(self, *scopes: Scope) -> Callable[[Request], Awaitable[Caller]]:
         """Return a dependency: who is asking, who must have one of `scopes` if any are given."""
 
         async def identify(request: Request) -> Caller:
-            authorization = request.headers.get("authorization")
-            caller = await self.authenticator.identify(
-                None if authorization is None else authorization.encode("latin-1")
-            )
+            headers = dict(request.scope["headers"])
+            caller = await self.authenticator.identify(credentials(headers, request.method))
             if scopes:
                 caller.need(*scopes)
             return caller

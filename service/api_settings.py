@@ -25,6 +25,9 @@ class ApiSettings:
     params_bytes_max: int = 1 * MIB
     batch_lines_max: int = 10_000
     batch_bytes_max: int = 32 * MIB
+    #: Bodies of submissions that are being read or are on their way to the manager, all together;
+    #: what is made of them takes some times as much.
+    bodies_bytes_max: int = 128 * MIB
     upload_bytes_max: int = 5 * GIB
     #: How long an idempotency key is remembered.
     key_window_s: float = 24 * 3600.0

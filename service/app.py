@@ -4,6 +4,7 @@ Rule 1: nothing here waits or reads a file: `create_app` can be called anywhere.
 goes wrong is answered with a problem (`problems.py`), including paths that do not exist.
 """
 
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
 
@@ -14,7 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cluster.follow import Follower
 from cluster.store.contract import Objects
+from cluster.store.journal import Journal
 from jobs.definition import JobDefinition
 from service.api import Api
 from service.api_settings import ApiSettings
@@ -25,7 +28,24 @@ from service.metrics import Metrics
 from service.openapi import describe
 from service.ports import Gateway
 from service.problems import problem_response
-from service.routes import code, jobs, operate, output, pages, queues, submit, tokens, uploads
+from service.routes import (
+    code,
+    config,
+    dashboard,
+    endpoints,
+    events,
+    jobs,
+    operate,
+    output,
+    overview,
+    pages,
+    queues,
+    schedules,
+    session,
+    submit,
+    tokens,
+    uploads,
+)
 from service.submission import Submissions
 
 __all__ = ["create_app"]
@@ -52,8 +72,13 @@ def create_app(
     registry: Mapping[str, JobDefinition],
     store: Objects,
     settings: ApiSettings | None = None,
+    *,
+    journal: Objects | None = None,
 ) -> FastAPI:
-    """Return the API over `gateway`, for the types of `registry` and those that are deployed."""
+    """Return the API over `gateway`, for the types of `registry` and those that are deployed.
+
+    `journal` is where the journal lies, if not in the store.
+    """
     settings = settings or ApiSettings()
     catalog = Catalog(registry, store)
     token_store = TokenStore(store)
@@ -66,6 +91,7 @@ def create_app(
         authenticator=Authenticator(token_store),
         submissions=Submissions(catalog, store, settings),
         metrics=Metrics(),
+        follower=Follower(gateway, Journal(journal or store), name=uuid.uuid4().hex),
     )
     app = _Api(
         title="Drayman",
@@ -80,8 +106,12 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     endpoint = submit.SubmitEndpoint(api)
-    rooms = [submit.router(api, endpoint), pages.router(app)]
-    rooms += [room.router(api) for room in (jobs, output, queues, uploads, operate, tokens, code)]
+    rooms = [submit.router(api, endpoint), pages.router(app), dashboard.router()]
+    rooms += [room.router(api) for room in (endpoints, events, overview, session)]
+    rooms += [
+        room.router(api)
+        for room in (jobs, schedules, output, queues, uploads, operate, tokens, code, config)
+    ]
     for room in rooms:
         app.include_router(room)
 

@@ -6,6 +6,8 @@ A token is `dray_` and 32 random bytes. The store keeps its SHA-256 only, one ob
 Rule 1: a token belongs to one tenant and has scopes; `admin` implies the others and sees every
 tenant. Rule 2: a revoked token is refused within `STALE_S`, also by a process that was idle.
 Rule 3: unknown tokens cost the store at most one listing a `REFRESH_S`, however many are tried.
+Rule 4: a browser sends its token in a cookie by itself, also for pages of others: it counts only
+where the browser, or else the `Origin`, says that the page is ours.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -25,7 +27,18 @@ from cluster.store.contract import Objects
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from service.problems import Forbidden, Unauthorized
 
-__all__ = ["SCOPES", "TENANT", "Authenticator", "Caller", "Scope", "TokenRecord", "TokenStore"]
+__all__ = [
+    "SCOPES",
+    "TENANT",
+    "Authenticator",
+    "Caller",
+    "Scope",
+    "TokenRecord",
+    "TokenStore",
+    "check_origin",
+    "cookie_name",
+    "credentials",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +52,9 @@ PREFIX = "tokens/"
 NAME_LENGTH_MAX = 100
 #: How many characters of the hash name a token to people.
 ID_LENGTH = 12
+
+#: Methods that change nothing.
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 #: Between two readings of the store at least this long.
 REFRESH_S = 0.5
@@ -214,6 +230,47 @@ class Authenticator:
             digest: Caller(record.tenant, frozenset(record.scopes))
             for digest, record in self._records.items()
         }
+
+
+def credentials(headers: Mapping[bytes, bytes], method: str) -> bytes | None:
+    """Return what tells the caller: the `Authorization` header, or else the dashboard's cookie.
+
+    `method` is anything but GET and HEAD for what may change something, a WebSocket too. Raises
+    Forbidden where a page of another origin made the browser send the cookie.
+    """
+    authorization = headers.get(b"authorization")
+    if authorization is not None or b"cookie" not in headers:
+        return authorization
+    wanted = cookie_name(headers.get(b"host", b""))
+    for part in headers[b"cookie"].split(b";"):
+        name, _, token = part.strip().partition(b"=")
+        if name == wanted:
+            check_origin(headers, method)
+            return b"Bearer " + token
+    return None
+
+
+def cookie_name(host: bytes) -> bytes:
+    """Return the name of the cookie with the token; `host` is the header."""
+    # Cookies know no ports: two Draymans on one machine would take each other's.
+    _, _, port = host.rpartition(b":")
+    return b"drayman_" + port if port.isdigit() else b"drayman"
+
+
+def check_origin(headers: Mapping[bytes, bytes], method: str) -> None:
+    """Raise Forbidden if a page of another origin made the browser send this."""
+    site = headers.get(b"sec-fetch-site")
+    is_safe = method in SAFE_METHODS
+    if site is not None:
+        # `none`: a person typed the address.
+        is_ours = site == b"same-origin" or (is_safe and site == b"none")
+    else:
+        # Not told over plain HTTP beyond loopback, or by an old browser. What only reads needs no
+        # more: SameSite keeps the cookie away, and no other page can read the answer.
+        _, _, origin = headers.get(b"origin", b"").partition(b"://")
+        is_ours = is_safe or bool(origin and origin == headers.get(b"host"))
+    if not is_ours:
+        raise Forbidden("the cookie of the dashboard is not for pages of other sites")
 
 
 def _bearer(authorization: bytes | None) -> bytes:

@@ -4,17 +4,75 @@ The declared length is believed only to refuse early; what counts is what arrive
 bodies are held to the same limit.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
-from service.problems import Malformed, TooLarge
+from cluster.room import Room
+from service.problems import Malformed, TooLarge, TooSlow
 
-__all__ = ["ClientGone", "read_body", "stream_body"]
+__all__ = ["Bodies", "ClientGone", "read_body", "stream_body"]
+
+#: A body that began to come is to be whole after so long, and a second more for so many bytes.
+WHOLE_S, BYTES_A_SECOND = 30.0, 16 * 1024
+#: Told to who would have others' bodies thrown out of memory: by then some are done with.
+CROWDED_S = 1.0
 
 
 class ClientGone(Exception):
     """The client left before its request was whole: there is nobody to answer."""
+
+
+class Bodies:
+    """Bodies that are held at once, by all requests together.
+
+    Rule 1: what was read is held until it is released. Rule 2: who sends part of a body and then
+    nothing, or next to nothing, holds it for a while only.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._room = Room("too much is being submitted at once", bytes_max, "bytes", CROWDED_S)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much is held."""
+        return self._room.taken
+
+    async def read(
+        self, receive: Receive, limit_bytes: int, declared: bytes | None, what: str, tenant: str
+    ) -> bytes:
+        """Return the whole body, to be released.
+
+        Raises TooLarge (`what` begins its text), TooSlow, ClientGone, or Overloaded.
+        """
+        held, began = 0, asyncio.get_running_loop().time()
+
+        async def in_time() -> Message:
+            if not held:  # nothing is held up
+                return await receive()
+            try:
+                async with asyncio.timeout_at(began + WHOLE_S + held / BYTES_A_SECOND):
+                    return await receive()
+            except TimeoutError:
+                raise TooSlow(f"{held:,} bytes came, and then too few for too long") from None
+
+        chunks: list[bytes] = []
+        try:
+            async for chunk in stream_body(in_time, limit_bytes, declared, what):
+                self._room.take(tenant, len(chunk))
+                held += len(chunk)
+                chunks.append(chunk)
+        except BaseException:
+            if held:
+                self._room.give(tenant, held)
+            raise
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def release(self, tenant: str, body: bytes) -> None:
+        """Hold a body no more."""
+        if body:
+            self._room.give(tenant, len(body))
 
 
 async def read_body(receive: Receive, limit_bytes: int, declared: bytes | None, what: str) -> bytes:

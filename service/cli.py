@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from service import cli_code, cli_jobs, cli_operate, cli_plan, cli_run, cli_sql
+from service import (
+    cli_capacity,
+    cli_code,
+    cli_config,
+    cli_endpoints,
+    cli_jobs,
+    cli_operate,
+    cli_plan,
+    cli_run,
+    cli_schedule,
+    cli_sql,
+)
 from service.cli_show import EXIT_UNREACHABLE, EXIT_USAGE, Settings, complain
 from service.target import TOKEN_ENV, URL_ENV, NoTarget
 
@@ -43,7 +54,18 @@ def settings(
     context.obj = Settings(url, token)
 
 
-for commands in (cli_run, cli_jobs, cli_plan, cli_code, cli_operate, cli_sql):
+for commands in (
+    cli_run,
+    cli_jobs,
+    cli_plan,
+    cli_code,
+    cli_operate,
+    cli_endpoints,
+    cli_schedule,
+    cli_config,
+    cli_capacity,
+    cli_sql,
+):
     commands.register(app)
 
 

@@ -27,7 +27,7 @@ from service.cli_show import (
 if TYPE_CHECKING:
     from service.client import Client
 
-__all__ = ["JobId", "register", "wait_for"]
+__all__ = ["JobId", "given_params", "pairs", "register", "wait_for"]
 
 #: What shells use for a command ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -61,6 +61,18 @@ def submit(
     expires_at: Annotated[
         str | None, typer.Option(help="Cancel it if not started by this moment (RFC 3339).")
     ] = None,
+    queue_timeout: Annotated[
+        str | None, typer.Option(help="Cancel it if not started after this: 90, 5m, 2h.")
+    ] = None,
+    grace: Annotated[
+        str | None, typer.Option(help="Kill it so long after a stop was asked for.")
+    ] = None,
+    expected: Annotated[
+        str | None, typer.Option(help="How long it will run, about: 90, 5m, 2h.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="A key of a limit it counts against; repeatable.")
+    ] = None,
     max_attempts: Annotated[int | None, typer.Option(help="How often to try.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")] = None,
     jobs: Annotated[
@@ -85,13 +97,15 @@ def submit(
         "delay_s": None if delay is None else seconds(delay),
         "timeout_s": None if timeout is None else seconds(timeout),
         "expires_at": expires_at,
+        "queue_timeout_s": None if queue_timeout is None else seconds(queue_timeout),
+        "grace_s": None if grace is None else seconds(grace),
+        "expected_s": None if expected is None else seconds(expected),
+        "limits": limit or None,
         "max_attempts": max_attempts,
-        "labels": _pairs(label, "--label") or None,
+        "labels": pairs(label, "--label") or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    everything = _params(params) | {
-        name: _value(value) for name, value in _pairs(param, "--param").items()
-    }
+    everything = given_params(params, param)
     bundle = bundle_of(jobs) if jobs else None
     with connect(context, waits=wait) as client:
         if bundle is not None:
@@ -280,6 +294,12 @@ def wait_for(client: "Client", job_id: str, as_json: bool, cancel_on_interrupt: 
     raise typer.Exit(exit_code(job))
 
 
+def given_params(text: str | None, param: list[str] | None) -> dict[str, Any]:
+    """Return what `--params` and all of `--param` say together."""
+    single = {name: _value(value) for name, value in pairs(param, "--param").items()}
+    return _params(text) | single
+
+
 def _params(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
@@ -299,14 +319,15 @@ def _params(text: str | None) -> dict[str, Any]:
     return found
 
 
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Return what was given as name=value."""
+    found = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{option} {text!r}: write name=value")
-        pairs[name] = value
-    return pairs
+        found[name] = value
+    return found
 
 
 def _value(text: str) -> Any:

@@ -57,6 +57,17 @@ def up(
         list[Path] | None,
         typer.Option(help="One that jobs may also write into; repeatable. None by default."),
     ] = None,
+    http_allow: Annotated[
+        list[str] | None,
+        typer.Option(help="A private network that http.call may reach, like 10.0.0.0/8."),
+    ] = None,
+    public_url: Annotated[
+        str, typer.Option(help="Where people reach it, for links in mails and webhooks.")
+    ] = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Queues, tenants, limits and pools: a drayman.toml."),
+    ] = None,
     pool: Annotated[
         list[str] | None,
         typer.Option(help="A setting of a pool, like cpu:memory_limit_mb=2000; repeatable."),
@@ -100,6 +111,9 @@ def up(
             take_over=take_over,
             shared_mount=shared_mount,
             free_space_min_mb=free_space_min_mb,
+            config=config,
+            http_allow=",".join(http_allow or ()),
+            public_url=public_url,
             pools=tuple(pool or ()),
             replicas=replicas,
             compact_after_s=compact_after,
@@ -110,6 +124,7 @@ def up(
         if store is None:
             settings = _with_own_store(settings)
         # Here, in a second, rather than after Ray has started; the manager looks once more.
+        deployment.check_config(settings)
         deployment.check_store(settings)
         if detach:
             arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]

@@ -1,10 +1,13 @@
 """What the commands share: how to reach the API, and how to show what it answers."""
 
 import contextlib
+import itertools
 import json
 import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +30,7 @@ __all__ = [
     "chunks_text",
     "complain",
     "connect",
+    "eta_text",
     "exit_code",
     "follow",
     "note",
@@ -48,6 +52,9 @@ PATIENCE_S, PATIENCE_WAITING_S = 4.0, 120.0
 
 #: Bars of steps beside that of the whole job.
 STEP_BARS_MAX = 12
+
+#: Columns of a table that goes to no terminal, and what is between two of them.
+WIDTH, GAP = 100, "  "
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
 
@@ -101,15 +108,39 @@ def print_json_list(values: Iterable[Any]) -> None:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) -> None:
-    """Print aligned columns, or `nothing` if there are no rows."""
+    """Print aligned columns, or `nothing` if there are no rows. Empty columns are left out.
+
+    Texts that make it wider than the terminal, or than `WIDTH` where there is none, go on in lines
+    below. A word, such as an id, is never parted.
+    """
     if not rows:
         note(nothing)
         return
     cells = [list(titles), *[["" if cell is None else str(cell) for cell in row] for row in rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())
+    columns = [column for column in zip(*cells, strict=True) if any(column)]
+    widths = _fitted(columns)
+    for row in zip(*columns, strict=True):
+        wrapped = [
+            textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        for parts in itertools.zip_longest(*wrapped, fillvalue=""):
+            line = GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
+            typer.echo(line.rstrip())
+
+
+def _fitted(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column; the widest are made narrower until all fit in a line."""
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(map(len, " ".join(column).split()), default=1) for column in columns]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    over = sum(widths) + len(GAP) * (len(widths) - 1) - room
+    for _ in range(over):
+        wide = [(width, at) for at, width in enumerate(widths) if width > least[at]]
+        if not wide:
+            break
+        widths[max(wide)[1]] -= 1
+    return widths
 
 
 def age(moment: str | None) -> str:
@@ -126,6 +157,12 @@ def span(passed_s: float) -> str:
         if passed_s >= 2 * unit_s:
             return f"{passed_s / unit_s:.0f} {unit}"
     return f"{passed_s:.0f} s" if passed_s >= 10 else f"{passed_s:.1f} s"
+
+
+def eta_text(eta: "Json") -> str:
+    """Return when something is expected to start."""
+    sure = f"{eta['confidence']:.0%} sure"
+    return f"{span(eta['seconds'])}, {span(eta['low'])} to {span(eta['high'])}: {sure}"
 
 
 def seconds(text: str) -> float:
@@ -168,6 +205,8 @@ def show_job(job: "Json") -> None:
     rows += [(f"label {name}", value) for name, value in job["labels"].items()]
     if job["parent"]:
         rows.append(("submitted by", job["parent"]))
+    if job["schedule"]:
+        rows.append(("schedule", f"{job['schedule']}, tick {job['scheduled_for']}"))
     for step in job["steps"]:
         told = step_text(step, ended=job["finished_at"] is not None)
         rows.append((f"step {step['name']}" if step["name"] else "fan-out", told))
@@ -224,9 +263,11 @@ def _status(job: "Json") -> str:
     if job["progress"] and job["status"] == "processing":
         more.append(_progress(job["progress"], job["steps"]))
     if job["queue_position"] is not None:
-        more.append(f"position {job['queue_position']}")
-    if job["eta_s"] is not None:
-        more.append(f"starts in about {span(job['eta_s'])}")
+        more.append(f"position {job['queue_position']:,}")
+    if job["eta"] is not None:
+        more.append(f"starts in {eta_text(job['eta'])}")
+    if job["pending_reason"]:
+        more.append(job["pending_reason"])
     return f"{job['status']} ({', '.join(filter(None, more))})" if any(more) else job["status"]
 
 

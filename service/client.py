@@ -33,10 +33,14 @@ FINISHED = frozenset({"completed", "failed", "cancelled"})
 #: Of an answer that says "later": too many requests, or nothing there to take it.
 LATER = frozenset({429, 502, 503, 504})
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 3.0
+#: Whoever is told to wait waits up to this part longer, so that not all come back at once.
+SPREAD = 0.5
 #: One long poll; the server caps it at 30.
 POLL_S = 25
 #: Lines of one batch, as the server takes them.
 BATCH_LINES = 10_000
+#: Of those that were refused so many are sent again at least; else twice what was taken last.
+AGAIN_LINES = 100
 #: Jobs and tasks asked for at once, as many as the server gives.
 JOBS_PAGE, TASKS_PAGE = 500, 1_000
 BLOCK_BYTES = 1 << 20
@@ -167,20 +171,67 @@ class Client:
     ) -> Iterator[Json]:
         """Submit many jobs; yield `{line, id}` or `{line, problem}` for each, in order.
 
-        A job is a mapping with the fields of `POST /v1/jobs`, and maybe `idempotency_key`.
+        A job is a mapping with the fields of `POST /v1/jobs`, and maybe `idempotency_key`. What is
+        refused for now is sent again, so that a full queue slows the sender down; patience begins
+        anew with each that is taken.
         """
         whole = key or uuid.uuid4().hex
         for number, batch in enumerate(_batches(jobs)):
-            answer = self._call(
-                "POST",
-                "/v1/jobs/batch",
-                content=b"\n".join(json.dumps(dict(job)).encode() for job in batch),
-                headers={("Idempotency-Key" if key else "Drayman-Request-Id"): f"{whole}-{number}"},
-                repeatable=True,
-            )
-            for line in answer.text.splitlines():
-                result: Json = json.loads(line)
+            lines = [json.dumps(dict(job)).encode() for job in batch]
+            named = {("Idempotency-Key" if key else "Drayman-Request-Id"): f"{whole}-{number}"}
+            for result in self._submit_lines(lines, named):
                 yield result | {"line": number * BATCH_LINES + result["line"]}
+
+    def _submit_lines(self, lines: list[bytes], headers: dict[str, str]) -> list[Json]:
+        results: dict[int, Json] = {}
+        #: Lines to be sent, and when.
+        due = dict.fromkeys(range(len(lines)), 0.0)
+        most = len(lines)
+        tries = _Tries(self._patience_s)
+        for last in tries:
+            now = time.monotonic()
+            sent = [at for at, when in due.items() if when <= now][:most]
+            try:
+                answers = self._send_lines(lines, sent, headers, tries) if sent else []
+            except ApiError:
+                if not results:
+                    raise
+                break  # why each was refused before is known
+            taken = 0
+            for answer in answers:
+                at = answer["line"] - 1
+                results[at] = answer
+                if (wait_s := _wait_s(answer)) is None:
+                    del due[at]
+                    taken += "id" in answer
+                else:
+                    due[at] = now + wait_s
+            if taken:
+                tries.renew()
+            if not due or (last and not taken):
+                break
+            most = max(AGAIN_LINES, 2 * taken)
+            waits = [due[at] - now for at in sent or due if at in due]
+            if waits:
+                tries.pause(min(waits))
+        return [results[at] for at in sorted(results)]
+
+    def _send_lines(
+        self, lines: list[bytes], sent: list[int], headers: dict[str, str], tries: "_Tries"
+    ) -> list[Json]:
+        """Send some of the lines at their places, with nothing in the others: see docs/http.md."""
+        places = [b""] * (sent[-1] + 1)
+        for at in sent:
+            places[at] = lines[at]
+        answer = self._call(
+            "POST",
+            "/v1/jobs/batch",
+            content=b"\n".join(places),
+            headers=headers,
+            repeatable=True,
+            tries=tries,
+        )
+        return [json.loads(line) for line in answer.text.splitlines()]
 
     def status(self, job_id: str) -> Json:
         """Return the job as it is now."""
@@ -217,9 +268,20 @@ class Client:
         """Ask the job to stop, again if the answer is lost; ApiError (409) if it has ended."""
         return self._json("POST", f"{_job(job_id)}/cancel", repeatable=True)
 
-    def retry(self, job_id: str) -> Json:
-        """Give a failed job a new budget; raises ApiError (409) if it has not failed."""
-        return self._json("POST", f"{_job(job_id)}/retry")
+    def retry(
+        self,
+        job_id: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        set: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Give a failed job a new budget; raises ApiError (409) if it has not failed.
+
+        With `params`, these are its params from now on; with `set`, only these of them change.
+        """
+        edits = {"params": params, "set": set}
+        body = {name: dict(value) for name, value in edits.items() if value is not None}
+        return self._json("POST", f"{_job(job_id)}/retry", json=body)
 
     def attempts(self, job_id: str) -> list[Json]:
         """Return the job's attempts, oldest first."""
@@ -292,28 +354,78 @@ class Client:
 
     def pause(self, queue: str) -> Json:
         """Start nothing more from the queue."""
-        return self._json("POST", f"/v1/queues/{quote(queue, safe='')}/pause", repeatable=True)
+        return self._tell("queues", queue, "pause")
 
     def resume(self, queue: str) -> Json:
         """Start from the queue again."""
-        return self._json("POST", f"/v1/queues/{quote(queue, safe='')}/resume", repeatable=True)
+        return self._tell("queues", queue, "resume")
+
+    def drain(self, queue: str) -> Json:
+        """Take nothing new into the queue; what is in it is done."""
+        return self._tell("queues", queue, "drain")
+
+    def fill(self, queue: str) -> Json:
+        """Take submissions into the queue again."""
+        return self._tell("queues", queue, "fill")
 
     def dead_letters(self, **filters: Any) -> Iterator[Json]:
         """Yield failed jobs, longest dead first. Filters: type, queue, cause, tenant."""
         return self._pages("/v1/dead-letters", filters)
 
-    def redrive(self, **filters: Any) -> int:
-        """Give every matching dead letter a new budget; return how many. Filters as above, ids."""
-        answer = self._json("POST", "/v1/dead-letters/redrive", json={"filter": filters})
-        return int(answer["redriven"])
+    def dead_counts(self, **filters: Any) -> list[Json]:
+        """Return how many dead letters there are by queue, type and cause. Filters as above."""
+        query = {name: value for name, value in filters.items() if value is not None}
+        return list(self._json("GET", "/v1/dead-letters/counts", params=query)["counts"])
+
+    def redrive(self, *, rate: float | None = None, **filters: Any) -> int:
+        """Give every matching dead letter a new budget; return how many. Filters as above, ids.
+
+        `rate`: so many a second. Without any filter, all are meant.
+        """
+        body: Json = {"filter": filters} | ({} if rate is None else {"rate": rate})
+        return int(self._json("POST", "/v1/dead-letters/redrive", json=body)["redriven"])
+
+    def purge(self, **filters: Any) -> int:
+        """Let every matching dead letter go for good; return how many. Filters as for `redrive`."""
+        answer = self._json("POST", "/v1/dead-letters/purge", json={"filter": filters})
+        return int(answer["purged"])
 
     def workers(self) -> list[Json]:
         """Return every worker."""
         return list(self._json("GET", "/v1/workers")["workers"])
 
+    def pause_worker(self, worker: str) -> Json:
+        """Give the worker nothing more for now; what it has goes on."""
+        return self._tell("workers", worker, "pause")
+
+    def resume_worker(self, worker: str) -> Json:
+        """Give the worker work again."""
+        return self._tell("workers", worker, "resume")
+
+    def drain_worker(self, worker: str) -> Json:
+        """Let the worker finish what it has, and end."""
+        return self._tell("workers", worker, "drain")
+
+    def _tell(self, things: str, name: str, what: str) -> Json:
+        return self._json("POST", f"/v1/{things}/{quote(name, safe='')}/{what}", repeatable=True)
+
     def types(self) -> list[Json]:
         """Return the job types and the JSON Schemas of their params."""
         return list(self._json("GET", "/v1/types")["types"])
+
+    def config(self) -> tuple[Json, str]:
+        """Return the config in force, and its ETag."""
+        answer = self._call("GET", "/v1/config")
+        return answer.json(), answer.headers["ETag"]
+
+    def configure(self, config: Mapping[str, Any], etag: str | None = None) -> tuple[Json, str]:
+        """Put a config in force, whole; return it as it is then, and its ETag.
+
+        ApiError (412) if the one in force is not that of `etag`.
+        """
+        headers = {} if etag is None else {"If-Match": etag}
+        answer = self._call("PUT", "/v1/config", json=dict(config), headers=headers)
+        return answer.json(), answer.headers["ETag"]
 
     def put_code(self, data: bytes) -> Json:
         """Keep a bundle (`cluster.bundle.make_bundle`); return `{code, modules, types}`."""
@@ -345,6 +457,67 @@ class Client:
         """Revoke a token by its id."""
         return self._json("DELETE", f"/v1/tokens/{quote(token_id, safe='')}", repeatable=False)
 
+    # --- schedules ----------------------------------------------------------------------------
+
+    def put_endpoint(self, name: str, url: str = "") -> Json:
+        """Let webhooks to this name go to a URL; the secret of a new one is in the answer.
+
+        `default` has no URL: its secret signs what goes to URLs that jobs name.
+        """
+        return self._json("PUT", _endpoint(name), json={"url": url} if url else {})
+
+    def endpoints(self) -> list[Json]:
+        """Return the tenant's webhook endpoints."""
+        return list(self._json("GET", "/v1/endpoints")["endpoints"])
+
+    def rotate_endpoint(self, name: str) -> Json:
+        """Make a new secret, which is in the answer; the old one signs too for another day."""
+        found: Json = self._call("POST", f"{_endpoint(name)}/rotate", repeatable=False).json()
+        return found
+
+    def test_endpoint(self, name: str) -> Json:
+        """Send a test event; return the job that delivers it."""
+        found: Json = self._call("POST", f"{_endpoint(name)}/test", repeatable=False).json()
+        return found
+
+    def delete_endpoint(self, name: str) -> None:
+        """Forget a webhook endpoint and its secrets; ApiError (404) if there is none."""
+        self._call("DELETE", _endpoint(name), repeatable=False)
+
+    def put_schedule(self, name: str, cron: str, job: Mapping[str, Any], **options: Any) -> Json:
+        """Submit `job` at each tick of a cron line, in place of any schedule of this name.
+
+        `job` has the fields of `POST /v1/jobs`: type, params, and so on. `options` are those of
+        `PUT /v1/schedules/{name}` beside it: timezone, catch_up, jitter_s, overlap, starts_at,
+        ends_at, paused. The same again changes nothing.
+        """
+        body = {"cron": cron, "job": dict(job)} | options
+        return self._json("PUT", _schedule(name), json=body)
+
+    def schedules(self, **filters: Any) -> list[Json]:
+        """Return every schedule, each with its next tick. Filter: tenant."""
+        return list(self._json("GET", "/v1/schedules", params=filters)["schedules"])
+
+    def schedule(self, name: str, *, ahead: int = 3) -> Json:
+        """Return a schedule and so many of its next ticks."""
+        return self._json("GET", _schedule(name), params={"next": ahead})
+
+    def delete_schedule(self, name: str) -> None:
+        """Forget a schedule; ApiError (404) if there is none. Jobs that it submitted go on."""
+        self._call("DELETE", _schedule(name), repeatable=False)
+
+    def run_schedule(self, name: str) -> Json:
+        """Submit a schedule's job now; return the job."""
+        return self._json("POST", f"{_schedule(name)}/run")
+
+    def pause_schedule(self, name: str) -> Json:
+        """Fire nothing until it is resumed."""
+        return self._json("POST", f"{_schedule(name)}/pause", repeatable=True)
+
+    def resume_schedule(self, name: str) -> Json:
+        """Fire again, from the next tick on."""
+        return self._json("POST", f"{_schedule(name)}/resume", repeatable=True)
+
     # --- calling ------------------------------------------------------------------------------
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
@@ -371,11 +544,12 @@ class Client:
         *,
         repeatable: bool | None = None,
         content: Any = None,
+        tries: "_Tries | None" = None,
         **request: Any,
     ) -> httpx.Response:
         """Send a request until it is answered for good. Raises ApiError or Unreachable."""
         repeatable = method in ("GET", "PUT") if repeatable is None else repeatable
-        tries = _Tries(self._patience_s)
+        tries = tries or _Tries(self._patience_s)
         for last in tries:
             body = content() if callable(content) else content
             wait_s: float | None = None
@@ -427,28 +601,41 @@ class Client:
 
 
 class _Tries:
-    """Tries of one call, with full jitter between them, until patience ends."""
+    """Tries of one call, with jitter between them, until patience ends."""
 
     def __init__(self, patience_s: float) -> None:
-        self._deadline = time.monotonic() + patience_s
+        self._patience_s = patience_s
+        self.renew()
+
+    def renew(self) -> None:
+        """Have patience anew."""
+        self._deadline = time.monotonic() + self._patience_s
         self._backoff_s = BACKOFF_FIRST_S
 
     def __iter__(self) -> Iterator[bool]:
-        """Yield whether this try is the last."""
-        while time.monotonic() < self._deadline:
-            yield False
-        yield True
+        """Yield whether this try is the last, unless patience is renewed by it."""
+        while True:
+            yield time.monotonic() >= self._deadline
 
     def pause(self, asked_s: float | None = None) -> None:
-        """Wait before the next try, as long as the server asked."""
-        jittered_s = random.uniform(0, self._backoff_s)
+        """Wait before the next try: as long as the server asked, and up to `SPREAD` longer."""
+        wait_s = random.uniform(0, self._backoff_s)
         self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2)
-        left_s = max(0.0, self._deadline - time.monotonic())
-        time.sleep(min(jittered_s if asked_s is None else asked_s, left_s))
+        if asked_s is not None and asked_s > 0:
+            wait_s = asked_s * random.uniform(1, 1 + SPREAD)
+        time.sleep(min(wait_s, max(0.0, self._deadline - time.monotonic())))
 
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _endpoint(name: str) -> str:
+    return f"/v1/endpoints/{quote(name, safe='')}"
+
+
+def _schedule(name: str) -> str:
+    return f"/v1/schedules/{quote(name, safe='')}"
 
 
 def _keys(given: str | None) -> dict[str, str]:
@@ -479,6 +666,14 @@ def _is_later(answer: httpx.Response, repeatable: bool) -> bool:
         return False
     is_ours = answer.headers.get("content-type", "").startswith("application/problem+json")
     return answer.status_code in LATER or (answer.status_code == 500 and not is_ours)
+
+
+def _wait_s(answer: Json) -> float | None:
+    """Return how long to wait before a line of a batch is sent again; None if it is not to be."""
+    problem = answer.get("problem")
+    if problem is None or problem["status"] not in LATER:
+        return None
+    return max(1.0, float(problem.get("retry_after_s", 0.0)))
 
 
 def _retry_after_s(answer: httpx.Response) -> float | None:

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from cluster.settings import ClusterSettings, default_pools, tuned_pools
+from cluster.config import Config, default_config
+from cluster.settings import ClusterSettings, tuned
 from cluster.store.contract import Objects
 from cluster.store.objects import open_store, probe
 from cluster.telemetry import configure_logging
 from jobs.errors import InvalidInput
+from jobs.library.http.addresses import HTTP_ALLOW_ENV, Allowed
+from jobs.library.notify.event import PUBLIC_URL_ENV, checked_public_url
 from jobs.registry import Registry
 from service.api_settings import ApiSettings
 from service.auth import TokenStore
+from service.config_file import read_config
 from service.edge import confine_replica
 from service.launch import Cluster, Run, Settings
 from service.runfile import RunFolder, write_private
@@ -28,9 +32,11 @@ from service.runfile import RunFolder, write_private
 __all__ = [
     "DRAIN_GRACE_S",
     "application",
+    "check_config",
     "check_store",
     "cluster_settings",
     "start_cluster",
+    "starting_config",
     "store_url",
 ]
 
@@ -52,12 +58,21 @@ def store_url(store: str) -> str:
     return Path(store).expanduser().absolute().as_uri()
 
 
-def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSettings:
+def starting_config(settings: Settings, cpus: int, gpus: int) -> Config:
+    """Return the config to begin with on a cluster of this size: the file's, with the wishes."""
+    machine = default_config(cpus, gpus)
+    config = machine if settings.config is None else read_config(settings.config, machine)
+    return tuned(config, settings.pools)
+
+
+def cluster_settings(run: Run, config: Config) -> ClusterSettings:
     """Return what the manager and workers are started with."""
+    settings = run.settings
     return ClusterSettings(
         store=store_url(settings.store),
         job_modules=list(settings.jobs),
-        pools=tuned_pools(default_pools(cpus, gpus), settings.pools),
+        config=config,
+        run=run.nonce,
         cluster_id=_cluster_id(settings),
         take_over=settings.take_over,
         shared_mount=settings.shared_mount,
@@ -67,6 +82,8 @@ def cluster_settings(settings: Settings, cpus: int, gpus: int = 0) -> ClusterSet
         python_path=[os.getcwd()],
         data_dirs=_resolved(settings.data_dirs),
         output_dirs=_resolved(settings.output_dirs),
+        http_allow=settings.http_allow or os.environ.get(HTTP_ALLOW_ENV, ""),
+        public_url=settings.public_url or os.environ.get(PUBLIC_URL_ENV, ""),
     )
 
 
@@ -98,6 +115,14 @@ def check_store(settings: Settings) -> None:
     probe(open_store(store_url(settings.store)))
 
 
+def check_config(settings: Settings) -> None:
+    """Refuse a config or a wish that is wrong. InvalidInput says what, and what would do."""
+    # As if there were a GPU: how many there are is known once Ray runs.
+    starting_config(settings, os.cpu_count() or 1, 1)
+    Allowed.parse(settings.http_allow)
+    checked_public_url(settings.public_url)
+
+
 def start_cluster(run: Run) -> Cluster:
     """Start the manager and its pools on the Ray this process is connected to.
 
@@ -108,9 +133,10 @@ def start_cluster(run: Run) -> Cluster:
     from cluster.actors.manager import start_manager, stop_cluster
 
     resources = ray.cluster_resources()
-    settings = cluster_settings(
+    config = starting_config(
         run.settings, int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     )
+    settings = cluster_settings(run, config)
     settings.extend_path()
     Registry.load(settings.job_modules)  # a module that cannot be imported stops `up` here
     store = open_store(settings.store)
@@ -142,7 +168,8 @@ def application(run: Run) -> Any:
     import ray
     from ray import serve
 
-    settings = cluster_settings(run.settings, 1)
+    # A replica asks the manager which config is in force.
+    settings = cluster_settings(run, default_config(1))
     options: dict[str, Any] = {"num_cpus": 0}
     if settings.needs_one_node:
         options["label_selector"] = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
@@ -179,6 +206,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
             Registry.load(settings.job_modules),
             store,
             ApiSettings(run=nonce),
+            journal=open_store(settings.journal) if settings.journal else None,
         )
         rarely_collect()
         take_turns()

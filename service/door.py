@@ -59,6 +59,7 @@ class Door:
                 _log_defect(scope, error)
             if status:
                 raise
+            self._metrics.refused(error)
             await problem_response(error)(scope, receive, watched)
         finally:
             route = self._route or _template(scope)

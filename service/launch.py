@@ -95,11 +95,17 @@ class Settings:
     #: Folders of this machine that params of jobs may name files in.
     data_dirs: tuple[str, ...] = ()
     output_dirs: tuple[str, ...] = ()
+    #: Private networks that `http.call` may reach, with commas.
+    http_allow: str = ""
+    #: Where people reach it, for links in mails and webhooks.
+    public_url: str = ""
     #: The store's folder is mounted on every node of the Ray that is joined.
     shared_mount: bool = False
     #: New work is refused while the store's disk has less room (MiB).
     free_space_min_mb: float = 1024.0
-    #: Wishes like `cpu:memory_limit_mb=2000`.
+    #: A `drayman.toml`; None takes what suits the machine.
+    config: Path | None = None
+    #: Wishes like `cpu:memory_limit_mb=2000`, beyond it.
     pools: tuple[str, ...] = ()
     #: Processes that answer the API: while one restarts, another goes on.
     replicas: int = 1

@@ -1,15 +1,17 @@
-"""What the API counts about itself, and what it tells Prometheus of queues and workers.
+"""What the API counts about itself, and what it tells Prometheus of queues, pools and dead letters.
 
 Counters are those of one API process: behind several, scrape each or read them as samples.
 Gauges are read from the manager at the moment of the scrape, so they hold for the whole system.
+Rule: a label has few values. Tenants, keys of limits and jobs are none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from cluster.views import QueueView, WorkerView
+from cluster.views import DeadCount, QueueView, WorkerView
+from jobs.errors import Overloaded, Unavailable
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -17,16 +19,46 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Seconds: from a durable acknowledgement in milliseconds to a `Prefer: wait` of half a minute.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-_QUEUE_GAUGES = {
-    "ready": "Tasks that could start now",
-    "leased": "Tasks held by workers",
-    "scheduled": "Tasks that wait for their moment",
-    "backing_off": "Tasks that wait to be tried again",
-    "dead": "Dead letters",
-    "oldest_age_s": "Seconds the oldest ready task has waited",
-    "drain_rate": "Tasks finished a second, over the last minute",
-    "workers": "Workers that serve the queue",
-    "paused": "1 if paused",
+#: By name after `drayman_queue_`: what it says, and how it is read off. None: it is not known.
+_QUEUE_GAUGES: dict[str, tuple[str, Callable[[QueueView], float | None]]] = {
+    "ready": ("Tasks that could start now", lambda q: q.ready),
+    "parked": ("Tasks that wait at a limit", lambda q: q.parked),
+    "leased": ("Tasks held by workers", lambda q: q.leased),
+    "scheduled": ("Tasks that wait for their moment", lambda q: q.scheduled),
+    "backing_off": ("Tasks that wait to be tried again", lambda q: q.backing_off),
+    "dead": ("Tasks that are dead letters", lambda q: q.dead),
+    "depth": ("Unfinished jobs", lambda q: q.depth),
+    "depth_limit": ("Unfinished jobs beyond which submissions are refused", lambda q: q.depth_max),
+    "bytes": ("What the specs of unfinished jobs take in memory", lambda q: q.bytes),
+    "limit_bytes": ("Bytes beyond which submissions are refused", lambda q: q.bytes_max),
+    "oldest_age_seconds": ("How long the oldest ready task has waited", lambda q: q.oldest_age_s),
+    "drain_rate": ("Tasks finished a second, over the last minute", lambda q: q.drain_rate),
+    "run_seconds": ("Mean run time of its attempts", lambda q: q.run_s),
+    "eta_seconds": (
+        "When a job that came now would start",
+        lambda q: q.eta.seconds if q.eta is not None else None,
+    ),
+    "workers": ("Workers that serve it", lambda q: q.workers),
+    "paused": ("1 if nothing is started from it", lambda q: q.paused),
+    "draining": ("1 if it takes nothing new", lambda q: q.draining),
+    "stalled": (
+        "1 if something waits and nothing could start: see its pending_reason",
+        lambda q: q.pending_reason is not None,
+    ),
+}
+
+#: By name after `drayman_pool_`: the same of the workers of a pool.
+_POOL_GAUGES: dict[str, tuple[str, Callable[[list[WorkerView]], float]]] = {
+    "workers": ("Workers alive", len),
+    "running": ("Attempts running", lambda pool: sum(w.started for w in pool)),
+    "held": ("Tasks held, those that were not begun included", lambda p: sum(w.held for w in p)),
+    "free_slots": ("Slots with nothing to do", lambda pool: sum(w.free for w in pool)),
+    "paused": ("Workers that are given nothing", lambda pool: sum(w.paused for w in pool)),
+    "draining": ("Workers that finish and end", lambda pool: sum(w.draining for w in pool)),
+    "silence_seconds": (
+        "Longest time since a worker's report",
+        lambda pool: max(w.silent_s for w in pool),
+    ),
 }
 
 
@@ -51,6 +83,12 @@ class Metrics:
         self._accepted = Counter(
             "drayman_jobs_accepted", "Jobs made durable", ["type"], registry=self._registry
         )
+        self._refusals = Counter(
+            "drayman_refusals",
+            "Requests, or lines of batches, told to come later: 429 for a tenant, else 503",
+            ["scope", "queue"],
+            registry=self._registry,
+        )
         # labels() costs more than the counting itself; the hot path asks for it once.
         self._request_counters: dict[tuple[str, str, int], Counter] = {}
         self._request_timers: dict[str, Histogram] = {}
@@ -71,42 +109,59 @@ class Metrics:
         """Count jobs that are durable and were not known before."""
         self._accepted.labels(job_type).inc(count)
 
-    def render(self, queues: list[QueueView] | None, workers: list[WorkerView] | None) -> bytes:
+    def refused(self, error: Exception) -> None:
+        """Count a refusal, if the error is one."""
+        if isinstance(error, Overloaded):
+            self._refusals.labels(error.scope, error.name if error.scope == "queue" else "").inc()
+        elif isinstance(error, Unavailable):
+            self._refusals.labels("unavailable", "").inc()
+
+    def render(
+        self,
+        queues: list[QueueView] | None,
+        workers: list[WorkerView] | None,
+        dead: list[DeadCount] | None,
+    ) -> bytes:
         """Return everything in Prometheus' text format; None: the manager did not answer."""
         gauges = CollectorRegistry()
-        gauges.register(_Snapshot(queues, workers))
+        gauges.register(_Snapshot(queues, workers, dead))
         return generate_latest(self._registry) + generate_latest(gauges)
 
 
 class _Snapshot:
     """What the manager said a moment ago, as gauges."""
 
-    def __init__(self, queues: list[QueueView] | None, workers: list[WorkerView] | None) -> None:
-        self._queues, self._workers = queues, workers
+    def __init__(
+        self,
+        queues: list[QueueView] | None,
+        workers: list[WorkerView] | None,
+        dead: list[DeadCount] | None,
+    ) -> None:
+        self._queues, self._workers, self._dead = queues, workers, dead
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges."""
-        up = self._queues is not None and self._workers is not None
+        up = None not in (self._queues, self._workers, self._dead)
         yield GaugeMetricFamily("drayman_manager_up", "1 if the manager answered", value=int(up))
-        for name, text in _QUEUE_GAUGES.items():
-            unit = name.replace("_s", "_seconds") if name.endswith("_s") else name
-            gauge = GaugeMetricFamily(f"drayman_queue_{unit}", text, labels=["queue"])
+        for name, (text, read) in _QUEUE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"drayman_queue_{name}", text, labels=["queue"])
             for queue in self._queues or ():
-                gauge.add_metric([queue.name], float(getattr(queue, name)))
+                if (value := read(queue)) is not None:
+                    gauge.add_metric([queue.name], float(value))
             yield gauge
-        yield from self._pools()
-
-    def _pools(self) -> Iterable[Metric]:
-        workers = GaugeMetricFamily("drayman_pool_workers", "Workers alive", labels=["pool"])
-        started = GaugeMetricFamily("drayman_pool_running", "Attempts running", labels=["pool"])
-        silent = GaugeMetricFamily(
-            "drayman_pool_silent_seconds_max", "Longest time since a report", labels=["pool"]
+        dead = GaugeMetricFamily(
+            "drayman_dead_letters",
+            "Dead letters, by what they died of",
+            labels=["queue", "type", "cause"],
         )
+        for one in self._dead or ():
+            dead.add_metric([one.queue, one.type, one.cause], one.count)
+        yield dead
         pools: dict[str, list[WorkerView]] = {}
         for worker in self._workers or ():
             pools.setdefault(worker.pool, []).append(worker)
-        for pool, members in sorted(pools.items()):
-            workers.add_metric([pool], len(members))
-            started.add_metric([pool], sum(w.started for w in members))
-            silent.add_metric([pool], max(w.silent_s for w in members))
-        yield from (workers, started, silent)
+        for name, (text, sum_up) in _POOL_GAUGES.items():
+            gauge = GaugeMetricFamily(f"drayman_pool_{name}", text, labels=["pool"])
+            for pool, members in sorted(pools.items()):
+                gauge.add_metric([pool], float(sum_up(members)))
+            yield gauge

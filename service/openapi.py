@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from cluster.config import Config
 from service.problems import KINDS, Problem
 from service.schemas import components
 from service.submission import BatchLine, JobRequest, WorkflowRequest
@@ -18,6 +19,18 @@ __all__ = ["answers", "body", "describe", "header"]
 Part = dict[str, Any]
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
+#: On every answer that says "later".
+_RETRY_AFTER: Part = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+}
+#: On those that name a limit, in the words of the IETF's RateLimit draft.
+_RATE_LIMIT: Part = {
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in (
+        ("RateLimit-Policy", "The limit that is met, and its quota, where it is a setting."),
+        ("RateLimit", "What is left of it, which is nothing, and until when."),
+    )
+}
 
 
 def answers(
@@ -38,6 +51,9 @@ def answers(
         found[status]["headers"] = headers
     for name in problems:
         known = found.setdefault(KINDS[name].status, _problem())
+        if KINDS[name].status in (429, 503):
+            told = _RETRY_AFTER | (_RATE_LIMIT if name.endswith("overloaded") else {})
+            known["headers"] = known.get("headers", {}) | told
         known["description"] = " ".join(
             filter(None, [known["description"], f"`/problems/{name}`: {KINDS[name].title}."])
         )
@@ -71,7 +87,9 @@ def describe(app: FastAPI) -> Part:
             if path not in PUBLIC:
                 operation["security"] = [{"token": []}]
     parts = found.setdefault("components", {})
-    parts["schemas"] = components(JobRequest, BatchLine, WorkflowRequest)
+    parts["schemas"] = components(JobRequest, BatchLine, WorkflowRequest, Config)
+    # Its name is that of its table.
+    del parts["schemas"]["PoolSettings"]["properties"]["name"]
     parts["securitySchemes"] = {
         "token": {
             "type": "http",

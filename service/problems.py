@@ -32,11 +32,13 @@ __all__ = [
     "Forbidden",
     "InvalidRequest",
     "Malformed",
+    "PreconditionFailed",
     "Problem",
     "ProblemKind",
     "RangeNotSatisfiable",
     "RequestError",
     "TooLarge",
+    "TooSlow",
     "Unauthorized",
     "problem_of",
     "problem_response",
@@ -65,6 +67,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_after_s: float | None = None
     #: The job that the refusal is about.
     job_id: str | None = None
+    #: Limits that are met, as `RateLimit-Policy` names them.
+    violated_policies: list[str] = msgspec.field(default=[], name="violated-policies")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,18 @@ KINDS: dict[str, ProblemKind] = {
         "Another worker holds this task now",
         "Only workers meet this: stop, discard the output, ask for new work.",
     ),
+    "precondition-failed": ProblemKind(
+        412,
+        "It is not what `If-Match` says any more",
+        "Somebody changed it since you read it. Read it again, decide anew, and send the new "
+        "`ETag`; nothing was changed.",
+    ),
+    "too-slow": ProblemKind(
+        408,
+        "The body came too slowly",
+        "What has come of a request is kept until it is whole, so it has to be whole in time: "
+        "half a minute, and a second more for each 16 KiB. Send it again, or less at once.",
+    ),
     "too-large": ProblemKind(
         413,
         "The request is too large",
@@ -143,14 +159,16 @@ KINDS: dict[str, ProblemKind] = {
     "tenant-overloaded": ProblemKind(
         429,
         "Your tenant has reached its limit",
-        "Wait as long as `Retry-After` says, then send the same request with the same "
-        "idempotency key. Other tenants are not affected.",
+        "Wait as long as `Retry-After` says, and a little more by chance, then send the same "
+        "request with the same idempotency key. `violated-policies` names the limit. Other tenants "
+        "are not affected.",
     ),
     "overloaded": ProblemKind(
         503,
         "The queue or the system is full",
-        "Refused to protect what was accepted before. Wait as long as `Retry-After` says, then "
-        "send the same request with the same idempotency key.",
+        "Refused to protect what was accepted before. Wait as long as `Retry-After` says, and a "
+        "little more by chance, then send the same request with the same idempotency key. "
+        "`violated-policies` names the limit.",
     ),
     "unavailable": ProblemKind(
         503,
@@ -188,8 +206,16 @@ class Forbidden(RequestError):
     """A known token without the right."""
 
 
+class PreconditionFailed(RequestError):
+    """What the client would replace is not what it has seen."""
+
+
 class TooLarge(RequestError):
     """More than a limit allows."""
+
+
+class TooSlow(RequestError):
+    """A body that did not come in time."""
 
 
 class RangeNotSatisfiable(RequestError):
@@ -227,8 +253,7 @@ def problem_of(error: Exception) -> Problem:
         case KeyReused():
             return _problem("key-reused", str(error), job_id=error.job_id)
         case Overloaded():
-            name = "tenant-overloaded" if error.scope == "tenant" else "overloaded"
-            return _problem(name, str(error), retry_after_s=error.retry_after_s)
+            return _overloaded(error)
         case Unavailable():
             return _problem("unavailable", str(error), retry_after_s=error.retry_after_s)
         case Corrupt():  # its text names a path of the store: for the log, not for the client
@@ -248,7 +273,9 @@ _NAMES: dict[type[Exception], str] = {
     Malformed: "malformed",
     Unauthorized: "unauthorized",
     Forbidden: "forbidden",
+    PreconditionFailed: "precondition-failed",
     TooLarge: "too-large",
+    TooSlow: "too-slow",
     RangeNotSatisfiable: "range-not-satisfiable",
 }
 
@@ -267,8 +294,10 @@ def problem_response(error: Exception) -> Response:
     if problem.retry_after_s is not None:
         wait_s = max(1, math.ceil(problem.retry_after_s))
         headers["Retry-After"] = str(wait_s)
-        if problem.status == 429:
-            headers["RateLimit"] = f'"tenant";r=0;t={wait_s}'
+        if isinstance(error, Overloaded) and error.quota:
+            headers |= _rate_limit(error, wait_s)
+    if isinstance(error, TooSlow):  # what else comes on this connection is the rest of it
+        headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="drayman"'
     if isinstance(error, RangeNotSatisfiable):
@@ -281,6 +310,32 @@ def problem_response(error: Exception) -> Response:
 def _problem(name: str, detail: str, **more: Any) -> Problem:
     kind = KINDS[name]
     return Problem(f"/problems/{name}", kind.title, kind.status, detail, **more)
+
+
+def _overloaded(error: Overloaded) -> Problem:
+    name = "tenant-overloaded" if error.scope == "tenant" else "overloaded"
+    # Sooner would only be refused again.
+    wait_s = max(1.0, error.retry_after_s)
+    told = f"{error.reason}; try again in {wait_s:g} s"
+    policies = [_policy(error)] if error.quota else []
+    return _problem(name, told, retry_after_s=wait_s, violated_policies=policies)
+
+
+def _policy(error: Overloaded) -> str:
+    return f"{error.scope}-{error.unit}"
+
+
+#: What the RateLimit draft (draft-ietf-httpapi-ratelimit-headers) calls our units.
+_QUOTA_UNITS = {"jobs": "concurrent-requests", "bytes": "content-bytes"}
+
+
+def _rate_limit(error: Overloaded, wait_s: int) -> dict[str, str]:
+    """Return the fields that tell of a limit which is met."""
+    policy = _policy(error)
+    return {
+        "RateLimit-Policy": f'"{policy}";q={error.quota};qu="{_QUOTA_UNITS[error.unit]}"',
+        "RateLimit": f'"{policy}";r=0;t={wait_s}',
+    }
 
 
 def _http_problem(error: HTTPException) -> Problem:

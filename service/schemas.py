@@ -14,19 +14,24 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
+from cluster.endpoints import EndpointRecord
+from cluster.notify import NOTIFIES
 from cluster.protocol import NOTHING, Accepted, FileInfo
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import JobSpec, Notify
 from cluster.views import (
     AttemptView,
     ErrorView,
+    EtaView,
     JobPage,
     JobStatus,
     JobView,
     QueueView,
+    ScheduleView,
     TaskView,
     WorkerView,
 )
 from service.auth import Scope, TokenRecord
+from service.notifying import target_of
 from service.problems import Problem
 
 __all__ = [
@@ -34,9 +39,15 @@ __all__ = [
     "Attempts",
     "BatchResult",
     "Code",
+    "DeadCount",
+    "DeadCounts",
     "DeployRequest",
     "Deployment",
     "Deployments",
+    "Ended",
+    "Endpoint",
+    "EndpointList",
+    "EndpointRequest",
     "File",
     "FileList",
     "Health",
@@ -45,12 +56,23 @@ __all__ = [
     "JobList",
     "JobType",
     "JobTypes",
+    "NewEndpoint",
     "NewToken",
+    "Overview",
+    "PurgeRequest",
+    "Purged",
     "Queue",
     "Queues",
     "Ready",
-    "Redrive",
+    "Recent",
+    "RedriveRequest",
     "Redriven",
+    "RetryRequest",
+    "Schedule",
+    "ScheduleRequest",
+    "Schedules",
+    "Session",
+    "Spread",
     "Step",
     "Task",
     "Tasks",
@@ -58,21 +80,30 @@ __all__ = [
     "TokenRequest",
     "Tokens",
     "Upload",
+    "WhichDead",
     "Worker",
+    "WorkerTotals",
     "Workers",
     "accepted_job",
     "attempt_of",
+    "endpoint_of",
     "file_of",
     "job_list",
     "job_of",
     "queue_of",
     "reply",
+    "schedule_of",
     "task_of",
     "token_of",
     "worker_of",
 ]
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
+
+#: Redriven a second. More is no limit.
+REDRIVE_RATE_MAX = 100_000
+#: Nothing was given in its place.
+KEPT = msgspec.Raw(b"")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -118,6 +149,30 @@ class Links(msgspec.Struct, frozen=True):
     attempts: str
     cancel: str
     retry: str
+    notifications: Annotated[str, Meta(description="The jobs that told of it, or are to.")]
+
+
+class Notification(msgspec.Struct, frozen=True):
+    """Somebody who is told of a job."""
+
+    on: Annotated[list[str], Meta(description="`started`, `completed`, `failed` or `cancelled`.")]
+    type: Annotated[str, Meta(description="The job type that tells.")]
+    to: Annotated[str, Meta(description="A URL, the name of an endpoint, or addresses.")]
+
+
+class Eta(msgspec.Struct, frozen=True):
+    """When a job is expected to start, in seconds from now."""
+
+    seconds: float
+    low: float
+    high: Annotated[
+        float,
+        Meta(
+            description="It starts between `low` and `high` with probability `confidence`, "
+            "unless others are put before it."
+        ),
+    ]
+    confidence: float
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -166,7 +221,12 @@ class Job(msgspec.Struct, frozen=True):
     ]
     progress: Progress | None
     queue_position: Annotated[int | None, Meta(description="0 is next.")]
-    eta_s: Annotated[float | None, Meta(description="Expected seconds until it starts.")]
+    eta: Annotated[
+        Eta | None, Meta(description="From measured run times; null while too few are known.")
+    ]
+    pending_reason: Annotated[
+        str | None, Meta(description="What it waits for, where that is not just its turn.")
+    ]
     error: JobError | None
     result: Annotated[
         msgspec.Raw,
@@ -182,6 +242,12 @@ class Job(msgspec.Struct, frozen=True):
     parent: Annotated[str | None, Meta(description="The job whose attempt submitted it.")]
     code: Annotated[
         str | None, Meta(description="The code it was submitted with, if it was deployed.")
+    ]
+    schedule: Annotated[str | None, Meta(description="The schedule that submitted it.")]
+    scheduled_for: Annotated[datetime | None, Meta(description="The tick of the schedule.")]
+    notify: Annotated[
+        list[Notification],
+        Meta(description="Who is told of it; `links.notifications` has the deliveries."),
     ]
     links: Links
 
@@ -296,6 +362,18 @@ class Queue(msgspec.Struct, frozen=True):
     drain_rate: Annotated[float, Meta(description="Tasks finished a second, over a minute.")]
     workers: int
     depth_max: Annotated[int, Meta(description="Above this, submissions are refused.")]
+    parked: Annotated[int, Meta(description="Tasks that wait at a limit, off the line.")]
+    depth: Annotated[int, Meta(description="Unfinished jobs, as `depth_max` counts them.")]
+    bytes: Annotated[int, Meta(description="What their specs take.")]
+    bytes_max: int
+    draining: Annotated[bool, Meta(description="It takes nothing new.")]
+    run_s: Annotated[
+        float | None, Meta(description="Mean run time in seconds; null while unknown.")
+    ]
+    eta: Annotated[Eta | None, Meta(description="When a job that came now would start.")]
+    pending_reason: Annotated[
+        str | None, Meta(description="Why nothing of it runs although something waits.")
+    ]
 
 
 class Queues(msgspec.Struct, frozen=True):
@@ -317,6 +395,7 @@ class Worker(msgspec.Struct, frozen=True):
     free: int
     silent_s: Annotated[float, Meta(description="Seconds since its last report.")]
     draining: bool
+    paused: bool
 
 
 class Workers(msgspec.Struct, frozen=True):
@@ -325,8 +404,8 @@ class Workers(msgspec.Struct, frozen=True):
     workers: list[Worker]
 
 
-class Redrive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead letters get a new budget; all that are given must match."""
+class WhichDead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters; all that are given must match."""
 
     type: str | None = None
     queue: str | None = None
@@ -340,13 +419,63 @@ class Redrive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RedriveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `POST /v1/dead-letters/redrive` takes; `{"filter": {}}` means all."""
 
-    filter: Redrive
+    filter: WhichDead
+    rate: Annotated[
+        Annotated[float, Meta(gt=0, le=REDRIVE_RATE_MAX)] | None,
+        Meta(description="So many a second; without it all at once."),
+    ] = None
 
 
 class Redriven(msgspec.Struct, frozen=True):
     """How many jobs were given a new budget."""
 
     redriven: int
+
+
+class PurgeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /v1/dead-letters/purge` takes; `{"filter": {}}` means all."""
+
+    filter: WhichDead
+
+
+class Purged(msgspec.Struct, frozen=True):
+    """How many dead letters were let go."""
+
+    purged: int
+
+
+class DeadCount(msgspec.Struct, frozen=True):
+    """Dead letters that are alike."""
+
+    queue: str
+    type: str
+    cause: str
+    count: int
+
+
+class DeadCounts(msgspec.Struct, frozen=True):
+    """How many dead letters there are of each kind; the most first."""
+
+    counts: list[DeadCount]
+
+
+class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /v1/jobs/{id}/retry` may take."""
+
+    params: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="The params it has from now on, all of them, for the type's own schema.",
+            extra_json_schema={"type": "object"},
+        ),
+    ] = msgspec.field(default_factory=lambda: KEPT)
+    set: Annotated[
+        dict[str, msgspec.Raw],
+        Meta(
+            description="Params that change; the others stay. Instead of `params`.",
+            extra_json_schema={"type": "object", "additionalProperties": True},
+        ),
+    ] = {}
 
 
 class JobType(msgspec.Struct, frozen=True):
@@ -359,6 +488,11 @@ class JobType(msgspec.Struct, frozen=True):
     timeout_s: float | None
     unique_for_s: float | None
     unique_by: list[str]
+    expected_s: Annotated[float | None, Meta(description="How long it is said to run.")]
+    resumable: Annotated[
+        bool, Meta(description="It goes on from its checkpoint when it is stopped and moved.")
+    ]
+    limits: Annotated[list[str], Meta(description="Keys of limits; `{name}` is a param.")]
     code: Annotated[
         str, Meta(description="Hash of the code that is deployed for it; empty if none is.")
     ]
@@ -369,6 +503,82 @@ class JobTypes(msgspec.Struct, frozen=True):
     """The job types this Drayman takes."""
 
     types: list[JobType]
+
+
+class ScheduleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `PUT /v1/schedules/{name}` takes."""
+
+    cron: Annotated[
+        str,
+        Meta(
+            description="Minute, hour, day of month, month, day of week; maybe the second before "
+            "them. Or `@daily` and the like."
+        ),
+    ]
+    job: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="What each tick submits, as `POST /v1/jobs` takes it: all but `run_at`, "
+            "`delay_s` and `expires_at`.",
+            extra_json_schema={"$ref": "#/components/schemas/JobRequest"},
+        ),
+    ]
+    timezone: Annotated[str, Meta(description="An IANA name: `Europe/Berlin`.")] = "UTC"
+    catch_up: Annotated[
+        Literal["none", "latest", "all"],
+        Meta(description="Which ticks are made up for that came while nothing could fire them."),
+    ] = "latest"
+    jitter_s: Annotated[
+        Annotated[float, Meta(ge=0, le=86_400)],
+        Meta(description="Each job is late by an amount of its own, from 0 to this."),
+    ] = 0.0
+    overlap: Annotated[
+        Literal["allow", "skip"],
+        Meta(description="`skip`: no job while that of an earlier tick is unfinished."),
+    ] = "allow"
+    starts_at: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None, Meta(description="No tick before this moment.")
+    ] = None
+    ends_at: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None, Meta(description="No tick after this moment.")
+    ] = None
+    paused: Annotated[bool, Meta(description="Keep it, but fire nothing.")] = False
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """A job that is submitted again and again."""
+
+    name: str
+    tenant: str
+    cron: str
+    timezone: str
+    catch_up: Literal["none", "latest", "all"]
+    jitter_s: float
+    overlap: Literal["allow", "skip"]
+    starts_at: datetime | None
+    ends_at: datetime | None
+    paused: bool
+    job: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="What each tick submits.",
+            extra_json_schema={"$ref": "#/components/schemas/JobRequest"},
+        ),
+    ]
+    next: Annotated[
+        list[datetime],
+        Meta(description="The next ticks, before jitter. Empty: it is paused, or over."),
+    ]
+    last_at: Annotated[datetime | None, Meta(description="The last tick.")]
+    last_job: Annotated[str | None, Meta(description="The job it submitted last.")]
+    fired: Annotated[int, Meta(description="Ticks that submitted a job.")]
+    skipped: Annotated[int, Meta(description="Ticks that did not.")]
+
+
+class Schedules(msgspec.Struct, frozen=True):
+    """Every schedule, each with its next tick."""
+
+    schedules: list[Schedule]
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -450,6 +660,94 @@ class Tokens(msgspec.Struct, frozen=True):
     tokens: list[Token]
 
 
+class Session(msgspec.Struct, frozen=True):
+    """Whose token it is, and what it may do."""
+
+    tenant: str
+    scopes: list[str]
+
+
+class WorkerTotals(msgspec.Struct, frozen=True):
+    """The workers, summed up."""
+
+    alive: int
+    running: Annotated[int, Meta(description="Attempts that run.")]
+    free: Annotated[int, Meta(description="Slots with nothing to do.")]
+    paused: int
+    draining: int
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """How many jobs ended: completed, failed, cancelled."""
+
+    completed: int
+    failed: int
+    cancelled: int
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Half of them took no longer than `p50`, and 95 in a hundred no longer than `p95`."""
+
+    p50: float
+    p95: float
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """The newest jobs, as far as they ended within the last ten minutes."""
+
+    begin: datetime
+    since: Annotated[datetime, Meta(description="What ended before is not all counted.")]
+    bin_s: int
+    ended: Annotated[list[Ended], Meta(description="In each `bin_s` seconds from `begin` on.")]
+    wait_s: Annotated[Spread | None, Meta(description="From when it might start to its start.")]
+    run_s: Annotated[Spread | None, Meta(description="From its first start to its end.")]
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """The state of things, beside what `/v1/queues` tells."""
+
+    at: datetime
+    workers: WorkerTotals
+    recent: Recent
+
+
+class EndpointRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `PUT /v1/endpoints/{name}` takes."""
+
+    url: Annotated[
+        str,
+        Meta(max_length=2048, description="Where webhooks go. Of `default`: leave it out."),
+    ] = ""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where webhooks of a tenant go, by a name of its own."""
+
+    name: str
+    url: Annotated[str, Meta(description="Empty for `default`, which signs for any other URL.")]
+    created_at: datetime
+    secrets: Annotated[
+        list[datetime], Meta(description="When each secret in force was made, newest first.")
+    ]
+    disabled: Annotated[
+        str | None, Meta(description="Why it gets nothing more; put it again to let it.")
+    ]
+    disabled_at: datetime | None
+
+
+class NewEndpoint(msgspec.Struct, frozen=True):
+    """An endpoint, and a secret at its birth: the only time that its text is shown."""
+
+    secret: Annotated[str, Meta(description="`whsec_...`, as Standard Webhooks has it.")]
+    endpoint: Endpoint
+
+
+class EndpointList(msgspec.Struct, frozen=True):
+    """A tenant's endpoints by name."""
+
+    endpoints: list[Endpoint]
+
+
 class Health(msgspec.Struct, frozen=True):
     """The process answers."""
 
@@ -501,6 +799,7 @@ def links_of(job_id: str) -> Links:
         f"{here}/attempts",
         f"{here}/cancel",
         f"{here}/retry",
+        f"/v1/jobs?label={NOTIFIES}%3D{job_id}",
     )
 
 
@@ -514,6 +813,10 @@ def file_of(job_id: str, info: FileInfo, task_id: str | None = None) -> File:
 def error_of(view: ErrorView) -> JobError:
     """Return why it failed as the API shows it."""
     return JobError(view.message, view.cause, view.attempt, maybe(view.at or None))
+
+
+def _eta_of(view: EtaView | None) -> Eta | None:
+    return None if view is None else Eta(view.seconds, view.low, view.high, view.confidence)
 
 
 def job_of(view: JobView) -> Job:
@@ -540,7 +843,8 @@ def job_of(view: JobView) -> Job:
         stopping=view.stopping,
         progress=Progress(progress.fraction, progress.message) if progress else None,
         queue_position=view.queue_position,
-        eta_s=view.eta_s,
+        eta=_eta_of(view.eta),
+        pending_reason=view.pending_reason,
         error=error_of(error) if error else None,
         result=view.result,
         files=[file_of(view.id, info) for info in view.files],
@@ -551,6 +855,9 @@ def job_of(view: JobView) -> Job:
         ],
         parent=view.parent,
         code=view.code,
+        schedule=view.schedule,
+        scheduled_for=maybe(view.scheduled_for),
+        notify=_told(view.notify),
         links=links_of(view.id),
     )
 
@@ -562,7 +869,7 @@ def accepted_job(accepted: Accepted, spec: JobSpec, now: float) -> Job:
         id=accepted.job_id,
         type=spec.type,
         status="scheduled" if waits else "pending",
-        queue=spec.queue,
+        queue=accepted.queue or spec.queue,
         priority=spec.priority,
         tenant=spec.tenant,
         labels=spec.labels,
@@ -579,7 +886,8 @@ def accepted_job(accepted: Accepted, spec: JobSpec, now: float) -> Job:
         stopping=None,
         progress=None,
         queue_position=None,
-        eta_s=None,
+        eta=None,
+        pending_reason=None,
         error=None,
         result=NOTHING,
         files=[],
@@ -587,8 +895,15 @@ def accepted_job(accepted: Accepted, spec: JobSpec, now: float) -> Job:
         steps=[],
         parent=None,
         code=spec.code or None,
+        schedule=None,
+        scheduled_for=None,
+        notify=_told(spec.notify),
         links=links_of(accepted.job_id),
     )
+
+
+def _told(asked: list[Notify]) -> list[Notification]:
+    return [Notification(one.on, *target_of(one)) for one in asked]
 
 
 def job_list(page: JobPage) -> JobList:
@@ -637,14 +952,48 @@ def task_of(view: TaskView, job_id: str) -> Task:
     )
 
 
+def schedule_of(view: ScheduleView, coming: list[float]) -> Schedule:
+    """Return a schedule and its next ticks as the API shows it."""
+    return Schedule(
+        name=view.name,
+        tenant=view.tenant,
+        cron=view.cron,
+        timezone=view.timezone,
+        catch_up=view.catch_up,
+        jitter_s=view.jitter_s,
+        overlap=view.overlap,
+        starts_at=maybe(view.starts_at),
+        ends_at=maybe(view.ends_at),
+        paused=view.paused,
+        job=view.request,
+        next=[moment(tick) for tick in coming],
+        last_at=maybe(view.last_at),
+        last_job=view.last_job,
+        fired=view.fired,
+        skipped=view.skipped,
+    )
+
+
 def queue_of(view: QueueView) -> Queue:
     """Return a queue as the API shows it."""
-    return Queue(**_fields(view, Queue))
+    return Queue(**{**_fields(view, Queue), "eta": _eta_of(view.eta)})
 
 
 def worker_of(view: WorkerView) -> Worker:
     """Return a worker as the API shows it."""
     return Worker(**_fields(view, Worker))
+
+
+def endpoint_of(record: EndpointRecord) -> Endpoint:
+    """Return an endpoint as the API shows it, without its secrets."""
+    return Endpoint(
+        record.name,
+        record.url,
+        moment(record.created_at),
+        [moment(at) for at in record.secrets_at],
+        record.disabled or None,
+        maybe(record.disabled_at or None),
+    )
 
 
 def token_of(record: TokenRecord) -> Token:
@@ -675,19 +1024,33 @@ _ANSWERS = (
     FileList,
     Queue,
     Queues,
+    Worker,
     Workers,
     RedriveRequest,
     Redriven,
+    PurgeRequest,
+    Purged,
+    DeadCounts,
+    RetryRequest,
     JobTypes,
+    ScheduleRequest,
+    Schedule,
+    Schedules,
     Code,
     DeployRequest,
     Deployment,
     Deployments,
     Upload,
+    EndpointRequest,
+    Endpoint,
+    NewEndpoint,
+    EndpointList,
     TokenRequest,
     NewToken,
     Token,
     Tokens,
+    Session,
+    Overview,
     Health,
     Ready,
 )

@@ -17,18 +17,28 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from cluster.catalog import StepCard, TypeCard
+from cluster.catalog import StepCard, TypeCard, limit_keys
 from cluster.planning import Problem, plan_for, plan_steps
 from cluster.queue.spec import NO_PARAMS, JobSpec, Plan
 from cluster.store.contract import Objects
+from jobs.definition import PLACEHOLDER
 from jobs.errors import InvalidInput
 from service.api_settings import ApiSettings
 from service.auth import Caller
 from service.catalog import Catalog, KnownType
 from service.headers import idempotency_key, traceparent
+from service.notifying import NotifyRequest, WebhookTarget, notify_of
 from service.problems import FieldError, InvalidRequest, Malformed, TooLarge
 
-__all__ = ["BatchLine", "JobRequest", "RequestKey", "StepRequest", "Submissions", "WorkflowRequest"]
+__all__ = [
+    "BatchLine",
+    "JobRequest",
+    "RequestKey",
+    "StepRequest",
+    "Submissions",
+    "WorkflowRequest",
+    "decode_as",
+]
 
 DAY_S = 24 * 3600.0
 #: Ten years: whoever means never leaves `expires_at` out.
@@ -40,6 +50,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
 Moment = Annotated[datetime, Meta(tz=True)]
 LabelName = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"^[^=\s]+$")]
+LimitKey = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 LabelValue = Annotated[str, Meta(max_length=255)]
 
 
@@ -79,6 +90,21 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         Annotated[dict[LabelName, LabelValue], Meta(max_length=32)],
         Meta(description="Words of your own to find the job by."),
     ] = {}
+    queue_timeout_s: Annotated[
+        Seconds | None, Meta(description="Cancel the job if it has not started after so long.")
+    ] = None
+    grace_s: Annotated[
+        Annotated[float, Meta(ge=0, le=DAY_S)] | None,
+        Meta(description="How long after a stop was asked for it is killed: the hard limit."),
+    ] = None
+    expected_s: Annotated[
+        Seconds | None,
+        Meta(description="How long it will run, about: long work waits in a queue for such."),
+    ] = None
+    limits: Annotated[
+        Annotated[list[LimitKey], Meta(max_length=4)],
+        Meta(description="Keys of limits it counts against, beside those of its type."),
+    ] = []
     code: Annotated[
         Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] | None,
         Meta(
@@ -86,6 +112,13 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
             "Empty: with what the cluster was started with. Left out: with what is deployed."
         ),
     ] = None
+    webhook: Annotated[
+        WebhookTarget | None, Meta(description="Tell it when the job is done or has failed.")
+    ] = None
+    notify: Annotated[
+        list[NotifyRequest],
+        Meta(max_length=10, description="Whom to tell of the job, of what, and how."),
+    ] = []
 
 
 class BatchLine(JobRequest):
@@ -136,7 +169,10 @@ class WorkflowRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=
     delay_s: Annotated[float, Meta(ge=0, le=366 * DAY_S)] | None = None
     expires_at: Moment | None = None
     labels: Annotated[dict[LabelName, LabelValue], Meta(max_length=32)] = {}
+    queue_timeout_s: Seconds | None = None
     code: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] | None = None
+    webhook: WebhookTarget | None = None
+    notify: Annotated[list[NotifyRequest], Meta(max_length=10)] = []
 
 
 class RequestKey(msgspec.Struct, frozen=True):
@@ -188,11 +224,11 @@ class Submissions:
 
     def decode(self, body: bytes) -> JobRequest:
         """Return the request. Raises Malformed, InvalidInput or InvalidRequest."""
-        return _decode(body, self._decode_job, JobRequest)
+        return decode_as(body, self._decode_job, JobRequest)
 
     def decode_line(self, line: bytes) -> BatchLine:
         """Return one line of a batch. Raises Malformed, InvalidInput or InvalidRequest."""
-        return _decode(line, self._decode_line, BatchLine)
+        return decode_as(line, self._decode_line, BatchLine)
 
     def needs(self, request: JobRequest) -> bool:
         """Whether `learn` is to be awaited before `spec`."""
@@ -233,8 +269,11 @@ class Submissions:
             request, known, caller.tenant, key, params, checked
         )
         plan = None if card.kind == "job" else self._plan(known, checked)
+        limits: tuple[str, ...] = ()
+        if card.limits or request.limits:
+            limits = _limits(request, known, checked)
         # By position: with as many names the call would cost as much as the checks above.
-        return JobSpec(
+        spec = JobSpec(
             card.name,
             request.params,
             None,
@@ -244,7 +283,7 @@ class Submissions:
             run_at,
             expires_at,
             request.timeout_s or card.timeout_s,
-            card.grace_s,
+            card.grace_s if request.grace_s is None else request.grace_s,
             request.max_attempts or card.max_attempts,
             card.retry,
             request.labels,
@@ -254,7 +293,17 @@ class Submissions:
             None if trace is None else traceparent(trace.decode("latin-1")),
             known.code,
             plan,
+            None,
+            limits,
+            card.expected_s if request.expected_s is None else request.expected_s,
+            # Of a type's own queue too: who runs long there may be sent on.
+            request.queue is None,
+            card.resumable,
         )
+        if not request.notify and request.webhook is None:
+            return spec
+        notify = notify_of(self._catalog, request.notify, request.webhook)
+        return msgspec.structs.replace(spec, notify=notify)
 
     def _plan(self, known: KnownType, checked: Any) -> Plan | None:
         def card_of(name: str) -> TypeCard | None:
@@ -271,6 +320,7 @@ class Submissions:
             known.plain(checked, None),
             card_of=card_of,
             problems_of=problems_of,
+            values_of=lambda name, params: self._values(name, known.code, params),
         )
         if problems:  # its own declaration is wrong, or does not go with these params
             raise InvalidRequest([FieldError(path, told) for path, told in problems])
@@ -286,9 +336,14 @@ class Submissions:
             return [("params", str(error))]
         return []
 
+    def _values(self, name: str, code: str | None, params: bytes) -> dict[str, Any]:
+        """Return what a type reads from params that it has nothing against."""
+        known = self._catalog.find(name, code)
+        return known.plain(known.check(params), None)
+
     def decode_workflow(self, body: bytes) -> WorkflowRequest:
         """Return the request. Raises Malformed, InvalidInput or InvalidRequest."""
-        return _decode(body, self._decode_workflow, WorkflowRequest)
+        return decode_as(body, self._decode_workflow, WorkflowRequest)
 
     async def learn_steps(self, request: WorkflowRequest) -> None:
         """Learn of the types of a workflow's steps, as far as that is due. Raises Unavailable."""
@@ -332,6 +387,7 @@ class Submissions:
                 params={},
                 card_of=lambda name: known[name].card if name in known else None,
                 problems_of=lambda name, params: self._problems(name, request.code, params),
+                values_of=lambda name, params: self._values(name, request.code, params),
                 goes_on=request.on_failure == "continue",
                 result=request.result or "",
                 known=types,
@@ -358,6 +414,7 @@ class Submissions:
             traceparent=None if trace is None else traceparent(trace.decode("latin-1")),
             code=next(iter(codes), ""),
             plan=plan,
+            notify=notify_of(self._catalog, request.notify, request.webhook),
         )
 
     def is_large(self, spec: JobSpec) -> bool:
@@ -404,7 +461,11 @@ class Submissions:
         return _hash(kind, tenant, name), fingerprint, self._settings.key_window_s
 
 
-def _decode(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
+def decode_as(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
+    """Return the request that `decode` makes of the body; errors name the fields of `model`.
+
+    Raises Malformed, InvalidInput or InvalidRequest.
+    """
     try:
         if not body.isascii():
             body.decode()
@@ -455,12 +516,20 @@ def _queue(name: str | None, field: str = "queue") -> str | None:
     return name
 
 
+def _limits(request: JobRequest, known: KnownType, checked: Any) -> tuple[str, ...]:
+    """Return the keys of the type with params filled in, and those that were asked for."""
+    names = {name for key in known.card.limits for name in PLACEHOLDER.findall(key)}
+    keys = limit_keys(known.card.limits, known.plain(checked, names) if names else {})
+    return tuple(dict.fromkeys([*keys, *request.limits]))
+
+
 def _moments(
     request: JobRequest | WorkflowRequest, now: float
 ) -> tuple[float | None, float | None]:
     """Return `run_at` and `expires_at` as epoch seconds."""
+    wait_s = request.queue_timeout_s
     if request.run_at is None and request.delay_s is None and request.expires_at is None:
-        return None, None
+        return None, None if wait_s is None else now + wait_s
     run_at: float | None = None
     if request.delay_s is not None:
         if request.run_at is not None:
@@ -470,6 +539,10 @@ def _moments(
         run_at = max(0.0, request.run_at.timestamp())  # the past is the past
         if run_at > now + 366 * DAY_S:
             raise InvalidInput("run_at", "lies more than 366 days ahead")
+    if wait_s is not None and request.expires_at is not None:
+        raise InvalidInput("queue_timeout_s", "give expires_at or queue_timeout_s, not both")
+    if wait_s is not None:
+        return run_at, max(now, run_at or 0.0) + wait_s
     if request.expires_at is None:
         return run_at, None
     expires_at = request.expires_at.timestamp()
@@ -497,6 +570,11 @@ def _same(request: JobRequest, params: bytes) -> list[Any]:
         request.labels,
         # Only where it was asked for: what was the same before there was this field still is.
         *([] if request.code is None else [request.code]),
+        *(
+            [name, value]
+            for name in ("queue_timeout_s", "grace_s", "expected_s", "limits", "webhook", "notify")
+            if (value := getattr(request, name)) not in (None, [])
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ from benchmarks.questions import (
     end_to_end,
     fanout,
     latency,
+    overload,
     real_work,
     recovery,
     scale_out,
@@ -24,5 +25,6 @@ QUESTIONS: dict[str, Question] = {
     "scale_out": scale_out.ask,
     "real_work": real_work.ask,
     "fanout": fanout.ask,
+    "overload": overload.ask,
     "cost": cost.ask,
 }

@@ -13,13 +13,16 @@ import structlog
 
 from cluster.actors.holder import RayHolder
 from cluster.actors.port import FATAL_EXIT, RayManager, manager_handle, raylet_gone
+from cluster.config import PoolSettings
 from cluster.protocol import NODE_LOST
-from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV, ClusterSettings, PoolSettings
+from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV, ClusterSettings
 from cluster.slim import rarely_collect, without_pandas
 from cluster.telemetry import configure_logging
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
 from jobs.buckets import OWN_URLS_ENV
+from jobs.library.http.addresses import HTTP_ALLOW_ENV
+from jobs.library.notify.event import PUBLIC_URL_ENV
 
 __all__ = ["Worker"]
 
@@ -72,6 +75,10 @@ class Worker:
         os.environ[DATA_DIRS_ENV] = os.pathsep.join(cluster.data_dirs)
         os.environ[OUTPUT_DIRS_ENV] = os.pathsep.join(cluster.output_dirs)
         os.environ[OWN_URLS_ENV] = "\n".join([cluster.store, cluster.journal or ""])
+        if cluster.http_allow:
+            os.environ[HTTP_ALLOW_ENV] = cluster.http_allow
+        if cluster.public_url:
+            os.environ[PUBLIC_URL_ENV] = cluster.public_url
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,
@@ -84,6 +91,8 @@ class Worker:
             node=ray.get_runtime_context().get_node_id(),
             times=plain_worker.WorkerTimes.within(pool_settings.heartbeat_timeout_s),
             memory_limit_bytes=(pool_settings.memory_limit_mb or 0) * MIB,
+            tasks_max=pool_settings.max_tasks_per_worker or 0,
+            growth_bytes_max=(pool_settings.renew_above_mb or 0) * MIB,
             holder=RayHolder(cluster.ephemeral_bytes_max),
         )
         on_sigterm(lambda: self._worker.leave(TERM_GRACE_S))

@@ -3,6 +3,8 @@
 import msgspec
 
 from cluster.protocol import Outcome, Record
+from cluster.queue.model import Limit
+from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import SpecHead
 
 __all__ = [
@@ -10,14 +12,20 @@ __all__ = [
     "Alias",
     "Cancel",
     "Command",
+    "Configure",
+    "DeleteSchedule",
     "EndCompaction",
     "Evict",
     "Finish",
+    "FireSchedule",
     "Join",
     "Lease",
     "LoseWorker",
     "PauseQueue",
     "PlanCompaction",
+    "Promote",
+    "Purge",
+    "PutSchedule",
     "Reclaim",
     "Refuse",
     "ResumeQueue",
@@ -60,6 +68,8 @@ class Lease(msgspec.Struct, frozen=True):
     worker: str
     queues: list[str]
     limit: int
+    #: It takes them before it can start them.
+    ahead: bool = False
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +108,63 @@ class Revive(msgspec.Struct, frozen=True):
     """Give a failed job's dead tasks a new budget. Refused with Conflict if it has none."""
 
     job_id: str
+    #: Not before this moment; 0: now.
+    due_at: float = 0.0
+    #: Its spec from now on; empty: as it was. Refused for a planned job.
+    raw: bytes = b""
+
+
+class Purge(msgspec.Struct, frozen=True):
+    """Let a failed job go for good: it is redriven no more. Conflict if it has not failed."""
+
+    job_id: str
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """A leased task runs longer than its queue is for, and goes on in another."""
+
+    token: int
+
+
+class Configure(msgspec.Struct, frozen=True):
+    """Let this config hold from now on."""
+
+    config: bytes
+    run: str
+    weights: dict[str, float]
+    limits: dict[str, Limit]
+    #: Refused with Conflict if another came since this one; None: whatever holds.
+    revision: int | None = None
+
+
+class PutSchedule(msgspec.Struct, frozen=True):
+    """Submit a job at each tick from now on; what it is already changes nothing."""
+
+    spec: ScheduleSpec
+    next_at: float | None
+
+
+class DeleteSchedule(msgspec.Struct, frozen=True):
+    """Forget a schedule. NotFound if there is none."""
+
+    tenant: str
+    name: str
+
+
+class FireSchedule(msgspec.Struct, frozen=True):
+    """Ticks of a schedule are due. Changes nothing if another was put under its name since.
+
+    Each submits its job in the same commit that notes it, so a tick fires once whoever is alive.
+    """
+
+    tenant: str
+    name: str
+    generation: int
+    #: Moment of each, and the id of its job.
+    ticks: list[tuple[float, str]]
+    next_at: float | None
+    #: Ticks that fire nothing.
+    missed: int = 0
 
 
 class SaveRecord(msgspec.Struct, frozen=True):
@@ -173,4 +240,10 @@ Command = (
     | Evict
     | PauseQueue
     | ResumeQueue
+    | Promote
+    | Purge
+    | Configure
+    | PutSchedule
+    | DeleteSchedule
+    | FireSchedule
 )

@@ -1,39 +1,72 @@
 """Which tasks a worker gets next.
 
-Rule 1: higher priority first, then first come first served, over all the worker's queues.
-Rule 2: a suspect (a process died while it ran beside others) goes to a worker that holds no other
-suspect, so that the next death names the culprit. Rule 3: a paused queue gives nothing.
+Rule 1: by priority, then in turns between tenants (`line.py`), over all the worker's queues; what
+waited for long gets one turn in ten. Rule 2: a suspect (a process died while it ran beside others)
+goes to a worker that holds no other suspect, so that the next death names the culprit. Rule 3: a
+paused queue gives nothing. Rule 4: what counts against a limit is never given ahead of its start.
 """
 
 import heapq
-from collections.abc import Iterable
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
+from cluster.queue.limits import gates_of, has_room
 from cluster.queue.model import Line, State, Task
 
 __all__ = ["pick"]
 
 
-def pick(state: State, worker: str, queues: Iterable[str], limit: int) -> list[Task]:
-    """Return up to `limit` ready tasks for `worker`, next first. Changes nothing."""
+def pick(
+    state: State,
+    worker: str,
+    queues: Iterable[str],
+    limit: int,
+    now: float,
+    *,
+    ahead: bool = False,
+    aged_before: float = -1.0,
+) -> list[Task]:
+    """Return up to `limit` ready tasks for `worker`, next first. Changes nothing.
+
+    `ahead`: it takes them before it can start them. `aged_before`: what was ready by then has
+    waited for long.
+    """
     names = dict.fromkeys(queues)  # a queue named twice is served once
     lines = [line for name in names if (line := state.lines.get(name)) and not line.paused]
     if limit <= 0 or not lines:
         return []
-    chosen: list[Task] = []
+    turns: Iterator[tuple[int, Task]]
+    if len(lines) == 1:
+        turns = lines[0].in_turn(aged_before)
+    else:
+        turns = heapq.merge(*(line.in_turn(aged_before) for line in lines), key=_order)
+    candidates: Iterator[Task] = (task for _, task in turns)
     suspect = _suspect_for(state, worker, lines)
     if suspect is not None:
-        chosen.append(suspect)
-    if len(lines) == 1:
-        candidates = lines[0].ready()
-    else:
-        candidates = heapq.merge(*(line.ready() for line in lines), key=_order)
-    chosen += islice(candidates, limit - len(chosen))
-    return chosen
+        candidates = chain((suspect,), candidates)
+    if state.gates:
+        candidates = _within_limits(state, candidates, ahead, now)
+    return list(islice(candidates, limit))
 
 
-def _order(task: Task) -> tuple[int, float]:
-    return -task.job.priority, task.ready_at
+def _within_limits(
+    state: State, candidates: Iterator[Task], ahead: bool, now: float
+) -> Iterator[Task]:
+    """Pass on what may start. Of one queue all may, but several may share a limit."""
+    taken: Counter[str] = Counter()
+    for task in candidates:
+        gates = gates_of(state, task)
+        if not gates:
+            yield task
+        elif not ahead and all(has_room(g, taken[g.key] + 1, now) for g in gates):
+            taken.update(gate.key for gate in gates)
+            yield task
+
+
+def _order(turn: tuple[int, Task]) -> tuple[int, float]:
+    priority, task = turn
+    return -priority, task.ready_at
 
 
 def _suspect_for(state: State, worker: str, lines: list[Line]) -> Task | None:

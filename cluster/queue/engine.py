@@ -16,10 +16,22 @@ from typing import Any
 
 import msgspec
 
+from cluster.notify import notifications
 from cluster.protocol import Submission
 from cluster.queue import commands as c
 from cluster.queue import events as e
+from cluster.queue.admission import check_room, lane_of
 from cluster.queue.dispatch import pick
+from cluster.queue.limits import (
+    forget_idle,
+    give_back,
+    line_up,
+    on_unparked,
+    openings,
+    pass_gates,
+    put_limits,
+    recall,
+)
 from cluster.queue.model import (
     ALIASES_MAX,
     GATEWAY_FORGOTTEN_S,
@@ -34,7 +46,7 @@ from cluster.queue.model import (
     Task,
     WorkerFacts,
 )
-from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
+from cluster.queue.moves import end_lease, keep_attempt, leave_line, make_ready
 from cluster.queue.plan import (
     OVER,
     PlanState,
@@ -48,6 +60,7 @@ from cluster.queue.plan import (
     on_compacted,
     on_inputs_lost,
     on_job_ended,
+    on_job_purged,
     on_job_revived,
     on_output_lost,
     on_plan_stopped,
@@ -59,8 +72,10 @@ from cluster.queue.plan import (
     split_error,
     to_redrive,
 )
-from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec, step_spec
+from cluster.queue.schedule import Schedule
+from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec, encode_spec, step_spec
 from cluster.queue.state import TERMINAL, Move, TaskState
+from cluster.queue.telling import STARTED, forget, listen, reached, told
 from jobs.errors import (
     Conflict,
     DraymanError,
@@ -79,6 +94,8 @@ FIRST_TASK = "0"
 TICK_MAX = 2_000
 #: Longest wait before a retry, or a snooze.
 WAIT_MAX_S = 366 * 86_400.0
+#: Schedules of all tenants together.
+SCHEDULES_MAX = 100_000
 
 S = TaskState
 # Looked up several times a job, where an attribute of the enum costs as much as the rest.
@@ -121,6 +138,7 @@ _STATUS = {
     S.SUCCEEDED: "completed",
     S.DEAD: "failed",
     S.CANCELLED: "cancelled",
+    S.PARKED: "pending",
 }
 
 
@@ -141,14 +159,25 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
         full = state.keys.count(now) >= rules.idempotency_keys_max
         if full and not command.admitted:
             raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
-    limits = rules.queues.get(spec.queue)
-    if limits is None:
-        raise _no_queue(rules, "queue", spec.queue)
+    submitted = _submitted(state, rules, command.job_id, spec, command.raw)
+    if not command.admitted:
+        spec, size = submitted.spec, len(submitted.raw)
+        check_room(state, rules, spec.tenant, spec.queue, size)
+    return [submitted]
+
+
+def _submitted(
+    state: State, rules: Rules, job_id: str, spec: SpecHead, raw: bytes
+) -> e.JobSubmitted:
+    """Return the job as it is taken, in the queue that it waits in. Raises InvalidInput."""
+    queue = lane_of(state, rules, spec)
+    if queue not in rules.queues:
+        raise _no_queue(rules, "queue", queue)
+    if queue != spec.queue:
+        raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue))
+        spec = decode_head(raw)
     _check_steps(rules, spec)
-    line = state.lines.get(spec.queue)
-    if line is not None and _depth(line) >= limits.depth_max and not command.admitted:
-        raise Overloaded("queue", f"queue {spec.queue!r} is full ({limits.depth_max} tasks)", 5.0)
-    return [e.JobSubmitted(command.job_id, spec, command.raw)]
+    return e.JobSubmitted(job_id, spec, raw)
 
 
 def _check_steps(rules: Rules, spec: SpecHead) -> None:
@@ -176,19 +205,22 @@ def _refuse(state: State, rules: Rules, command: c.Refuse, now: float) -> list[e
     return [e.JobRefused(command.job_id, raw, command.error, command.cause)]
 
 
-def _depth(line: Line) -> int:
-    """Return how many tasks wait or run; chunks are bounded by their jobs' windows."""
-    counts = line.counts
-    unfinished = counts[_READY] + counts[_LEASED] + counts[_WAITING] + counts[_BACKING_OFF]
-    return unfinished - line.chunks
-
-
 def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.Event]:
     token = state.next_token
     worker = command.worker
     return [
         e.TaskLeased(task.job.id, task.id, task.attempt + 1, token + i, worker)
-        for i, task in enumerate(pick(state, worker, command.queues, command.limit))
+        for i, task in enumerate(
+            pick(
+                state,
+                worker,
+                command.queues,
+                command.limit,
+                now,
+                ahead=command.ahead,
+                aged_before=now - rules.ageing_s,
+            )
+        )
     ]
 
 
@@ -198,6 +230,7 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
     #: What comes beside the ends: outputs to be made again before, jobs submitted after.
     before: list[e.Event] = []
     after: list[e.JobSubmitted | e.JobAliased] = []
+    onward: list[e.Event] = []
     again: set[tuple[str, str]] = set()
     for outcome, draw in zip(command.outcomes, command.draws, strict=True):
         token = outcome.token
@@ -227,8 +260,30 @@ def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e
             before += made_again
             found[token] = end
         else:
-            found[token] = _FINISH[kind](rules, task, outcome, draw, now)
-    return [*before, *found.values(), *after]
+            found[token] = end = _FINISH[kind](rules, task, outcome, draw, now)
+            blamed = kind == "crashed" and (outcome.alone or task.suspect)
+            onward += _onward(rules, task, end, blamed=blamed)
+    return [*before, *found.values(), *onward, *after]
+
+
+#: Ends of a lease after which the task is run again.
+_AGAIN = (e.LeaseReleased, e.AttemptFailed, e.AttemptCrashed, e.TaskSnoozed)
+
+
+def _onward(rules: Rules, task: Task, end: e.Event, *, blamed: bool) -> list[e.Event]:
+    """Return the move to the queue in which a task goes on that this one is not for.
+
+    `blamed`: its process died, or its worker, and nothing else can be the reason.
+    """
+    limits = rules.queues.get(task.line.name)
+    if limits is None or not isinstance(end, _AGAIN):
+        return []
+    if task.stop == "promote" and limits.then:
+        ran_s = max(0.0, end.ended_at - end.started_at)
+        return [e.TaskMoved(task.job.id, task.id, limits.then, "long", ran_s)]
+    if blamed and isinstance(end, e.LeaseReleased) and end.cause == "oom":
+        return [e.TaskMoved(task.job.id, task.id, limits.oom_to, "oom")]
+    return []
 
 
 def _refused_end(
@@ -281,10 +336,8 @@ def _submissions(
     }
     for job_id, raw in ((one.job_id, bytes(one.spec)) for one in submissions):
         decode_spec(raw)  # what cannot be read as a whole would only be found when it runs
-        head = decode_head(raw)
-        if head.queue not in rules.queues:
-            raise _no_queue(rules, "queue", head.queue)
-        _check_steps(rules, head)
+        submitted = _submitted(state, rules, job_id, decode_head(raw), raw)
+        head = submitted.spec
         if job_id in state.jobs or job_id in known:
             continue
         known.add(job_id)
@@ -297,7 +350,7 @@ def _submissions(
                 found.append(e.JobAliased(job_id, first))
                 continue
             keys[head.key] = job_id, head.fingerprint
-        found.append(e.JobSubmitted(job_id, head, raw))
+        found.append(submitted)
     return found
 
 
@@ -412,7 +465,13 @@ _FINISH: dict[str, Callable[[Rules, Task, Any, float, float], e.Event]] = {
 
 
 def _recover(rules: Rules, task: Task, outcome: Any) -> e.Event:
-    """Charge a recovery: its process died under it alone."""
+    """Charge a recovery: its process died under it alone.
+
+    What took more memory than there is goes on where there is more, uncharged.
+    """
+    limits = rules.queues.get(task.line.name)
+    if outcome.cause == "oom" and limits is not None and limits.oom_to:
+        return e.LeaseReleased(cause="oom", **_lease_of(task, outcome))
     if task.recoveries >= rules.recoveries_max:
         return e.TaskDied(
             error=outcome.error, cause=outcome.cause, charged="recovery", **_lease_of(task, outcome)
@@ -456,23 +515,27 @@ def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) 
     tasks = [state.leases[token] for token in state.held.get(command.worker, ())]
     known_culprit = any(task.suspect for task in tasks)
     found: list[e.Event] = []
+    onward: list[e.Event] = []
     for task in tasks:
+        blamed = False
         error = f"the worker died: {command.cause}"
         lost = _Lost(command.cause, error, task.leased_at, now)
         if task.stop == "cancel":
             found.append(_cancelled(task, lost, "cancelled"))
         elif command.arrived is not None and task.token not in command.arrived:
             found.append(_release(rules, task, command.cause, outcome=lost))
-        elif len(tasks) == 1 or task.suspect:
+        elif blamed := len(tasks) == 1 or task.suspect:
             found.append(_recover(rules, task, lost))
         else:
             suspect = not known_culprit
             found.append(_release(rules, task, command.cause, outcome=lost, suspect=suspect))
-    return found
+        onward += _onward(rules, task, found[-1], blamed=blamed)
+    return found + onward
 
 
 def _reclaim(state: State, rules: Rules, command: c.Reclaim, now: float) -> list[e.Event]:
     found: list[e.Event] = []
+    onward: list[e.Event] = []
     for token in command.tokens:
         task = state.leases.get(token)
         if task is None or task.worker != command.worker:
@@ -482,7 +545,19 @@ def _reclaim(state: State, rules: Rules, command: c.Reclaim, now: float) -> list
             found.append(_cancelled(task, lost, "cancelled"))
         else:
             found.append(_release(rules, task, command.cause, outcome=lost))
-    return found
+        onward += _onward(rules, task, found[-1], blamed=False)
+    return found + onward
+
+
+def _promote(state: State, rules: Rules, command: c.Promote, now: float) -> list[e.Event]:
+    """Stop what can go on from its checkpoint; another runs on, and counts elsewhere."""
+    task = state.leases.get(command.token)
+    limits = rules.queues.get(task.line.name) if task is not None else None
+    if task is None or task.stop or limits is None or not limits.then:
+        return []
+    if _spec_of(task).resumable:
+        return [e.StopRequested(task.job.id, task.id, task.attempt, task.token, "promote")]
+    return [e.TaskMoved(task.job.id, task.id, limits.then, "long", now - task.leased_at)]
 
 
 def _cancel(state: State, rules: Rules, command: c.Cancel, now: float) -> list[e.Event]:
@@ -510,10 +585,35 @@ def _revive(state: State, rules: Rules, command: c.Revive, now: float) -> list[e
     status = job_status(job)
     if not dead or status != "failed":
         raise Conflict(f"job {job.id} is {status}; only failed jobs can be retried")
+    if job.purged:
+        raise Conflict(f"job {job.id} was purged; submit it anew")
     if job.plan is None and decode_head(job.raw).plan is not None:
         raise Conflict(f"job {job.id} was refused and never had tasks; submit it anew")
-    redriven = [e.TaskRedriven(job.id, task.id) for task in dead]
-    return [e.JobRevived(job.id), *redriven] if job.plan is not None else [*redriven]
+    due_at = command.due_at if command.due_at > now else 0.0
+    redriven = [e.TaskRedriven(job.id, task.id, due_at) for task in dead]
+    if job.plan is not None:
+        if command.raw:
+            raise Conflict(f"job {job.id} has several tasks; its params can't be changed")
+        return [e.JobRevived(job.id), *redriven]
+    edited = [e.JobEdited(job.id, msgspec.Raw(command.raw))] if command.raw else []
+    if edited:
+        head = decode_head(command.raw)
+        if (head.type, head.tenant, head.priority, head.plan) != (
+            job.type,
+            job.tenant,
+            job.priority,
+            None,
+        ):
+            raise Conflict(f"job {job.id} keeps its type, tenant and priority; change its params")
+    return [*edited, *redriven]
+
+
+def _purge(state: State, rules: Rules, command: c.Purge, now: float) -> list[e.Event]:
+    job = _job(state, command.job_id)
+    status = job_status(job)
+    if status != "failed" or not job.finished_at:
+        raise Conflict(f"job {job.id} is {status}; only failed jobs can be purged")
+    return [] if job.purged else [e.JobPurged(job.id)]
 
 
 def _dead(job: Job) -> list[Task]:
@@ -521,7 +621,16 @@ def _dead(job: Job) -> list[Task]:
 
 
 def _advance(state: State, rules: Rules, command: c.Advance, now: float) -> list[e.Event]:
-    return [event for job in state.moving.values() for event in next_events(job)]
+    # Notifications first: what is told of must not be mixed with what comes next.
+    found: list[e.Event] = [
+        _submitted(state, rules, job_id, decode_head(raw), raw)
+        for teller, events in state.telling.items()
+        for job_id, raw in notifications(state.jobs[teller], events, rules)
+    ]
+    planned = (job for job in state.moving.values() if job.plan is not None)
+    found += [event for job in planned for event in next_events(job)]
+    # Plans first: what they withdraw cannot come into line beside.
+    return found or list(openings(state, now, TICK_MAX, now - rules.ageing_s))
 
 
 def _join(state: State, rules: Rules, command: c.Join, now: float) -> list[e.Event]:
@@ -552,11 +661,16 @@ def _tick(state: State, rules: Rules, command: c.Tick, now: float) -> list[e.Eve
     return [
         *(e.TaskCancelled(t.job.id, t.id, "expired") for t in expired),
         *(e.TaskReady(t.job.id, t.id) for t in due if t not in expired),
+        *(
+            opening
+            for opening in openings(state, now, TICK_MAX, now - rules.ageing_s)
+            if _find(state, opening) not in expired
+        ),
     ]
 
 
 _TIMED = frozenset({S.WAITING, S.BACKING_OFF})
-_IDLE = _TIMED | {S.READY}
+_IDLE = _TIMED | {S.READY, S.PARKED}
 
 
 def _plan_compaction(
@@ -593,7 +707,67 @@ def _resume(state: State, rules: Rules, command: c.ResumeQueue, now: float) -> l
 def _known_line(state: State, rules: Rules, name: str) -> Line:
     if name not in rules.queues:
         raise NotFound("queue", name)
-    return state.lines.get(name) or Line(name)
+    return state.lines.get(name) or Line(name, state.shares)
+
+
+def _configure(state: State, rules: Rules, command: c.Configure, now: float) -> list[e.Event]:
+    if command.revision is not None and command.revision != state.config_seq:
+        raise Conflict(
+            f"the config is at revision {state.config_seq}, not {command.revision}; read it again"
+        )
+    if (command.config, command.run) == (state.config, state.config_run):
+        return []
+    config = msgspec.Raw(command.config)
+    return [e.ConfigSet(config, command.run, command.weights, command.limits)]
+
+
+def _put_schedule(state: State, rules: Rules, command: c.PutSchedule, now: float) -> list[e.Event]:
+    spec = command.spec
+    known = state.schedules.get((spec.tenant, spec.name))
+    if known is not None and known.spec == spec:
+        return []
+    if known is None and len(state.schedules) >= SCHEDULES_MAX:
+        raise Overloaded("system", f"there are {SCHEDULES_MAX:,} schedules", 60.0)
+    try:
+        _submitted(state, rules, "", decode_head(spec.job), bytes(spec.job))
+    except InvalidInput as error:
+        raise InvalidInput(f"job.{error.field}", error.reason) from None
+    return [e.ScheduleSet(spec, command.next_at)]
+
+
+def _delete_schedule(
+    state: State, rules: Rules, command: c.DeleteSchedule, now: float
+) -> list[e.Event]:
+    if (command.tenant, command.name) not in state.schedules:
+        raise NotFound("schedule", command.name)
+    return [e.ScheduleDeleted(command.tenant, command.name)]
+
+
+def _fire(state: State, rules: Rules, command: c.FireSchedule, now: float) -> list[e.Event]:
+    name = command.tenant, command.name
+    schedule = state.schedules.get(name)
+    if schedule is None or schedule.generation != command.generation:
+        return []
+    found: list[e.Event] = []
+    spec = schedule.spec
+    last = state.jobs.get(schedule.last_job)
+    busy = spec.overlap == "skip" and last is not None and not last.finished_at
+    missed = command.missed
+    for tick, job_id in command.ticks:
+        if busy:
+            found.append(e.ScheduleFired(*name, tick, command.next_at, skipped=1 + missed))
+        else:
+            job = msgspec.structs.replace(
+                decode_spec(spec.job), schedule=spec.name, scheduled_for=tick
+            )
+            raw = encode_spec(job)
+            found.append(e.ScheduleFired(*name, tick, command.next_at, job_id, missed))
+            found.append(_submitted(state, rules, job_id, decode_head(raw), raw))
+            busy = spec.overlap == "skip"
+        missed = 0
+    if not command.ticks:
+        found.append(e.ScheduleFired(*name, 0.0, command.next_at, skipped=missed))
+    return found
 
 
 def _job(state: State, job_id: str) -> Job:
@@ -622,6 +796,12 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.Evict: _evict,
     c.PauseQueue: _pause,
     c.ResumeQueue: _resume,
+    c.Promote: _promote,
+    c.Purge: _purge,
+    c.Configure: _configure,
+    c.PutSchedule: _put_schedule,
+    c.DeleteSchedule: _delete_schedule,
+    c.FireSchedule: _fire,
 }
 
 
@@ -645,8 +825,11 @@ def _ended(state: State, task: Task, at: float) -> None:
     job.finished_at = at
     job.finished_seq = state.seq + 1  # the event that is being applied
     job.revision += 1
+    state.count(job, -1)
     if task.state is not _DEAD:
         state.finished.append(job)  # a dead letter stays: it may be redriven
+    if state.tellers:
+        reached(state, job, job_status(job), at)
 
 
 def _moved_on(state: State, task: Task) -> None:
@@ -682,8 +865,11 @@ def _new_job(state: State, job_id: str, spec: SpecHead, raw: bytes, at: float) -
     # Interned: a million jobs have a handful of types, tenants and queues.
     kind, tenant, queue = intern(spec.type), intern(spec.tenant), intern(spec.queue)
     job = Job(job_id, raw, kind, tenant, queue, spec.priority, at, number, code=intern(spec.code))
+    if spec.limits:
+        job.limits = tuple(map(intern, spec.limits))
     state.jobs[job_id] = job
     state.order.add(job)
+    state.count(job, 1)
     return job
 
 
@@ -702,6 +888,7 @@ def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
     job.tasks = (task,)
     line.counts[S.DEAD] += 1
     state.dead[job.id, task.id] = task
+    listen(state, job, decode_head(raw).notify)
     _ended(state, task, at)
 
 
@@ -710,6 +897,14 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     job = _new_job(state, event.job_id, spec, event.raw, at)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
+    if spec.notify:
+        listen(state, job, spec.notify)
+    if spec.tells_of is not None and told(state, spec.tells_of):
+        teller = state.jobs[spec.tells_of]
+        if teller.plan is None:
+            del state.moving[teller.id]
+        else:
+            look(state, teller)
     if spec.plan is not None:
         adopt_plan(state, job, PlanState(spec.plan))
         look(state, job)
@@ -718,10 +913,11 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     if spec.run_at is not None and spec.run_at > at:
         task = Task(job, line, FIRST_TASK, S.WAITING, due_at=spec.run_at)
         state.timers.add(spec.run_at, task)
+        line.counts[_WAITING] += 1
     else:
         task = Task(job, line, FIRST_TASK, _READY, ready_at=at)
-        line.push(task)
-    line.counts[task.state] += 1
+        line.counts[_READY] += 1
+        line_up(state, task, at)
     job.tasks = (task,)
     if spec.expires_at is not None:
         task.expires_at = spec.expires_at
@@ -730,7 +926,7 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
 
 def _on_ready(state: State, event: e.TaskReady, at: float) -> None:
     task = _find(state, event)
-    make_ready(task, Move.NEEDS_MET if task.state is S.WAITING else Move.BACKOFF_ELAPSED, at)
+    make_ready(state, task, Move.NEEDS_MET if task.state is S.WAITING else Move.BACKOFF_ELAPSED, at)
     task.due_at = 0.0
     if isinstance(task, StepTask):
         task.needs = []
@@ -739,8 +935,12 @@ def _on_ready(state: State, event: e.TaskReady, at: float) -> None:
 
 def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
     task = _find(state, event)
-    move(task, Move.LEASED)
-    task.line.dropped(task)
+    if task.state is S.PARKED:
+        recall(state, task, at)
+    task.move(Move.LEASED)
+    task.line.remove(task, served=True)
+    if state.limits and task.limits:
+        pass_gates(state, task, event.token, at)
     plan = task.job.plan
     if plan is not None:
         plan.attempts += 1
@@ -756,23 +956,26 @@ def _on_leased(state: State, event: e.TaskLeased, at: float) -> None:
         held = state.held[event.worker] = {}
     held[token] = None
     state.next_token = token + 1
+    if state.tellers:
+        reached(state, task.job, STARTED, at)
 
 
 def _on_succeeded(state: State, event: e.TaskSucceeded, at: float) -> None:
-    task = end_lease(state, event)
-    move(task, Move.SUCCEEDED)
+    task = end_lease(state, event, at)
+    task.move(Move.SUCCEEDED)
     task.output = bytes(event.output)
     task.suspect = False
     if isinstance(task, StepTask):
         on_task_succeeded(state, task)
     else:
+        state.learn(task.job.type, event.ended_at - event.started_at)
         _ended(state, task, at)
 
 
 def _on_failed(state: State, event: e.AttemptFailed, at: float) -> None:
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     keep_attempt(task, "failed", event.error, event.cause)
-    move(task, Move.FAILED)
+    task.move(Move.FAILED)
     task.failures += 1
     task.suspect = False
     task.due_at = event.retry_at
@@ -781,35 +984,35 @@ def _on_failed(state: State, event: e.AttemptFailed, at: float) -> None:
 
 
 def _on_crashed(state: State, event: e.AttemptCrashed, at: float) -> None:
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     keep_attempt(task, "crashed", event.error, event.cause)
     task.recoveries += 1
     if task.job.plan is not None:
         task.job.plan.recoveries += 1
-    make_ready(task, Move.CRASHED, at)
+    make_ready(state, task, Move.CRASHED, at)
     _moved_on(state, task)
 
 
 def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     if event.started:
         keep_attempt(task, "interrupted", cause=event.cause)
         task.interruptions += 1
         task.suspect = event.suspect
-        make_ready(task, Move.RELEASED, at)
+        make_ready(state, task, Move.RELEASED, at)
     else:
         task.attempt -= 1  # it never ran: the number, and the place at the head, are free again
         if task.job.plan is not None:
             task.job.plan.attempts -= 1
-        move(task, Move.RELEASED)
-        task.line.push_front(task)
+        task.move(Move.RELEASED)
+        give_back(state, task, event.token, at)
     _moved_on(state, task)
 
 
 def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     keep_attempt(task, "snoozed")
-    move(task, Move.SNOOZED)
+    task.move(Move.SNOOZED)
     task.suspect = False
     task.due_at = event.retry_at
     state.timers.add(event.retry_at, task)
@@ -817,10 +1020,10 @@ def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
 
 
 def _on_died(state: State, event: e.TaskDied, at: float) -> None:
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     outcome = {"recovery": "crashed", "interruption": "interrupted"}.get(event.charged, "failed")
     keep_attempt(task, outcome, event.error, event.cause)
-    move(task, Move.EXHAUSTED)
+    task.move(Move.EXHAUSTED)
     if event.charged == "attempt":
         task.failures += 1
     task.suspect = False
@@ -830,14 +1033,12 @@ def _on_died(state: State, event: e.TaskDied, at: float) -> None:
 
 def _on_cancelled(state: State, event: e.TaskCancelled, at: float) -> None:
     if event.token is not None:
-        task = end_lease(state, event)
+        task = end_lease(state, event, at)
         keep_attempt(task, "stopped", cause=event.reason)
     else:
         task = _find(state, event)
-    was_ready = task.state is S.READY
-    move(task, Move.CANCELLED)
-    if was_ready:
-        task.line.dropped(task)
+        leave_line(state, task, at)
+    task.move(Move.CANCELLED)
     task.suspect = False
     job = task.job
     job.reason = event.reason
@@ -862,9 +1063,95 @@ def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
         task.expires_at = 0.0  # whoever revives it wants it to run
     else:
         state.expiries.add(task.expires_at, task)
-    task.job.finished_at = 0.0
-    make_ready(task, Move.REDRIVEN, at)
+    job = task.job
+    if job.finished_at and job.plan is None:
+        job.finished_at = 0.0
+        state.count(job, 1)
+    if event.due_at:
+        task.move(Move.REDRIVEN_LATER)
+        task.due_at = event.due_at
+        state.timers.add(event.due_at, task)
+    else:
+        make_ready(state, task, Move.REDRIVEN, at)
     _moved_on(state, task)
+
+
+def _on_edited(state: State, event: e.JobEdited, at: float) -> None:
+    job = state.jobs[event.job_id]
+    job.raw = raw = bytes(event.spec)
+    spec = decode_head(raw)
+    job.code, job.limits = intern(spec.code), tuple(map(intern, spec.limits))
+    listen(state, job, spec.notify)
+
+
+def _on_purged(state: State, event: e.JobPurged, at: float) -> None:
+    job = state.jobs[event.job_id]
+    for task in job.tasks:
+        if task.state is _DEAD:
+            del state.dead[job.id, task.id]
+            task.line.counts[_DEAD] -= 1
+    # As if it had failed just now: history is to have it before it leaves.
+    job.finished_seq = state.seq + 1
+    job.revision += 1
+    job.purged = True
+    forget(state, job)
+    on_job_purged(job)
+    state.finished.append(job)
+
+
+def _on_moved(state: State, event: e.TaskMoved, at: float) -> None:
+    task = _find(state, event)
+    job, old, new = task.job, task.line, state.line(event.queue)
+    was = task.state
+    leave_line(state, task, at)
+    if was is S.PARKED:
+        task.move(Move.UNPARKED)
+    is_chunk = isinstance(task, StepTask) and task.role is Role.CHUNK
+    for line, sign in ((old, -1), (new, 1)):
+        line.counts[task.state] += sign
+        line.chunks += sign * is_chunk
+        line.bytes += sign * (len(job.raw) if job.plan is None else 0)
+    task.line = new
+    if job.plan is None:
+        job.queue = intern(event.queue)
+    if task.state is _READY:
+        line_up(state, task, at)
+    if event.ran_s:
+        state.learn(job.type, event.ran_s)
+
+
+def _on_unparked(state: State, event: e.TaskUnparked, at: float) -> None:
+    on_unparked(state, _find(state, event), at)
+
+
+def _on_config(state: State, event: e.ConfigSet, at: float) -> None:
+    state.config, state.config_run = bytes(event.config), event.run
+    state.config_seq = state.seq + 1
+    state.shares.set(event.weights)
+    put_limits(state, event.limits, at)
+
+
+def _on_schedule_set(state: State, event: e.ScheduleSet, at: float) -> None:
+    spec = event.spec
+    new = Schedule(spec, state.seq + 1, event.next_at)
+    old = state.schedules.get((spec.tenant, spec.name))
+    if old is not None:
+        new.last_at, new.last_job = old.last_at, old.last_job
+        new.fired, new.skipped = old.fired, old.skipped
+    state.schedules[spec.tenant, spec.name] = new
+
+
+def _on_schedule_deleted(state: State, event: e.ScheduleDeleted, at: float) -> None:
+    del state.schedules[event.tenant, event.name]
+
+
+def _on_schedule_fired(state: State, event: e.ScheduleFired, at: float) -> None:
+    schedule = state.schedules[event.tenant, event.name]
+    schedule.next_at = event.next_at
+    schedule.skipped += event.skipped
+    if event.job:
+        schedule.fired += 1
+        schedule.last_at, schedule.last_job = event.tick, event.job
 
 
 def _on_checkpoint(state: State, event: e.CheckpointSaved, at: float) -> None:
@@ -901,6 +1188,8 @@ def _on_compacted(state: State, event: e.Compacted, at: float) -> None:
         del state.gateways[name]
     for name in [name for name, folded_at in state.folded.items() if folded_at < forgotten]:
         del state.folded[name]
+    for gate in list(state.gates.values()):
+        forget_idle(state, gate, at)
     on_compacted(state.plans.values(), event.seq)
 
 
@@ -911,7 +1200,8 @@ def _on_evicted(state: State, event: e.Evicted, at: float) -> None:
         del state.jobs[job.id]
         state.order.remove(job)
         for task in job.tasks:
-            task.line.counts[task.state] -= 1
+            if not (job.purged and task.state is _DEAD):  # it was counted out when it was purged
+                task.line.counts[task.state] -= 1
         # They name their job: without this only the garbage collector frees it.
         job.tasks = ()
         if job.plan is not None:
@@ -968,5 +1258,13 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.JobRevived: on_job_revived,
     e.InputsLost: on_inputs_lost,
     e.OutputLost: on_output_lost,
+    e.TaskMoved: _on_moved,
+    e.TaskUnparked: _on_unparked,
+    e.JobEdited: _on_edited,
+    e.JobPurged: _on_purged,
+    e.ConfigSet: _on_config,
+    e.ScheduleSet: _on_schedule_set,
+    e.ScheduleDeleted: _on_schedule_deleted,
+    e.ScheduleFired: _on_schedule_fired,
     e.WorkerJoined: _on_worker_joined,
 }

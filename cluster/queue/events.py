@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from cluster.queue.model import Limit
+from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import SpecHead, decode_head
 
 __all__ = [
@@ -25,11 +27,14 @@ __all__ = [
     "Columns",
     "Compacted",
     "CompactionPlanned",
+    "ConfigSet",
     "Event",
     "Evicted",
     "InputsLost",
     "JobAliased",
+    "JobEdited",
     "JobEnded",
+    "JobPurged",
     "JobRefused",
     "JobRevived",
     "JobSubmitted",
@@ -43,15 +48,20 @@ __all__ = [
     "QueuePaused",
     "QueueResumed",
     "Row",
+    "ScheduleDeleted",
+    "ScheduleFired",
+    "ScheduleSet",
     "StepEnded",
     "StopRequested",
     "TaskCancelled",
     "TaskDied",
     "TaskLeased",
+    "TaskMoved",
     "TaskReady",
     "TaskRedriven",
     "TaskSnoozed",
     "TaskSucceeded",
+    "TaskUnparked",
     "TasksAdded",
     "TasksWithdrawn",
     "WorkerJoined",
@@ -314,9 +324,81 @@ class WorkerJoined(Event, frozen=True):
 
 
 class TaskRedriven(TaskEvent, frozen=True):
-    """An operator revived a dead letter with a new budget."""
+    """An operator revived a dead letter with a new budget; ready at `due_at`, or at once if 0."""
 
     kind = "task_redriven"
+    due_at: float = 0.0
+
+
+class JobEdited(Event, frozen=True):
+    """An operator gave a dead letter another spec. `data` is the spec, byte for byte."""
+
+    kind = "job_edited"
+    job_id: str
+    spec: msgspec.Raw
+
+
+class JobPurged(Event, frozen=True):
+    """An operator let a dead letter go: it stays failed, in history."""
+
+    kind = "job_purged"
+    job_id: str
+
+
+class TaskMoved(TaskEvent, frozen=True):
+    """The task waits, or runs, in another queue from now on: `long`, `oom`, or `known long`."""
+
+    kind = "task_moved"
+    queue: str
+    reason: str
+    #: Of one that ran too long: how long.
+    ran_s: float = 0.0
+
+
+class TaskUnparked(TaskEvent, frozen=True):
+    """There is room for the task at the limit that it waited for."""
+
+    kind = "task_unparked"
+
+
+class ConfigSet(Event, frozen=True):
+    """An operator changed what can be changed live; what of it moves tasks stands beside it."""
+
+    kind = "config_set"
+    config: msgspec.Raw
+    run: str
+    weights: dict[str, float] = {}
+    limits: dict[str, Limit] = {}
+
+
+class ScheduleSet(Event, frozen=True):
+    """A schedule was put, in place of any of its name."""
+
+    kind = "schedule_set"
+    spec: ScheduleSpec
+    next_at: float | None = None
+
+
+class ScheduleDeleted(Event, frozen=True):
+    """A schedule fires no more."""
+
+    kind = "schedule_deleted"
+    tenant: str
+    name: str
+
+
+class ScheduleFired(Event, frozen=True):
+    """A tick of a schedule came: its job is submitted beside this, or none is (`job_id` empty)."""
+
+    kind = "schedule_fired"
+    tenant: str
+    name: str
+    tick: float
+    next_at: float | None = None
+    #: Of its job; the row's own column is kept for jobs.
+    job: str = ""
+    #: Ticks that fired nothing, this one included.
+    skipped: int = 0
 
 
 class CheckpointSaved(LeaseEvent, frozen=True):

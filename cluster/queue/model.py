@@ -5,39 +5,42 @@ nothing here depends on the clock, on chance or on the order of a set. Moments a
 """
 
 import heapq
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
+from cluster.queue.line import Priorities, Shares
+from cluster.queue.schedule import Schedule
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.queue.state import TERMINAL, TaskState
+from cluster.queue.state import TERMINAL, UNFINISHED, Move, TaskState, moved
 
 if TYPE_CHECKING:
     from cluster.queue.plan import PlanState
 
 __all__ = [
-    "Bucket",
     "Effect",
+    "Gate",
     "GatewayMarks",
     "Job",
     "KeyIndex",
+    "Learned",
+    "Limit",
     "Line",
     "Order",
     "PastAttempt",
     "QueueLimits",
     "Rules",
+    "Side",
     "State",
     "Task",
+    "TenantLimits",
     "Timer",
+    "Usage",
     "WorkerFacts",
 ]
-
-# Looked up several times a job, where an attribute of the enum costs as much as the rest.
-_READY, _LEASED = TaskState.READY, TaskState.LEASED
 
 #: Batches of one gateway whose replies can still be asked for again: the highest number seen and
 #: those just below it. Lower ones are too old to tell from new.
@@ -53,18 +56,67 @@ WORKERS_KNOWN_MAX = 10_000
 #: Jobs in one block of the order of submission.
 ORDER_BLOCK = 1024
 
+#: Attempts of a type of which it is remembered how long they ran: so many make it known.
+LEARNED_RUNS = 20
 
-class QueueLimits(msgspec.Struct, frozen=True):
+#: Below so many openings there is nothing to tidy.
+OPENINGS_MIN = 64
+
+Positive = Annotated[int, Meta(ge=1)]
+PositiveS = Annotated[float, Meta(gt=0, le=366 * 86_400)]
+
+
+class QueueLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one queue bears."""
 
-    #: Unfinished tasks from outside; more are refused with Overloaded.
-    depth_max: int = 1_000_000
+    #: Unfinished jobs from outside, and bytes of their specs; more are refused with Overloaded.
+    depth_max: Positive = 1_000_000
+    bytes_max: Positive = 1 << 30
+    #: Work that runs longer goes on in queue `then`, and types known to are sent there at once.
+    max_run_s: PositiveS | None = None
+    then: str = ""
+    #: Where what ran out of memory is tried again, uncharged.
+    oom_to: str = ""
+    #: Its workers take nothing from outside any more; what is in it is done.
+    draining: bool = False
+
+
+class TenantLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one tenant may take."""
+
+    #: Its share beside other tenants whose work of the same priority waits.
+    weight: float = 1.0
+    #: Its unfinished jobs in all queues, and bytes of their specs; None: as the queues bear.
+    depth_max: Positive | None = None
+    bytes_max: Positive | None = None
+
+
+class Limit(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How much of what shares a key may run, over all queues, tenants and workers."""
+
+    #: Starts a second, evenly spaced but for `burst` at once.
+    rate: float | None = None
+    burst: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    #: Runs at once.
+    concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+#: Of tenants that no setting names.
+NO_LIMITS = TenantLimits()
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """Settings that decide; the same for every command of a manager's life."""
+    """Settings that decide; the same until an operator changes them."""
 
     queues: dict[str, QueueLimits]
+    #: By tenant; `*` stands for all others.
+    tenants: dict[str, TenantLimits] = {}
+    #: Of all queues together.
+    depth_max: int = 5_000_000
+    bytes_max: int = 4 << 30
+    #: What waited longer gets one turn in ten whatever its priority.
+    ageing_s: float = 60.0
+    default_queue: str = "default"
     #: Crashes, OOM kills and lost workers a task may survive.
     recoveries_max: int = 3
     #: Uncharged losses (its worker died beside it, a planned stop) before it is looked at.
@@ -135,6 +187,22 @@ class Task(msgspec.Struct, eq=False, gc=False):
     #: Effects under `ctx.once`, by key.
     once: dict[str, Effect] | None = None
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Keys of limits that its attempts count against."""
+        return self.job.limits
+
+    def move(self, kind: Move) -> None:
+        """Change the state and keep the counts. Raises IllegalTransition and changes nothing."""
+        old = self.state
+        self.state = new = moved(old, kind)
+        counts = self.line.counts
+        counts[old] -= 1
+        counts[new] += 1
+        plan = self.job.plan
+        if plan is not None:
+            plan.recount(self, old, new)
+
 
 class WorkerFacts(msgspec.Struct, frozen=True):
     """What lineage says of a worker."""
@@ -169,8 +237,12 @@ class Job(msgspec.Struct, eq=False, gc=False):
     reason: str = ""
     #: The code it was submitted with; see JobSpec.
     code: str = ""
+    #: Keys of limits that its attempts count against.
+    limits: tuple[str, ...] = ()
     #: None: it has one task.
     plan: "PlanState | None" = None
+    #: It failed, and an operator let it go.
+    purged: bool = False
 
     @property
     def spec(self) -> JobSpec:
@@ -181,228 +253,91 @@ class Job(msgspec.Struct, eq=False, gc=False):
         return decode_spec(self.raw) if self.plan is None else self.plan.spec_of(self.raw)
 
 
-class Bucket:
-    """Ready tasks of one priority: one job after the other, or in turns where several go at once.
+class Line(Priorities):
+    """Ready tasks of one queue."""
 
-    Jobs of one task are one flow, in order of arrival; the tasks of a planned job are another. Each
-    task gets its ticket when it enters: one more than its flow's last, or than the ticket that was
-    served last, whichever is higher; the lowest is served next. So flows take turns, and one that
-    was empty owes nothing (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996).
+    __slots__ = ("bytes", "chunks", "counts", "name", "paused", "suspects")
 
-    Entries are removed lazily: a task that left READY stays in its deque until it is at an end.
-    """
-
-    __slots__ = ("flows", "served", "simple")
-
-    def __init__(self) -> None:
-        #: Tasks of jobs that have one.
-        self.simple: deque[Task] = deque()
-        #: Those of planned jobs, by the job's number. A flow that is empty is not in it.
-        self.flows: dict[int, deque[Task]] = {}
-        #: Highest ticket that was served.
-        self.served = 0
-
-    def push(self, task: Task) -> None:
-        """Put a task at the end of its flow."""
-        flow = self._flow(task)
-        last = self.served
-        if flow and flow[-1].ticket > last:
-            last = flow[-1].ticket
-        task.ticket = last + 1
-        flow.append(task)
-
-    def restore(self, task: Task) -> None:
-        """Put a task that has its ticket, the highest of its flow, in its place."""
-        self._flow(task).append(task)
-
-    def push_front(self, task: Task) -> None:
-        """Put a task back where its ticket says."""
-        flow = self._flow(task)
-        # Those before it were given back just now too, so this is a short walk.
-        ahead = 0
-        while ahead < len(flow) and flow[ahead].ticket < task.ticket:
-            ahead += 1
-        flow.insert(ahead, task)
-
-    def _flow(self, task: Task) -> "deque[Task]":
-        job = task.job
-        if job.plan is None:
-            return self.simple
-        flow = self.flows.get(job.number)
-        if flow is None:
-            flow = self.flows[job.number] = deque()
-        return flow
-
-    def dropped(self, task: Task) -> None:
-        """Forget a task that left READY, as far as that is cheap now."""
-        if task.ticket > self.served and task.state is _LEASED:
-            self.served = task.ticket
-        job = task.job
-        flow = self.simple if job.plan is None else self.flows.get(job.number)
-        if not flow:
-            return
-        while flow and flow[0].state is not _READY:
-            flow.popleft()
-        while flow and flow[-1].state is not _READY:
-            flow.pop()
-        if job.plan is not None and not flow:
-            del self.flows[job.number]
-
-    def ready(self) -> Iterator[Task]:
-        """Yield ready tasks, next first."""
-        # Among equals a job of one task goes first.
-        flows = [(flow, number) for number, flow in ((0, self.simple), *self.flows.items()) if flow]
-        order: Iterable[Task] = flows[0][0] if len(flows) == 1 else _in_turn(flows)
-        for task in order:
-            if task.state is _READY and not task.suspect:
-                yield task
-
-    def tidy(self, number: int) -> None:
-        """Drop everything of a job that is not READY: it may become so again, elsewhere."""
-        flow = self.flows.get(number)
-        if flow is None:
-            return
-        kept = deque(task for task in flow if task.state is _READY)
-        if kept:
-            self.flows[number] = kept
-        else:
-            del self.flows[number]
-
-    def ahead_of(self, task: Task) -> int:
-        """Return about how many ready tasks go before `task`; O(flows)."""
-        ahead = 0
-        for flow in (self.simple, *self.flows.values()):
-            if flow:
-                ahead += min(max(0, task.ticket - flow[0].ticket), len(flow))
-        return ahead
-
-    def places(self) -> Callable[[int], int]:
-        """Return what says the same of a ticket, for many of them while nothing changes."""
-        flows = [flow for flow in (self.simple, *self.flows.values()) if flow]
-        # Of each flow those between its first ticket and `ticket`, less those beyond its end.
-        firsts = sorted(flow[0].ticket for flow in flows)
-        ends = sorted(flow[0].ticket + len(flow) for flow in flows)
-        sums = [0, *accumulate(firsts)], [0, *accumulate(ends)]
-
-        def ahead(ticket: int) -> int:
-            begun, over = bisect_left(firsts, ticket), bisect_left(ends, ticket)
-            return begun * ticket - sums[0][begun] - (over * ticket - sums[1][over])
-
-        return ahead
-
-    def __len__(self) -> int:
-        return len(self.simple) + sum(map(len, self.flows.values()))
-
-
-def _in_turn(flows: list[tuple[deque[Task], int]]) -> Iterator[Task]:
-    """Yield the tasks of all flows by ticket, then by the flow's number.
-
-    As `heapq.merge` does, which begins with a generator a flow: there may be thousands, of which
-    few have a turn.
-    """
-    # The number is a flow's own, so that no two of these are ever compared beyond it.
-    heap: list[tuple[int, int, Task, deque[Task] | Iterator[Task]]] = [
-        (flow[0].ticket, number, flow[0], flow) for flow, number in flows
-    ]
-    heapq.heapify(heap)
-    while heap:
-        _, number, task, rest = heap[0]
-        if isinstance(rest, deque):
-            rest = iter(rest)
-            next(rest)
-        yield task
-        following = next(rest, None)
-        if following is None:
-            heapq.heappop(heap)
-        else:
-            heapq.heapreplace(heap, (following.ticket, number, following, rest))
-
-
-class Line:
-    """Ready tasks of one queue, by priority."""
-
-    __slots__ = ("_order", "buckets", "chunks", "counts", "name", "paused", "suspects")
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shares: Shares) -> None:
+        super().__init__(shares)
         self.name = name
         self.paused = False
-        self.buckets: dict[int, Bucket] = {}
         #: Ready tasks that must run alone.
         self.suspects: dict[Task, None] = {}
         #: Tasks of this queue in each state.
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         #: Chunks among those that have not ended: nobody outside is refused for them.
         self.chunks = 0
-        self._order: list[int] = []
+        #: What the specs of its unfinished jobs take.
+        self.bytes = 0
 
     def push(self, task: Task) -> None:
         """Put a task that became READY in line."""
         if task.suspect:
             self.suspects[task] = None
         else:
-            self.bucket(task.job.priority).push(task)
+            super().push(task)
 
     def restore(self, task: Task) -> None:
         """Put a READY task that has its ticket, the highest of its flow, in its place."""
         if task.suspect:
             self.suspects[task] = None
         else:
-            self.bucket(task.job.priority).restore(task)
+            super().restore(task)
 
     def push_front(self, task: Task) -> None:
         """Put a task back where its ticket says: it lost a lease it never used."""
         if task.suspect:
             self.suspects[task] = None
         else:
-            self.bucket(task.job.priority).push_front(task)
+            super().push_front(task)
 
-    def dropped(self, task: Task) -> None:
-        """Forget a task that left READY."""
+    def remove(self, task: Task, *, served: bool = False) -> None:
+        """Forget a task that left READY; `served`: for a lease."""
         if task.suspect:
-            self.suspects.pop(task, None)
+            del self.suspects[task]
         else:
-            self.buckets[task.job.priority].dropped(task)
+            super().remove(task, served=served)
 
-    def ready(self) -> Iterator[Task]:
-        """Yield ready tasks, next first, suspects apart. The line must not change meanwhile."""
-        for priority in self._order:
-            yield from self.buckets[priority].ready()
+    @property
+    def depth(self) -> int:
+        """How many tasks wait or run; chunks are bounded by their jobs' windows."""
+        return sum(self.counts[state] for state in UNFINISHED) - self.chunks
 
-    def head(self) -> Task | None:
-        """Return the next ready task."""
-        return next(self.ready(), None)
 
-    def position(self, task: Task) -> int:
-        """Return about how many ready tasks go before `task`; O(priorities + flows)."""
-        ahead = 0
-        for priority in self._order:
-            bucket = self.buckets[priority]
-            if priority == task.job.priority:
-                return ahead + bucket.ahead_of(task)
-            ahead += len(bucket)
-        return ahead
+class Gate:
+    """A limit that jobs share by a key.
 
-    def places(self) -> Callable[[Task], int]:
-        """Return `position` for many tasks, while the line does not change; O(log flows) each."""
-        lengths = [len(self.buckets[priority]) for priority in self._order]
-        before = dict(zip(self._order, accumulate(lengths, initial=0), strict=False))
-        of_priority: dict[int, Callable[[int], int]] = {}
+    The rate is kept by the generic cell rate algorithm (ITU-T I.371): `tat` is when the next start
+    would be due if all came evenly.
+    """
 
-        def position(task: Task) -> int:
-            priority = task.job.priority
-            if priority not in of_priority:
-                of_priority[priority] = self.buckets[priority].places()
-            return before[priority] + of_priority[priority](task.ticket)
+    __slots__ = ("before", "in_use", "key", "last", "limit", "sides", "tat")
 
-        return position
+    def __init__(self, key: str, limit: Limit) -> None:
+        self.key, self.limit = key, limit
+        #: Leased tasks.
+        self.in_use = 0
+        self.tat = 0.0
+        #: Token of the lease that moved `tat` last, and from where: it may come back unused.
+        self.last = 0
+        self.before = 0.0
+        #: By queue: one that stands still must not hold up another.
+        self.sides: dict[str, Side] = {}
 
-    def bucket(self, priority: int) -> Bucket:
-        """Return the bucket of a priority, new if there was none."""
-        bucket = self.buckets.get(priority)
-        if bucket is None:
-            bucket = self.buckets[priority] = Bucket()
-            self._order = sorted(self.buckets, reverse=True)
-        return bucket
+
+class Side(Priorities):
+    """What one queue has at a gate: the parked tasks, in turns as in line."""
+
+    __slots__ = ("due_at", "line", "ready")
+
+    def __init__(self, line: str, shares: Shares) -> None:
+        super().__init__(shares)
+        self.line = line
+        #: READY ones: no more than could start now.
+        self.ready: dict[Task, None] = {}
+        #: When there is room for the next, as far as only time is lacking; 0: not by time.
+        self.due_at = 0.0
 
 
 class Timer:
@@ -596,6 +531,30 @@ class Order:
                         yield job
 
 
+class Usage(msgspec.Struct):
+    """What unfinished jobs take."""
+
+    jobs: int = 0
+    bytes: int = 0
+
+
+class Learned(msgspec.Struct):
+    """How long the last attempts of a type ran, in seconds, oldest first."""
+
+    runs: list[float] = []
+
+    def add(self, run_s: float) -> None:
+        """Take in one more."""
+        self.runs.append(run_s)
+        if len(self.runs) > LEARNED_RUNS:
+            del self.runs[0]
+
+    @property
+    def usual_s(self) -> float | None:
+        """The median; None while too few are known."""
+        return sorted(self.runs)[LEARNED_RUNS // 2] if len(self.runs) >= LEARNED_RUNS else None
+
+
 class State:
     """Everything. One per manager; `evolve` alone writes it."""
 
@@ -643,10 +602,59 @@ class State:
         self.moving: dict[str, Job] = {}
         #: What is known of workers: those that hold or held something, the latest last.
         self.workers: dict[str, WorkerFacts] = {}
+        #: What an operator set, encoded; the run of `drayman up` it is for; and the event it came
+        #: with, which numbers it.
+        self.config = b""
+        self.config_run = ""
+        self.config_seq = 0
+        self.shares = Shares()
+        #: By key or pattern, as set; and those that hold something, by key.
+        self.limits: dict[str, Limit] = {}
+        self.gates: dict[str, Gate] = {}
+        #: Sides of gates, by key and queue, at which something waits for which there is room now;
+        #: and (moment, key, queue) of those where only time is lacking.
+        self.opening: dict[tuple[str, str], None] = {}
+        self.openings: list[tuple[float, str, str]] = []
+        #: Those that mean nothing any more are dropped once there are so many.
+        self.openings_tidy_at = OPENINGS_MIN
+        #: When a leased attempt begins that a rate holds back, by token.
+        self.starts: dict[int, float] = {}
+        #: Unfinished jobs by tenant, and of all.
+        self.usage: dict[str, Usage] = {}
+        self.total = Usage()
+        #: By type.
+        self.learned: dict[str, Learned] = {}
+        #: By tenant and name.
+        self.schedules: dict[tuple[str, str], Schedule] = {}
+        #: Events that somebody wants to hear of, by job; and those that were reached and are to be
+        #: told of in the same commit, each with its number and moment (see `telling.py`).
+        self.tellers: dict[str, tuple[str, ...]] = {}
+        self.telling: dict[str, list[tuple[str, int, float]]] = {}
 
     def line(self, name: str) -> Line:
         """Return the queue `name`, new if nothing was ever in it."""
         line = self.lines.get(name)
         if line is None:
-            line = self.lines[name] = Line(name)
+            line = self.lines[name] = Line(name, self.shares)
         return line
+
+    def count(self, job: Job, sign: int) -> None:
+        """Count a job among those that are unfinished, or no more."""
+        size = sign * len(job.raw)
+        usage = self.usage.get(job.tenant)
+        if usage is None:
+            usage = self.usage[job.tenant] = Usage()
+        usage.jobs += sign
+        usage.bytes += size
+        if not usage.jobs:
+            del self.usage[job.tenant]
+        self.total.jobs += sign
+        self.total.bytes += size
+        self.line(job.queue).bytes += size
+
+    def learn(self, job_type: str, run_s: float) -> None:
+        """Take in how long an attempt of a type ran."""
+        learned = self.learned.get(job_type)
+        if learned is None:
+            learned = self.learned[job_type] = Learned([])
+        learned.add(run_s)

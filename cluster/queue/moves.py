@@ -1,36 +1,35 @@
-"""What moving a task changes, whatever moved it: its state, the counts, the line, the lease.
+"""What moving a task changes, whatever moved it: the line, the limits, the lease.
 
 Rule: only `evolve` calls these.
 """
 
 from typing import Any
 
+from cluster.queue.limits import leave_gates, line_up, make_room
 from cluster.queue.model import PastAttempt, State, Task
-from cluster.queue.state import Move, moved
+from cluster.queue.state import Move, TaskState
 
-__all__ = ["end_lease", "keep_attempt", "make_ready", "move"]
+__all__ = ["end_lease", "keep_attempt", "leave_line", "make_ready"]
 
-
-def move(task: Task, kind: Move) -> None:
-    """Move the task and keep the counts. Raises IllegalTransition and changes nothing."""
-    old = task.state
-    task.state = new = moved(old, kind)
-    counts = task.line.counts
-    counts[old] -= 1
-    counts[new] += 1
-    plan = task.job.plan
-    if plan is not None:
-        plan.recount(task, old, new)
+_AT_GATES = (TaskState.READY, TaskState.PARKED)
 
 
-def make_ready(task: Task, kind: Move, at: float) -> None:
-    """Move the task to READY and put it at the end of its line."""
-    move(task, kind)
+def make_ready(state: State, task: Task, kind: Move, at: float) -> None:
+    """Move the task to READY and put it in line, or at a limit that lets no more run."""
+    task.move(kind)
     task.ready_at = at
-    task.line.push(task)
+    line_up(state, task, at)
 
 
-def end_lease(state: State, event: Any) -> Task:
+def leave_line(state: State, task: Task, at: float) -> None:
+    """Take a task out of wherever it waits its turn; its state is as it was."""
+    if task.state is TaskState.READY:
+        task.line.remove(task)
+    if state.limits and task.limits and task.state in _AT_GATES:
+        leave_gates(state, task, at)
+
+
+def end_lease(state: State, event: Any, at: float) -> Task:
     """Take the token away and keep what the attempt left behind."""
     task = state.leases.pop(event.token)
     held = state.held[task.worker]
@@ -45,6 +44,10 @@ def end_lease(state: State, event: Any) -> Task:
         task.stop = ""
         if task.job.plan is not None:
             task.job.plan.asked -= 1
+    if state.starts:
+        state.starts.pop(event.token, None)
+    if state.limits and task.limits:
+        make_room(state, task, at)
     task.token = 0
     task.started_at = event.started_at
     task.ended_at = event.ended_at

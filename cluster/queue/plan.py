@@ -20,10 +20,12 @@ import msgspec
 
 from cluster.protocol import LostOutput, Output
 from cluster.queue import events as e
+from cluster.queue.limits import line_up
 from cluster.queue.model import Job, PastAttempt, State, Task
-from cluster.queue.moves import end_lease, keep_attempt, make_ready, move
+from cluster.queue.moves import end_lease, keep_attempt, leave_line, make_ready
 from cluster.queue.spec import JobSpec, Plan, StepSpec, decode_spec
 from cluster.queue.state import TERMINAL, Move, TaskState
+from cluster.queue.telling import reached
 
 __all__ = [
     "OVER",
@@ -38,7 +40,6 @@ __all__ = [
     "decode_lost",
     "decode_output",
     "last_task",
-    "leave_line",
     "locate",
     "look",
     "lost_events",
@@ -46,6 +47,7 @@ __all__ = [
     "on_compacted",
     "on_inputs_lost",
     "on_job_ended",
+    "on_job_purged",
     "on_job_revived",
     "on_output_lost",
     "on_plan_stopped",
@@ -58,6 +60,7 @@ __all__ = [
     "steps_of",
     "task_name",
     "to_redrive",
+    "uncount",
 ]
 
 #: How often the output of one task may be lost and made again.
@@ -66,6 +69,8 @@ REBUILDS_MAX = 3
 CHUNKS_MAX = 10_000_000
 
 S = TaskState
+#: Before a lease, not waiting for another task.
+_IN_LINE = (S.READY, S.PARKED, S.BACKING_OFF)
 #: Why a job that was stopped ends as cancelled.
 OVER = frozenset({"cancelled", "expired"})
 
@@ -104,6 +109,13 @@ class StepTask(Task, eq=False, gc=False):
     index: int = -1
     #: Tasks whose output it lacks, while it is WAITING for them.
     needs: list[str] = []
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Keys of limits that its attempts count against: not those that split or join."""
+        if self.role is Role.SPLIT or self.role is Role.JOIN:
+            return ()
+        return self.job.limits if self.step.limits is None else self.step.limits
 
 
 class FinishedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -158,6 +170,8 @@ class Step(msgspec.Struct, eq=False):
     )
     #: Encoded FinishedTask of each chunk that is done and in no lineage file yet, as they finished.
     finished: dict[int, bytes] = msgspec.field(default_factory=dict)
+    #: Keys of limits that its tasks count against; None: the job's.
+    limits: tuple[str, ...] | None = None
     #: What its chunks get, made when first asked for: no part of the state.
     raw: bytes = b""
     inputs: bytes = b""
@@ -207,7 +221,10 @@ class PlanState:
 
     def __init__(self, spec: Plan) -> None:
         self.spec = spec
-        self.steps = {step.name: Step(step) for step in spec.steps}
+        self.steps = {
+            step.name: Step(step, limits=None if step.limits is None else tuple(step.limits))
+            for step in spec.steps
+        }
         #: Steps that have not ended.
         self.open = dict(self.steps)
         #: Steps of which something may follow: of all others nothing does. No part of the state.
@@ -365,7 +382,7 @@ def look(state: State, job: Job) -> None:
         if next(_of_step(job, plan, step), None) is not None:
             break
         del plan.unsure[step.spec.name]
-    if next(next_events(job), None) is not None:
+    if job.id in state.telling or next(next_events(job), None) is not None:
         state.moving[job.id] = job
     else:
         state.moving.pop(job.id, None)
@@ -378,7 +395,7 @@ def _is_quiet(plan: PlanState, step: Step) -> bool:
     """
     spec, counts = step.spec, step.counts
     left = step.count - step.next
-    room = spec.at_once - counts[S.READY] - counts[S.LEASED]
+    room = spec.at_once - counts[S.READY] - counts[S.PARKED] - counts[S.LEASED]
     return (
         left > 0
         and room < min(left, spec.at_once // 2)
@@ -423,7 +440,7 @@ def _stop(job: Job, plan: PlanState) -> Iterator[e.Event]:
 
 
 def _withdraw(job: Job, plan: PlanState) -> Iterator[e.Event]:
-    if plan.counts[S.READY] or plan.counts[S.BACKING_OFF]:
+    if any(plan.counts[state] for state in _IN_LINE):
         yield e.TasksWithdrawn(job.id)
 
 
@@ -456,7 +473,7 @@ def _go_on(job: Job, plan: PlanState, step: Step) -> Iterator[e.Event]:
         return
     elif step.next < step.count:
         counts = step.counts
-        room = spec.at_once - counts[S.READY] - counts[S.LEASED]
+        room = spec.at_once - counts[S.READY] - counts[S.PARKED] - counts[S.LEASED]
         left = step.count - step.next
         # Few large events rather than one a chunk; those that back off have room of their own.
         if (
@@ -528,7 +545,7 @@ def on_tasks_added(state: State, event: e.TasksAdded, at: float) -> None:
             name = f"{prefix}{index}"
             if not (step.is_done(index) or name in plan.tasks):
                 task = StepTask(job, line, name, S.READY, step=step, role=role, index=index)
-                _enter(plan, task, at)
+                _enter(state, plan, task, at)
         step.next = event.first + event.count
     else:
         task = StepTask(job, line, task_name(step.spec, role), S.READY, step=step, role=role)
@@ -541,14 +558,14 @@ def on_tasks_added(state: State, event: e.TasksAdded, at: float) -> None:
             state.timers.add(spec.run_at, task)
             plan.add(task)
         else:
-            _enter(plan, task, at)
+            _enter(state, plan, task, at)
     look(state, job)
 
 
-def _enter(plan: PlanState, task: StepTask, at: float) -> None:
+def _enter(state: State, plan: PlanState, task: StepTask, at: float) -> None:
     task.ready_at = at
     plan.add(task)
-    task.line.push(task)
+    line_up(state, task, at)
 
 
 def on_step_ended(state: State, event: e.StepEnded, at: float) -> None:
@@ -578,20 +595,15 @@ def on_tasks_withdrawn(state: State, event: e.TasksWithdrawn, at: float) -> None
     job = state.jobs[event.job_id]
     plan = job.plan
     assert plan is not None
-    lines = {}
     for task in list(plan.tasks.values()):
-        if task.state not in (S.READY, S.BACKING_OFF):
+        if task.state not in _IN_LINE:
             continue
-        if task.state is S.READY:
-            lines[task.line.name] = task.line
-            task.line.suspects.pop(task, None)
-        move(task, Move.WITHDRAWN)
+        leave_line(state, task, at)
+        task.move(Move.WITHDRAWN)
         task.due_at = 0.0
         if task.role is Role.CHUNK and not task.attempt:
             task.step.next = min(task.step.next, task.index)
             plan.forget(task)
-    for line in lines.values():
-        line.bucket(job.priority).tidy(job.number)
     look(state, job)
 
 
@@ -603,24 +615,26 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
     job.finished_at = at
     job.finished_seq = state.seq + 1
     job.revision += 1
+    state.count(job, -1)
     if event.reason:
         job.reason = event.reason
     failed = plan_status(job) == "failed"
     for task in list(plan.waiting.values()):
         task.due_at = 0.0  # nothing of it is to begin by itself
         if failed:
-            leave_line(task)  # it is in nobody's way until it is revived
+            uncount(task)  # it is in nobody's way until it is revived
         else:
-            move(task, Move.CANCELLED)
+            task.move(Move.CANCELLED)
     if not failed:
         for task in plan.tasks.values():
             if task.state is S.DEAD:
                 del state.dead[job.id, task.id]
         state.finished.append(job)
+    reached(state, job, plan_status(job), at)
     look(state, job)
 
 
-def leave_line(task: StepTask) -> None:
+def uncount(task: StepTask) -> None:
     """Count a task that waits for its failed job's revival no more among those of its queue."""
     task.line.counts[S.WAITING] -= 1
     task.line.chunks -= task.role is Role.CHUNK
@@ -632,6 +646,7 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
     plan = job.plan
     assert plan is not None
     job.finished_at = 0.0
+    state.count(job, 1)
     plan.stop = ""
     for task in plan.waiting.values():
         task.line.counts[S.WAITING] += 1
@@ -647,12 +662,20 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
     look(state, job)
 
 
+def on_job_purged(job: Job) -> None:
+    """End what waits for the job's revival: there will be none."""
+    for task in list(job.plan.waiting.values()) if job.plan is not None else ():
+        task.line.counts[S.WAITING] += 1
+        task.line.chunks += task.role is Role.CHUNK
+        task.move(Move.CANCELLED)
+
+
 def on_inputs_lost(state: State, event: e.InputsLost, at: float) -> None:
     """Let a task wait for those that make again what it found missing."""
-    task = end_lease(state, event)
+    task = end_lease(state, event, at)
     assert isinstance(task, StepTask)
     keep_attempt(task, "interrupted", cause="input lost")
-    move(task, Move.INPUTS_LOST)
+    task.move(Move.INPUTS_LOST)
     task.due_at, task.needs = 0.0, list(event.needs)
     look(state, task.job)
 
@@ -675,7 +698,7 @@ def on_output_lost(state: State, event: e.OutputLost, at: float) -> None:
     task.output = b""
     # Losing it was not its fault; and of a chunk it may not be known any more.
     task.failures = task.recoveries = task.interruptions = 0
-    make_ready(task, Move.OUTPUT_LOST, at)
+    make_ready(state, task, Move.OUTPUT_LOST, at)
     look(state, job)
 
 

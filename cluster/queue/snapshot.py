@@ -14,12 +14,18 @@ from typing import Any
 
 import msgspec
 
+from cluster.queue.limits import is_idle, limit_of, restore_gates, settle_gates
+from cluster.queue.line import BucketMark, Priorities, marks_of, put_marks
 from cluster.queue.model import (
     Effect,
+    Gate,
     GatewayMarks,
     Job,
+    Learned,
+    Limit,
     Line,
     PastAttempt,
+    Side,
     State,
     Task,
     WorkerFacts,
@@ -30,11 +36,12 @@ from cluster.queue.plan import (
     StepTask,
     adopt_plan,
     decode_finished,
-    leave_line,
     locate,
     look,
     plan_status,
+    uncount,
 )
+from cluster.queue.schedule import Schedule
 from cluster.queue.spec import Plan, decode_head
 from cluster.queue.state import TaskState
 
@@ -47,7 +54,7 @@ Row = tuple[str, str, bytes]
 
 S = TaskState
 #: A state is one byte in a snapshot; the numbers never change.
-_STATES = (S.WAITING, S.READY, S.LEASED, S.BACKING_OFF, S.SUCCEEDED, S.CANCELLED, S.DEAD)
+_STATES = (S.WAITING, S.READY, S.LEASED, S.BACKING_OFF, S.SUCCEEDED, S.CANCELLED, S.DEAD, S.PARKED)
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 
 
@@ -77,8 +84,31 @@ class _Line(msgspec.Struct, array_like=True):
     #: Not in use any more.
     tickets: int
     suspects: list[tuple[str, str]]
-    #: By priority: the highest ticket served.
+    #: Not in use any more.
     buckets: dict[int, int] = {}
+    turns: int = 0
+    #: By priority: whose turn it is.
+    marks: dict[int, BucketMark] = {}
+
+
+class _Side(msgspec.Struct, array_like=True):
+    turns: int
+    marks: dict[int, BucketMark]
+
+
+class _Gate(msgspec.Struct, array_like=True):
+    tat: float
+    sides: dict[str, _Side]
+    last: int = 0
+    before: float = 0.0
+
+
+class _Config(msgspec.Struct, array_like=True):
+    config: bytes
+    run: str
+    seq: int
+    weights: dict[str, float]
+    limits: dict[str, Limit]
 
 
 class _Worker(msgspec.Struct, array_like=True):
@@ -132,6 +162,12 @@ class _Task(msgspec.Struct, array_like=True):
     checkpoint: bytes
     once: dict[str, tuple[int, bytes | None]]
     needs: list[str] = []
+    #: The queue it is in, if that is not its job's or step's.
+    queue: str = ""
+    #: Of one that is parked: the key that it waits for.
+    gate: str = ""
+    #: Of one that is leased: when it may begin, if a rate holds it back.
+    begins: float = 0.0
 
 
 class _Job(msgspec.Struct, array_like=True):
@@ -144,14 +180,18 @@ class _Job(msgspec.Struct, array_like=True):
     reason: str
     tasks: list[_Task]
     plan: _Plan | None = None
+    #: Where it was moved.
+    queue: str = ""
+    purged: bool = False
+    #: Events that somebody wants to hear of.
+    tells: tuple[str, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_MADE = frozenset({"state", "past", "once", "needs", "queue", "gate", "begins"})
 _PAST = PastAttempt.__struct_fields__
 #: Fields of a task that stand in a snapshot as they are.
-_PLAIN = [
-    name for name in _Task.__struct_fields__ if name not in ("state", "past", "once", "needs")
-]
+_PLAIN = [name for name in _Task.__struct_fields__ if name not in _MADE]
 
 
 # --- dumping ----------------------------------------------------------------------------------
@@ -167,19 +207,30 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         through = state.compacted_seq
     head = _Head(**{name: getattr(state, name) for name in _Head.__struct_fields__})
     yield "head", "", _encode(head)
+    if state.config_seq:
+        config = state.config, state.config_run, state.config_seq
+        yield "config", "", _encode(_Config(*config, state.shares.weights, state.limits))
     for name, marks in state.gateways.items():
         yield "gateway", name, _encode(_Gateway(marks.at, marks.high, marks.window))
     for key, entry in state.keys.items():
         yield "key", key, _encode(entry)
     for name, line in state.lines.items():
         suspects = [(task.job.id, task.id) for task in line.suspects]
-        buckets = {priority: bucket.served for priority, bucket in line.buckets.items()}
-        yield "line", name, _encode(_Line(line.paused, 0, suspects, buckets))
+        yield "line", name, _encode(_Line(line.paused, 0, suspects, {}, line.turns, _marks(line)))
+    for key, gate in sorted(state.gates.items()):
+        if is_idle(gate, state.at):
+            continue
+        sides = {n: _Side(s.turns, _marks(s)) for n, s in sorted(gate.sides.items())}
+        yield "gate", key, _encode(_Gate(gate.tat, sides, gate.last, gate.before))
+    for name, learned in state.learned.items():
+        yield "learned", name, _encode(learned.runs)
+    for (_, name), schedule in state.schedules.items():
+        yield "schedule", name, msgspec.json.encode(schedule)
     for name, facts in state.workers.items():
         yield "worker", name, _encode(_Worker(facts.pool, facts.node, facts.code))
     for job in state.order:
         if not (job.finished_at and job.finished_seq <= through and is_final(job)):
-            yield "job", job.id, _encode(_job_row(job, through))
+            yield "job", job.id, _encode(_job_row(state, job, through))
     for kind, timer in (("timer", state.timers), ("expiry", state.expiries)):
         # Without repeats: a task that came back for one moment has two entries.
         for at, task in dict.fromkeys(timer.live()):
@@ -188,14 +239,20 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         yield "dead", job_id, _encode(task_id)
 
 
+def _marks(line: Priorities) -> dict[int, BucketMark]:
+    return {priority: marks_of(bucket) for priority, bucket in sorted(line.buckets.items())}
+
+
 def is_final(job: Job) -> bool:
     """Whether a job that finished did so for good: it is no dead letter."""
+    if job.purged:
+        return True
     if job.plan is not None:
         return plan_status(job) != "failed"
     return all(task.state is not S.DEAD for task in job.tasks)
 
 
-def _job_row(job: Job, through: int) -> _Job:
+def _job_row(state: State, job: Job, through: int) -> _Job:
     return _Job(
         job.raw,
         job.submitted_at,
@@ -204,8 +261,11 @@ def _job_row(job: Job, through: int) -> _Job:
         job.finished_seq,
         job.revision,
         job.reason,
-        [_task_row(task) for task in job.tasks],
+        [_task_row(state, task) for task in job.tasks],
         None if job.plan is None else _plan_row(job.plan, through),
+        job.queue,
+        job.purged,
+        state.tellers.get(job.id, ()),
     )
 
 
@@ -228,13 +288,26 @@ def _plan_row(plan: PlanState, through: int) -> _Plan:
     return _Plan(plan.stop, *counts, plan.rebuilt, steps, plan.remade)
 
 
-def _task_row(task: Task) -> _Task:
+def _task_row(state: State, task: Task) -> _Task:
     return _Task(
         state=_NUMBERS[task.state],
         past=[msgspec.structs.astuple(past) for past in task.past or ()],
         once={key: (e.token, e.value) for key, e in (task.once or {}).items()},
         needs=task.needs if isinstance(task, StepTask) else [],
+        queue=task.line.name,
+        gate=_gate_of(state, task) if task.state is S.PARKED else "",
+        begins=state.starts.get(task.token, 0.0),
         **{name: getattr(task, name) for name in _PLAIN},
+    )
+
+
+def _gate_of(state: State, task: Task) -> str:
+    return next(
+        gate.key
+        for key in task.limits
+        if (gate := state.gates.get(key)) is not None
+        and (side := gate.sides.get(task.line.name)) is not None
+        and task in side
     )
 
 
@@ -250,11 +323,15 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
     suspects: list[tuple[str, str]] = []
     ready: list[Task] = []
     leased: list[Task] = []
+    parked: list[tuple[str, Task]] = []
+    lines: list[tuple[Line, _Line]] = []
+    gates: dict[str, _Gate] = {}
     timed = {"timer": state.timers, "expiry": state.expiries}
     for kind, name, data in rows:
         if kind == "job":
-            job = _job(state, name, data)
+            job, waiting = _job(state, name, data)
             _put(state, job, ready, leased)
+            parked += waiting
         elif kind in timed:
             at, task_id = msgspec.msgpack.decode(data, type=tuple[float, str])
             timed[kind].add(at, _find(state, name, task_id))
@@ -269,9 +346,20 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
             told = msgspec.msgpack.decode(data, type=_Line)
             line = state.line(name)
             line.paused = told.paused
-            for priority, served in told.buckets.items():
-                line.bucket(priority).served = served
+            lines.append((line, told))
             suspects += told.suspects
+        elif kind == "config":
+            config = msgspec.msgpack.decode(data, type=_Config)
+            state.config, state.config_run = config.config, config.run
+            state.config_seq, state.limits = config.seq, config.limits
+            state.shares.set(config.weights)
+        elif kind == "gate":
+            gates[name] = msgspec.msgpack.decode(data, type=_Gate)
+        elif kind == "learned":
+            state.learned[name] = Learned(msgspec.msgpack.decode(data, type=list[float]))
+        elif kind == "schedule":
+            schedule = msgspec.json.decode(data, type=Schedule)
+            state.schedules[schedule.spec.tenant, name] = schedule
         elif kind == "worker":
             facts = msgspec.msgpack.decode(data, type=_Worker)
             state.workers[name] = WorkerFacts(facts.pool, facts.node, facts.code)
@@ -284,8 +372,13 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
             head = msgspec.msgpack.decode(data, type=_Head)
             for field in _Head.__struct_fields__:
                 setattr(state, field, getattr(head, field))
-    _line_up(state, ready, suspects)
+    alone = [_find(state, *name) for name in suspects]
+    _line_up(ready, alone)
     _lend(state, leased)
+    _put_gates(state, gates, parked, [*ready, *alone, *leased])
+    for line, told in lines:
+        line.turns = told.turns
+        _put_marks(line, told.marks)
     # Jobs lie in the order of submission, but those that finished go in the order they did.
     final = (job for job in state.order if job.finished_at and is_final(job))
     state.finished.extend(sorted(final, key=lambda job: job.finished_seq))
@@ -297,7 +390,8 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
 _decode_job = msgspec.msgpack.Decoder(_Job).decode
 
 
-def _job(state: State, job_id: str, data: bytes) -> Job:
+def _job(state: State, job_id: str, data: bytes) -> tuple[Job, list[tuple[str, Task]]]:
+    """Return a job, and its parked tasks with the key each waits for."""
     row = _decode_job(data)
     spec = decode_head(row.raw)
     job = Job(
@@ -305,7 +399,7 @@ def _job(state: State, job_id: str, data: bytes) -> Job:
         row.raw,
         intern(spec.type),
         intern(spec.tenant),
-        intern(spec.queue),
+        intern(row.queue or spec.queue),
         spec.priority,
         row.submitted_at,
         row.number,
@@ -315,22 +409,31 @@ def _job(state: State, job_id: str, data: bytes) -> Job:
         row.revision,
         row.reason,
         intern(spec.code),
+        tuple(map(intern, spec.limits)),
+        purged=row.purged,
     )
+    if row.tells:
+        state.tellers[job_id] = row.tells
+    state.starts.update((task.token, task.begins) for task in row.tasks if task.begins)
     if row.plan is None or spec.plan is None:
         job.tasks = tuple(_task(job, state.line(job.queue), task) for task in row.tasks)
-        return job
+        return job, _parked(row, job)
     plan = _plan(spec.plan, row.plan)
     adopt_plan(state, job, plan)
     for task_row in row.tasks:
         step, role, index = locate(plan, task_row.id)
-        line = state.line(step.spec.queue or job.queue)
+        line = state.line(task_row.queue or step.spec.queue or job.queue)
         more = {"step": step, "role": role, "index": index, "needs": task_row.needs}
         task = _task(job, line, task_row, StepTask, more)
         assert isinstance(task, StepTask)
         plan.add(task)
         line.counts[task.state] -= 1  # `_put` counts every task there
         plan.asked += bool(task.stop)
-    return job
+    return job, _parked(row, job)
+
+
+def _parked(row: _Job, job: Job) -> list[tuple[str, Task]]:
+    return [(told.gate, task) for told, task in zip(row.tasks, job.tasks, strict=True) if told.gate]
 
 
 def _plan(spec: Plan, row: _Plan) -> PlanState:
@@ -365,23 +468,48 @@ def _task(
 def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
     state.jobs[job.id] = job
     state.order.add(job)
+    if not job.finished_at:
+        state.count(job, 1)
     for task in job.tasks:
-        task.line.counts[task.state] += 1
+        if not (job.purged and task.state is S.DEAD):
+            task.line.counts[task.state] += 1
         if job.finished_at and task.state is S.WAITING and isinstance(task, StepTask):
-            leave_line(task)
+            uncount(task)
         if task.state is S.READY and not task.suspect:
             ready.append(task)
         elif task.state is S.LEASED:
             leased.append(task)
 
 
-def _line_up(state: State, ready: list[Task], suspects: list[tuple[str, str]]) -> None:
+def _line_up(ready: list[Task], suspects: list[Task]) -> None:
     ready.sort(key=lambda task: task.ticket)
-    for task in ready:
+    for task in (*ready, *suspects):
         task.line.restore(task)
-    for job_id, task_id in suspects:
-        task = _find(state, job_id, task_id)
-        task.line.restore(task)
+
+
+def _put_gates(
+    state: State, told: dict[str, _Gate], parked: list[tuple[str, Task]], others: list[Task]
+) -> None:
+    for key, row in told.items():
+        limit = limit_of(state, key)
+        assert limit is not None  # a gate is made for a limit, and goes with it
+        gate = state.gates[key] = Gate(key, limit)
+        gate.tat, gate.last, gate.before = row.tat, row.last, row.before
+        for name in row.sides:
+            gate.sides[name] = Side(name, state.shares)
+    restore_gates(state, others)
+    for key, task in sorted(parked, key=lambda one: one[1].ticket):
+        state.gates[key].sides[task.line.name].restore(task)
+    for key, row in told.items():
+        for name, side in row.sides.items():
+            state.gates[key].sides[name].turns = side.turns
+            _put_marks(state.gates[key].sides[name], side.marks)
+    settle_gates(state, state.at)
+
+
+def _put_marks(line: Priorities, marks: dict[int, BucketMark]) -> None:
+    for priority, mark in marks.items():
+        put_marks(line.bucket(priority), mark)
 
 
 def _lend(state: State, leased: list[Task]) -> None:

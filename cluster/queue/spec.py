@@ -11,6 +11,7 @@ from jobs.retry import RetryPolicy
 __all__ = [
     "NO_PARAMS",
     "JobSpec",
+    "Notify",
     "Plan",
     "SpecHead",
     "StepSpec",
@@ -46,6 +47,8 @@ class StepSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float | None = None
     grace_s: float | None = None
     retry: RetryPolicy | None = None
+    limits: list[str] | None = None
+    resumable: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,6 +59,15 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     goes_on: bool = False
     #: The step whose result is the job's.
     result: str = ""
+
+
+class Notify(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job that is submitted when the one that asks for it has come so far."""
+
+    #: Of `started`, `completed`, `failed`, `cancelled`.
+    on: list[str]
+    #: Its JobSpec; what it tells of becomes the param `event`.
+    job: msgspec.Raw
 
 
 class SpecHead(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +84,12 @@ class SpecHead(msgspec.Struct, frozen=True, gc=False):
     fingerprint: str = ""
     code: str = ""
     plan: Plan | None = None
+    limits: tuple[str, ...] = ()
+    expected_s: float | None = None
+    routed: bool = False
+    resumable: bool = False
+    notify: tuple[Notify, ...] = ()
+    tells_of: str | None = None
 
 
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -107,6 +125,21 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     plan: Plan | None = None
     #: The job whose attempt submitted it.
     parent: str | None = None
+    #: Keys of limits that its attempts count against.
+    limits: tuple[str, ...] = ()
+    #: How long it is said to run; None: nobody said.
+    expected_s: float | None = None
+    #: Nobody asked for its queue: a known long runner may wait in another.
+    routed: bool = False
+    #: It goes on from its checkpoint when it is stopped.
+    resumable: bool = False
+    #: The schedule that submitted it, and the moment it was due.
+    schedule: str | None = None
+    scheduled_for: float | None = None
+    #: What is submitted when it has come so far.
+    notify: list[Notify] = []
+    #: The job that it is a notification of.
+    tells_of: str | None = None
 
 
 def step_spec(spec: JobSpec, step: StepSpec) -> JobSpec:
@@ -122,8 +155,11 @@ def step_spec(spec: JobSpec, step: StepSpec) -> JobSpec:
         grace_s=spec.grace_s if step.grace_s is None else step.grace_s,
         max_attempts=step.max_attempts or spec.max_attempts,
         retry=step.retry or spec.retry,
+        limits=spec.limits if step.limits is None else tuple(step.limits),
+        resumable=step.resumable,
         plan=None,
         key=None,
+        notify=[],
     )
 
 

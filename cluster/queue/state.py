@@ -10,7 +10,15 @@ from enum import StrEnum
 
 from jobs.errors import DraymanError, Kind
 
-__all__ = ["TERMINAL", "TRANSITIONS", "IllegalTransition", "Move", "TaskState", "moved"]
+__all__ = [
+    "TERMINAL",
+    "TRANSITIONS",
+    "UNFINISHED",
+    "IllegalTransition",
+    "Move",
+    "TaskState",
+    "moved",
+]
 
 
 class TaskState(StrEnum):
@@ -34,6 +42,8 @@ class TaskState(StrEnum):
     DEAD = "dead"
     #: Final.
     CANCELLED = "cancelled"
+    #: Off the line: as much runs as a limit allows. Whoever leaves, or time, makes room.
+    PARKED = "parked"
 
 
 class Move(StrEnum):
@@ -55,6 +65,9 @@ class Move(StrEnum):
     WITHDRAWN = "withdrawn"
     INPUTS_LOST = "inputs_lost"
     OUTPUT_LOST = "output_lost"
+    PARKED = "parked"
+    UNPARKED = "unparked"
+    REDRIVEN_LATER = "redriven_later"
 
 
 S, M = TaskState, Move
@@ -65,6 +78,12 @@ TRANSITIONS: Mapping[TaskState, Mapping[Move, TaskState]] = {
         M.LEASED: S.LEASED,
         M.CANCELLED: S.CANCELLED,
         M.WITHDRAWN: S.WAITING,  # its job will not go on without an operator
+        M.PARKED: S.PARKED,
+    },
+    S.PARKED: {
+        M.UNPARKED: S.READY,
+        M.CANCELLED: S.CANCELLED,
+        M.WITHDRAWN: S.WAITING,
     },
     S.LEASED: {
         M.SUCCEEDED: S.SUCCEEDED,
@@ -82,11 +101,12 @@ TRANSITIONS: Mapping[TaskState, Mapping[Move, TaskState]] = {
         M.WITHDRAWN: S.WAITING,
     },
     S.SUCCEEDED: {M.OUTPUT_LOST: S.READY},
-    S.DEAD: {M.REDRIVEN: S.READY},
+    S.DEAD: {M.REDRIVEN: S.READY, M.REDRIVEN_LATER: S.BACKING_OFF},
     S.CANCELLED: {},
 }
 
 TERMINAL = frozenset({S.SUCCEEDED, S.DEAD, S.CANCELLED})
+UNFINISHED = frozenset(S) - TERMINAL
 
 
 class IllegalTransition(DraymanError):

@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
@@ -45,6 +46,7 @@ from cluster.worker.ephemeral import EphemeralFile
 from cluster.worker.pipe import Answer, Moved
 from jobs.buckets import refuse_own
 from jobs.context import Context, Files
+from jobs.endpoint import Endpoint
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json, telling
 from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
@@ -154,6 +156,8 @@ class AttemptContext(Context):
         self.attempt = assignment.attempt
         self.tenant = spec.tenant
         self.labels = spec.labels
+        tick = spec.scheduled_for
+        self.scheduled_for = None if tick is None else datetime.fromtimestamp(tick, UTC)
 
     def __getattr__(self, name: str) -> Any:
         if name == "files":
@@ -277,6 +281,19 @@ class Attempt:
         if value not in self._secrets:
             self._secrets.append(value)
         return value
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Have the worker read it, so that it knows what to redact if we die."""
+        answer = self._host.call(self._token, "endpoint", str(name), NOTHING)
+        found = msgspec.json.decode(answer.value, type=Endpoint)
+        self._asked += found.secrets
+        self._secrets += [one for one in found.secrets if one not in self._secrets]
+        return found
+
+    def disable_endpoint(self, name: str, reason: str) -> None:
+        """Have the worker note it."""
+        value = msgspec.Raw(msgspec.json.encode(str(reason)))
+        self._host.call(self._token, "disable_endpoint", str(name), value)
 
     def _telling(self) -> list[str]:
         return telling(self._secrets, self._asked)
@@ -609,6 +626,11 @@ class Attempt:
                     raise
                 time.sleep(pause_s)
                 pause_s = min(STORE_RETRY_MAX_S, pause_s * 2)
+
+    def unstarted(self) -> Outcome:
+        """Return the outcome of an attempt that was stopped while it waited for its moment."""
+        self.close()
+        return Outcome(self._token, "returned")
 
     def failed(self, error: BaseException) -> Outcome:
         """Return the outcome of a handler that raised. Raises nothing itself."""

@@ -10,6 +10,7 @@ still running only if its outcome is not known. On an event loop it is who has t
     0   token, started (monotonic ns), offset of its output     begin, enter
     24  loop pulse (monotonic ns)                               pulse
     32  length of the outcomes that follow at 64                keep, clear
+    40  bytes by which it grew since its first attempt          weigh
 """
 
 import mmap
@@ -25,6 +26,7 @@ _RUNNING = struct.Struct("<QQQ")
 _NUMBER = struct.Struct("<Q")
 _PULSE_AT = 24
 _LENGTH_AT = 32
+_GROWN_AT = 40
 _KEPT_AT = 64
 #: Holds several outcomes with the largest inline result (64 KiB) between two sends.
 _SIZE_BYTES = 512 * 1024
@@ -44,7 +46,7 @@ class Board:
     # --- the child ----------------------------------------------------------------------------
 
     def begin(self, token: int, started_ns: int, output_at: int) -> None:
-        """Name the attempt that runs from now on."""
+        """Name the attempt that runs from now on; its handler starts then, or soon."""
         _RUNNING.pack_into(self._page, 0, token, started_ns, output_at)
 
     def enter(self, token: int) -> None:
@@ -71,6 +73,10 @@ class Board:
         self._length = 0
         _NUMBER.pack_into(self._page, _LENGTH_AT, 0)
 
+    def weigh(self, grown_bytes: int) -> None:
+        """Say by how much the process has grown."""
+        _NUMBER.pack_into(self._page, _GROWN_AT, grown_bytes)
+
     # --- both ---------------------------------------------------------------------------------
 
     def kept(self) -> bytes:
@@ -88,6 +94,11 @@ class Board:
         """Return when the event loop last turned (monotonic ns); 0 before its first turn."""
         (pulsed,) = _NUMBER.unpack_from(self._page, _PULSE_AT)
         return int(pulsed)
+
+    def grown_bytes(self) -> int:
+        """Return by how much the child had grown when it last looked."""
+        (grown,) = _NUMBER.unpack_from(self._page, _GROWN_AT)
+        return int(grown)
 
     def close(self) -> None:
         """Unmap the page."""

@@ -7,9 +7,12 @@ Rule 1: a second thread reads what the worker sends, so that a stop or a recall 
 handler runs. Rule 2: whether a task starts or goes back is decided by one `waiting.pop`, atomic
 under the GIL. Rule 3: an outcome is on the board before the next handler starts, so a crash loses
 none. Rule 4: the end of the socket is the end of the process: a child is nothing without a worker.
+Rule 5: a handler that is to begin at a moment begins then: all else is done before, and a stop that
+comes meanwhile is obeyed at once.
 """
 
 import faulthandler
+import importlib
 import io
 import os
 import socket
@@ -31,6 +34,7 @@ from cluster.protocol import Assignment, Outcome, Submission
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.worker.attempt import Attempt, AttemptContext, encode_outcome
 from cluster.worker.board import Board
+from cluster.worker.memory import resident_bytes
 from cluster.worker.pipe import (
     Answer,
     Call,
@@ -48,6 +52,7 @@ from cluster.worker.pipe import (
     encode,
     ended_frame,
     frame,
+    until_start_s,
 )
 from jobs.definition import JobDefinition
 from jobs.outcome import Discard
@@ -165,6 +170,8 @@ class Child:
         self.secrets: list[str] = []
         #: Outputs of other tasks that were found whole here.
         self.checked: set[str] = set()
+        #: What it held after its first attempt.
+        self._first_bytes = 0
         self._data = data
         self._sending = threading.Lock()
         self._calls: dict[int, SimpleQueue[Answer | None]] = {}
@@ -190,6 +197,7 @@ class Child:
                 if self.config.code
                 else Registry.load(self.config.job_modules)
             )
+            self._import_ahead()
         except Exception as error:
             # Any module may raise anything; the worker says so and tries again later.
             self.send(frame(encode(Ready(error=str(error)))))
@@ -198,6 +206,16 @@ class Child:
         threading.Thread(target=self._listen, name="drayman-listen", daemon=True).start()
         self.loop.run()
         os._exit(0)
+
+    def _import_ahead(self) -> None:
+        """Import what handlers that share a loop would: the first of them would hold up the others.
+
+        Calls that a limit spaced evenly would then come all at once.
+        """
+        if self.config.mode == "async":
+            for definition in self._registry.values():
+                for name in definition.imports:
+                    importlib.import_module(name)
 
     def _fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of each type's code; those of a bundle go by the bundle's name."""
@@ -232,6 +250,13 @@ class Child:
     def show(self, moved: Moved) -> None:
         """Send progress."""
         self.send(frame(encode(moved)))
+
+    def weigh(self) -> None:
+        """Put on the board by how much this has grown, for a worker that wants to know."""
+        if self.config.weighs:
+            held = resident_bytes(os.getpid())
+            self._first_bytes = self._first_bytes or held
+            self.board.weigh(max(0, held - self._first_bytes))
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Call `action` in a while."""
@@ -396,20 +421,38 @@ class ProcessLoop:
 
     def _attempt(self, assignment: Assignment) -> None:
         began_ns = time.monotonic_ns()
-        self._board.begin(assignment.token, began_ns, self._output_at)
+        starts_ns = began_ns + int(until_start_s(assignment) * 1e9)
+        self._board.begin(assignment.token, starts_ns, self._output_at)
         attempt = Attempt(self._child, assignment)
         self._running = attempt
         try:
             call, is_async = self._child.prepare(attempt)
-            result = call()
-            if is_async:
-                result = self._run_async(attempt, result)
-            outcome = attempt.succeeded(encode_result(result))
+            if starts_ns == began_ns or self._comes_to_start(attempt, starts_ns):
+                result = call()
+                if is_async:
+                    result = self._run_async(attempt, result)
+                outcome = attempt.succeeded(encode_result(result))
+            else:
+                outcome = attempt.unstarted()
         except BaseException as error:
             # The one place where anything a handler raises becomes an outcome.
             outcome = attempt.failed(error)
         self._running = None
         self._keep(outcome, (time.monotonic_ns() - began_ns) / 1e9)
+
+    def _comes_to_start(self, attempt: Attempt, starts_ns: int) -> bool:
+        """Wait for its moment; False if a stop came before."""
+        asked = threading.Event()
+        attempt.on_stop = asked.set
+        try:
+            if attempt.stop_reason() is not None:
+                return False
+            if asked.wait((starts_ns - time.monotonic_ns()) / 1e9):
+                return False
+        finally:
+            attempt.on_stop = None
+        attempt.started_at = time.time()
+        return True
 
     def _run_async(self, attempt: Attempt, coroutine: Any) -> Any:
         import asyncio
@@ -463,6 +506,7 @@ class ProcessLoop:
 
     def _flush(self, span: bytes = b"") -> None:
         if self._kept:
+            self._child.weigh()
             self._child.send(ended_frame(self._board.kept(), span))
             self._board.clear()
             self._kept = 0

@@ -27,7 +27,7 @@ import msgspec
 from cluster.protocol import Assignment, Outcome
 from cluster.worker.attempt import RESULT_BYTES_INLINE_MAX, Attempt, encode_outcome
 from cluster.worker.board import Board
-from cluster.worker.pipe import Feed, LogSpan, ended_frame
+from cluster.worker.pipe import Feed, LogSpan, ended_frame, until_start_s
 from jobs.result import encode_result
 
 if TYPE_CHECKING:
@@ -124,6 +124,12 @@ class AsyncLoop:
         call, is_async = self._child.prepare(attempt)
         if attempt.stop_reason() is not None:
             raise asyncio.CancelledError
+        if wait_s := until_start_s(attempt.assignment):
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                return attempt.unstarted()
+            attempt.started_at = time.time()
         if is_async:
             result = await _in_turns(self._child.board, token, call())
         else:
@@ -155,6 +161,7 @@ class AsyncLoop:
         self._flushing = False
         kept = self._child.board.kept()
         if kept:
+            self._child.weigh()
             self._child.send(ended_frame(kept, b",".join(self._spans)))
             self._child.board.clear()
             self._spans.clear()

@@ -8,10 +8,12 @@ word or by its death. Rule 2: who ordered an end is decided here and stands in t
 `stopped` for a stop, `failed`/`timeout` for a limit, `crashed` only for a death nobody ordered.
 Rule 3: what was killed for another's sake is `returned`: it is not charged. Rule 4: an outcome is
 told after its log is in the store. Rule 5: an attempt runs in a child with the code it names; each
-code has a line that keeps its order, and none waits behind the others for long.
+code has a line that keeps its order, and none waits behind the others for long. Rule 6: a child
+that is worn is renewed between two attempts, and a spare one, up before, takes over from it.
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -41,7 +43,7 @@ from cluster.worker.held import BLOCKED, Held, as_ordered
 from cluster.worker.keeper import CODE_FOLDER
 from cluster.worker.logs import Logs, read_quietly
 from cluster.worker.pace import Pace
-from cluster.worker.pipe import Answer, Call, Ended, Moved
+from cluster.worker.pipe import Answer, Call, Ended, Moved, until_start_s
 from cluster.worker.remains import wait_until_gone
 from cluster.worker.secrets import read_secret
 from cluster.worker.slot import HUNG, Death, Slot, SlotConfig, kept_outcomes
@@ -69,6 +71,10 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 FORGOTTEN_TOKENS_MAX = 65_536
 #: Children of an `io` worker that run bundles, beside the one with the cluster's own code.
 CODE_SLOTS_MAX = 8
+#: A child that has done this part of what it may do has a spare one started beside it.
+SPARE_AT = 0.5
+#: Children of an `io` worker that end what they have, at most, while the next takes what comes.
+RETIRING_MAX = 4
 
 
 class _Line(deque[int]):
@@ -120,6 +126,8 @@ class Executor:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Slots on their way out.
         self._leaving: set[Slot] = set()
+        #: Takes over from the next child that is due to be renewed; it has the cluster's own code.
+        self._spare: Slot | None = None
         #: Records sent so far.
         self._records = 0
         #: Tokens let go lately, never to be started again.
@@ -146,11 +154,17 @@ class Executor:
 
     async def close(self) -> None:
         """End every child; returns when nothing of any attempt lives."""
-        tasks = self._tasks.union(*(slot.readers for slot in self._slots))
+        self.draining = True  # so that no slot is opened any more
+        tasks = self._tasks.union(*(slot.readers for slot in self._living))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(slot.close() for slot in (*self._slots, *self._leaving)))
+        await asyncio.gather(*(slot.close() for slot in (*self._living, *self._leaving)))
+
+    @property
+    def _living(self) -> list[Slot]:
+        """Every slot that is to have a child."""
+        return self._slots if self._spare is None else [*self._slots, self._spare]
 
     def _open_store(self) -> Any:
         from cluster.store.objects import open_store
@@ -181,7 +195,10 @@ class Executor:
         # concurrency.
         own_only = self._is_async
         ready = sum(
-            slot.is_ready and not slot.solo and not (own_only and slot.unpacked)
+            slot.is_ready
+            and not slot.solo
+            and not slot.retiring
+            and not (own_only and slot.unpacked)
             for slot in self._slots
         )
         if self.draining or ready == 0:
@@ -194,11 +211,13 @@ class Executor:
 
     def started(self) -> list[int]:
         """Return the tokens that have started, ended ones included."""
+        now = time.monotonic()
         for slot in self._slots:
             if not self._is_async and slot.fed and slot.board is not None:
                 token, started_ns, _ = slot.board.running()
                 held = self.held.get(token)
-                if held is not None and held.started_s is None and token in slot.fed:
+                begun = started_ns / 1e9 <= now  # else it waits for its moment
+                if begun and held is not None and held.started_s is None and token in slot.fed:
                     held.started_s = started_ns / 1e9
         ended = self.ended
         return [
@@ -359,11 +378,18 @@ class Executor:
         slots = [
             slot
             for slot in self._slots
-            if slot.is_ready and not slot.exclusive and not slot.solo and slot.code == code
+            if slot.is_ready
+            and not slot.exclusive
+            and not slot.solo
+            and not slot.retiring
+            and slot.code == code
         ]
         pressing = self._pressing
         yields = pressing is not None and pressing[0] != code and pressing[1] < line[0]
-        limit = self._concurrency if self._is_async else self._pace.child_ahead()
+        limit = self._pace.child_ahead()
+        if self._is_async:
+            retiring = (slot for slot in self._slots if slot.retiring and slot.code == code)
+            limit = self._concurrency - sum(len(slot.fed) for slot in retiring)
         slots.sort(key=lambda slot: len(slot.fed))
         for at, slot in enumerate(slots):
             if slot.stuck or (yields and slot.fed):
@@ -380,6 +406,8 @@ class Executor:
                 if not slot.fed:
                     slot.kill()  # For what earlier attempts left in it, the next is not to blame.
                 continue
+            if self._config.renews:
+                room = min(room, self._left(slot))
             share = -(-len(line) // (len(slots) - at))
             self._feed_slot(slot, line, min(room, share))
             if not line:
@@ -451,8 +479,11 @@ class Executor:
             held.recalled = False
             slot.fed[held.token] = None
             if self._is_async:
-                held.started_s = now
+                held.started_s = now + until_start_s(held.assignment)
         slot.feed([held.assignment for held in batch])
+        slot.taken += len(batch)
+        if self._config.renews:
+            self._see_to_wear(slot)
 
     def _others(self, held: Held) -> list[Held]:
         assert held.slot is not None
@@ -483,7 +514,7 @@ class Executor:
     def _arrange_beside(self, code: str, unpacked: Unpacked | None) -> None:
         """Give a bundle a slot of its own, beside that of the cluster's code."""
         slots = [slot for slot in self._slots if slot.unpacked and not slot.solo]
-        if not code or any(slot.code == code for slot in slots):
+        if not code or any(slot.code == code and not slot.retiring for slot in slots):
             return
         if len(slots) >= CODE_SLOTS_MAX:
             idle = [slot for slot in slots if not slot.fed and not self._lines.get(slot.code)]
@@ -573,6 +604,77 @@ class Executor:
                 else:
                     slot.change(None)
 
+    # --- renewal ------------------------------------------------------------------------------
+
+    def _left(self, slot: Slot) -> int:
+        """Return how many attempts may still be fed to its child."""
+        if slot.growth >= 1.0:
+            return 0
+        tasks_max = self._config.tasks_max
+        return tasks_max - slot.taken if tasks_max else sys.maxsize
+
+    def _see_to_wear(self, slot: Slot) -> None:
+        """See to it that a worn child is renewed as soon as it runs nothing."""
+        if self.draining:
+            return
+        wear = slot.wear
+        if wear >= SPARE_AT and self._spare is None and not slot.code and not slot.solo:
+            self._spare = Slot(self._config, self._scratch, self, solo=False)
+            self._spawn(self._spare.start())
+        if not slot.is_ready or slot not in self._slots or (wear < 1.0 and not slot.retiring):
+            return
+        if self._is_async and not slot.solo:
+            self._retire_child(slot)
+        elif not slot.fed:
+            slot.renew()
+        elif slot.growth >= 1.0:
+            self._ask_back(slot, [self.held[token] for token in slot.fed])
+
+    def _retire_child(self, slot: Slot) -> None:
+        """Let another child take what comes; this one, once it runs nothing, is renewed.
+
+        For a slot with code of a bundle, `_arrange_beside` finds the other.
+        """
+        slot.retiring = True
+        same = [s for s in self._slots if s.code == slot.code and not s.solo]
+        followed = any(not s.retiring for s in same)
+        spare = self._spare
+        if not (followed or slot.code) and len(same) <= RETIRING_MAX:
+            if spare is not None and (slot.fed or spare.is_ready):
+                self._slots.append(spare)
+                self._spare = None
+                asyncio.get_running_loop().call_soon(self._feed)
+                followed = True
+            elif slot.fed:
+                self._open(None, solo=False)
+        if slot.fed:
+            return
+        slot.retiring = False
+        if not followed:
+            if slot.is_ready:
+                slot.renew()
+        elif slot.code or self._spare is not None:
+            self._close(slot)
+        else:
+            self._slots.remove(slot)
+            self._spare = slot
+            if slot.is_ready:
+                slot.renew()
+
+    def _stand_in(self, slot: Slot) -> None:
+        """Let the spare child serve at once in place of one that is dead."""
+        spare = self._spare
+        if slot.retiring:
+            self._retire_child(slot)
+        elif (
+            spare is not None
+            and spare.is_ready
+            and slot in self._slots
+            and not (slot.code or slot.solo)
+        ):
+            self._slots[self._slots.index(slot)] = spare
+            self._spare = slot
+
     # --- news from the slots ------------------------------------------------------------------
 
     def on_ready(self, slot: Slot) -> None:
@@ -614,6 +716,7 @@ class Executor:
             held = self.held[token]
             if outcome.kind == "returned":
                 del slot.fed[token]
+                slot.taken -= 1
                 held.slot, held.started_s = None, None
                 if not self._settled_unstarted(held):
                     back.append(token)
@@ -642,6 +745,8 @@ class Executor:
         if not slot.fed:
             slot.exclusive = False
             self._close_solo(slot)
+        if self._config.renews:
+            self._see_to_wear(slot)
         self._feed()
         self._news()
 
@@ -688,6 +793,8 @@ class Executor:
             )
         self._spawn(self._unlink_after(list(slot.readers), death.output))
         self._close_solo(slot)
+        if self._config.renews:
+            self._stand_in(slot)
         self._feed()
         self._news()
 
@@ -729,7 +836,8 @@ class Executor:
         told = redact(last_lines(data), held.secrets)
         died = f"its process died: {cause}" + (f" ({death.told})" if death.told else "")
         now = time.time()
-        started_at = now - (time.monotonic() - (held.started_s or time.monotonic()))
+        ran_s = time.monotonic() - (held.started_s or time.monotonic())
+        started_at = now - max(0.0, ran_s)  # it may have died while it waited for its moment
         outcome = Outcome(
             held.token,
             "crashed",
@@ -830,6 +938,8 @@ class Executor:
             if value not in held.secrets:
                 held.secrets.append(value)
             return Answer(call.call, msgspec.Raw(encode(value)))
+        if call.op == "endpoint" or call.op == "disable_endpoint":
+            return await asyncio.to_thread(self._endpoint, held, call)
         if call.op == "tasks":
             return await self._tasks_of(held, call)
         if call.op == "hold" or call.op == "bring" or call.op == "missing":
@@ -840,6 +950,19 @@ class Executor:
         if isinstance(reply, Recorded):
             return Answer(call.call, reply.value, reply.found)
         return Answer(call.call, refused=reply)
+
+    def _endpoint(self, held: Held, call: Call) -> Answer:
+        """Look up a webhook endpoint of the attempt's tenant, or disable it. Blocks."""
+        from cluster.endpoints import Endpoints
+
+        endpoints, tenant = Endpoints(self._open_store()), held.spec().tenant
+        if call.op == "disable_endpoint":
+            reason = msgspec.json.decode(call.value, type=str)
+            endpoints.disable(tenant, call.key, reason, time.time())
+            return Answer(call.call)
+        found = endpoints.delivery(tenant, call.key, time.time())
+        held.secrets += [one for one in found.secrets if one not in held.secrets]
+        return Answer(call.call, msgspec.Raw(encode(found)))
 
     async def _tasks_of(self, held: Held, call: Call) -> Answer:
         """Ask for tasks of a job that the attempt's tenant may see."""
@@ -887,7 +1010,7 @@ class Executor:
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
-            for slot in list(self._slots):
+            for slot in list(self._living):
                 slot.tend(now)
             if self.held:
                 self._look(now)
@@ -930,7 +1053,7 @@ class Executor:
                     self._conclude(self.held[token], Outcome(token, "returned"))
 
     def _is_served(self, code: str) -> bool:
-        ready = [slot for slot in self._slots if slot.is_ready and not slot.solo]
+        ready = [s for s in self._slots if s.is_ready and not (s.solo or s.retiring)]
         if any(slot.code == code for slot in ready):
             return True
         # Else the next slot that runs empty will be.

@@ -14,9 +14,9 @@ __all__ = ["BLOCKED", "Held", "as_ordered"]
 #: Why an attempt is killed that lets no other on its event loop have a turn.
 BLOCKED = "blocked loop"
 #: Stops after which a result that came all the same still counts.
-_RESULT_COUNTS = frozenset({"timeout", "drain", NODE_LOST})
+_RESULT_COUNTS = frozenset({"timeout", "drain", "promote", NODE_LOST})
 #: Stops after which a handler's own word on when it is to run again counts.
-_PLANNED = frozenset({"drain", NODE_LOST})
+_PLANNED = frozenset({"drain", "promote", NODE_LOST})
 
 _BLOCKED_TOLD = (
     "it blocked the event loop that it shares with others: await what waits, and run what computes "
@@ -29,9 +29,9 @@ class Held(msgspec.Struct, gc=False):
 
     assignment: Assignment
     slot: Slot | None = None
-    #: Monotonic moment of its start, once known.
+    #: Monotonic moment of its start, once known; in an async child it may be ahead.
     started_s: float | None = None
-    #: Why it is to stop: `cancel`, `drain`, `expired`, or our own `timeout`, BLOCKED, NODE_LOST.
+    #: Why it is to stop: a reason of OrderlyStop, or our own `timeout`, BLOCKED, NODE_LOST.
     stop: str | None = None
     kill_at_s: float = 0.0
     #: The manager wants it back if it has not started.

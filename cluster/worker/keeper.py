@@ -54,7 +54,10 @@ def main(control_fd: int, scratch: str, patience_s: float) -> NoReturn:
     os.setsid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     control = socket.socket(fileno=control_fd)
-    held = hold(Path(scratch).parent)
+    try:
+        held = hold(Path(scratch).parent)
+    except FileNotFoundError:
+        os._exit(0)  # The worker ended while this came up.
     keeper = _Keeper(control, scratch, patience_s)
     _preload()
     worker_is_gone = False

@@ -3,7 +3,8 @@
 Rule 1: frames keep their order, and one that is cut off by a death never happened.
 Rule 2: an assignment is started by the child or handed back `returned`, never both: the child
 decides, so `Recall` and `Stop` are requests. Rule 3: every `Call` gets one `Answer`.
-Rule 4: an outcome that cannot be read fails its own attempt and no other.
+Rule 4: an outcome that cannot be read fails its own attempt and no other. Rule 5: an attempt that
+is to begin at a moment begins then by both sides' reckoning, see `until_start_s`.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cluster.protocol import NOTHING, Assignment, Outcome, Refused
+from cluster.protocol import NOTHING, START_AHEAD_S, Assignment, Outcome, Refused
 from cluster.worker.board import SEPARATOR
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "frame",
     "salvage",
     "salvage_ended",
+    "until_start_s",
 ]
 
 HEADER_BYTES = 4
@@ -59,6 +61,8 @@ class ChildConfig(msgspec.Struct, frozen=True):
     code: str = ""
     #: Those of `job_modules` that are the bundle's: where two declare one type, theirs counts.
     code_modules: list[str] = []
+    #: It is to tell on its board by how much it has grown.
+    weighs: bool = False
 
 
 class Feed(msgspec.Struct, frozen=True, tag="feed", array_like=True):
@@ -132,12 +136,23 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
              is the path it has from then on, or null: keep it in the store
     bring    what is held under the path `key` is written to the local file `value`
     missing  those of the paths `value` that are gone
+    endpoint          the tenant's webhook endpoint `key`
+    disable_endpoint  it is to get nothing more; `value` says why
     """
 
     call: int
     token: int
     op: Literal[
-        "checkpoint", "once_claim", "once_done", "secret", "tasks", "hold", "bring", "missing"
+        "checkpoint",
+        "once_claim",
+        "once_done",
+        "secret",
+        "endpoint",
+        "disable_endpoint",
+        "tasks",
+        "hold",
+        "bring",
+        "missing",
     ]
     key: str = ""
     value: msgspec.Raw = NOTHING
@@ -153,6 +168,13 @@ _decode_outcome = msgspec.json.Decoder(Outcome).decode
 _decode_spans = msgspec.json.Decoder(list[LogSpan]).decode
 _TOKEN = re.compile(rb"\[(\d{1,19}),")
 _ENDED, _LOGS = b'["ended",[', b"\n],["
+
+
+def until_start_s(assignment: Assignment) -> float:
+    """Return how long its handler has to wait: a clock that is off makes that no longer."""
+    if not assignment.starts_at:
+        return 0.0
+    return min(max(0.0, assignment.starts_at - time.time()), START_AHEAD_S)
 
 
 def frame(body: bytes) -> bytes:

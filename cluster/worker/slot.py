@@ -6,6 +6,7 @@ executor's. Rule 3: a keeper that dies is replaced like a child, and what it may
 by the mark in its environment. Rule 4: a kill that has not come about after a while is repeated by
 the worker itself, and a process that even then does not go is given up: it never runs again.
 Rule 5: a child runs the code it was started with and no other; for other code there is a new child.
+Rule 6: it tells how worn its child is; when that one is renewed is the executor's to say.
 """
 
 import asyncio
@@ -107,6 +108,15 @@ class SlotConfig:
     #: A child that holds more, with all it started, is killed; 0 for no limit.
     memory_limit_bytes: int = 0
     patience: Patience = Patience()
+    #: A child is renewed after so many attempts; 0 for any number.
+    tasks_max: int = 0
+    #: It is renewed once it holds so much more than after its first attempt; 0 for any amount.
+    growth_bytes_max: int = 0
+
+    @property
+    def renews(self) -> bool:
+        """Whether a child can be due to be renewed."""
+        return bool(self.tasks_max or self.growth_bytes_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +170,12 @@ class Slot:
         #: The bundle that its next child gets; None: what the cluster was started with. The
         #: executor's, and changed under a living child by `change` alone.
         self.unpacked: Unpacked | None = None
-        #: Its child is being replaced by one with other code.
+        #: Its child is being replaced: by one with other code, or by a fresh one.
         self.changing = False
+        #: Its child gets no more attempts, and goes when its last one has ended. The executor's.
+        self.retiring = False
+        #: How many attempts the living child was given and has not handed back. The executor's.
+        self.taken = 0
         #: Tokens in the child, in the order they were handed over. The executor's.
         self.fed: dict[int, None] = {}
         #: Whose end the next death of the child is, if it was ordered. The executor's.
@@ -250,6 +264,7 @@ class Slot:
         life = _Life(self._scratch)
         self._life = life
         self.lives += 1
+        self.taken = 0
         self.output_bytes, self._rewound = 0, False
         bundle = self.unpacked
         modules = [] if bundle is None else bundle.modules
@@ -262,6 +277,7 @@ class Slot:
             sys.path if bundle is None else [str(bundle.path), *sys.path],
             "" if bundle is None else bundle.sha,
             modules,
+            self.config.growth_bytes_max > 0,
         )
         line = json.dumps({"fork": msgspec.to_builtins(config)}).encode() + b"\n"
         try:
@@ -288,6 +304,17 @@ class Slot:
         """Replace the child by one with this code. Only while it is ready and holds nothing."""
         self.unpacked, self.changing = unpacked, True
         self.kill()
+
+    def renew(self) -> None:
+        """Replace the child by a fresh one. Only while it is ready and holds nothing."""
+        log.info(
+            "worker.child_renewed",
+            pid=self.child_pid,
+            attempts=self.taken,
+            grown_mb=self._grown_bytes // MIB,
+            next="a fresh child is started",
+        )
+        self.change(self.unpacked)
 
     @property
     def alive(self) -> bool:
@@ -395,6 +422,22 @@ class Slot:
         """Whether the child holds so much of its limit that the next attempt could be blamed."""
         limit = self.config.memory_limit_bytes
         return limit > 0 and resident_bytes(self.child_pid) > limit * BLOATED
+
+    @property
+    def wear(self) -> float:
+        """How much of what the child may do is done; at 1 it is due to be renewed."""
+        tasks_max = self.config.tasks_max
+        return max(self.growth, self.taken / tasks_max if tasks_max else 0.0)
+
+    @property
+    def growth(self) -> float:
+        """By which part of what it may grow the child has grown."""
+        may = self.config.growth_bytes_max
+        return self._grown_bytes / may if may else 0.0
+
+    @property
+    def _grown_bytes(self) -> int:
+        return self._life.board.grown_bytes() if self._life is not None else 0
 
     def rewind(self) -> None:
         """Empty the capture file. Only while nothing runs."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ValidationError
 
-from cluster.catalog import TypeCard, card_of
+from cluster.catalog import TypeCard, card_of, limit_keys
 from cluster.ids import uuid7_maker
 from cluster.planning import Problem, plan_for
 from cluster.protocol import Submission
@@ -65,12 +65,15 @@ def submission(
     except msgspec.ValidationError as error:
         raise InvalidInput("submit", f"{type}: {error}") from None
     data = encode_result({} if params is None else params)
-    checked = _checked(definition.params_model, type, data)
+    values = _checked(definition.params_model, type, data).model_dump(mode="json")
     plan, problems = plan_for(
         card_of(definition),
-        checked.model_dump(mode="json"),
+        values,
         card_of=lambda name: _card(registry, name),
         problems_of=lambda name, raw: _problems(registry, name, raw),
+        values_of=lambda name, raw: _checked(registry[name].params_model, name, raw).model_dump(
+            mode="json"
+        ),
     )
     if problems:
         where, told = problems[0]
@@ -100,6 +103,10 @@ def submission(
         code=attempt.assignment.code,
         plan=plan,
         parent=attempt.assignment.job_id,
+        limits=limit_keys(definition.limits, values),
+        expected_s=definition.expected_s,
+        routed=asked.queue is None,
+        resumable=definition.resumable,
     )
     return Submission(_mint(), msgspec.Raw(encode_spec(spec)))
 

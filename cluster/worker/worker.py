@@ -102,6 +102,8 @@ class Worker:
         node: str = "",
         times: WorkerTimes | None = None,
         memory_limit_bytes: int = 0,
+        tasks_max: int = 0,
+        growth_bytes_max: int = 0,
         holder: Holder | None = None,
     ) -> None:
         self.name, self.pool, self.queues = name, pool, list(queues)
@@ -122,6 +124,8 @@ class Worker:
                 tuple(job_modules),
                 memory_limit_bytes,
                 self._times.patience,
+                tasks_max,
+                growth_bytes_max,
             ),
             concurrency,
             self._scratch,

@@ -1,22 +1,29 @@
 """Looking at jobs, cancelling and retrying them."""
 
+import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from cluster.views import JobQuery, JobStatus
-from jobs.errors import InvalidInput
+from cluster.views import DeadLetterQuery, JobQuery, JobStatus
+from jobs.errors import Conflict, InvalidInput
 from service.api import Api, job_id_of
 from service.auth import Caller
+from service.bodies import read_body
+from service.editing import edited
 from service.headers import wait_s
-from service.openapi import answers
+from service.openapi import answers, body
 from service.problems import Forbidden
+from service.routes.submit import OVERHEAD_BYTES
 from service.schemas import (
+    KEPT,
     Attempts,
     Job,
     JobList,
+    RetryRequest,
     Tasks,
     attempt_of,
     job_list,
@@ -24,9 +31,11 @@ from service.schemas import (
     reply,
     task_of,
 )
+from service.submission import decode_as
 
-__all__ = ["PageFilter", "router", "tenant_for"]
+__all__ = ["PageFilter", "label_of", "router", "tenant_for"]
 
+decode_retry = msgspec.json.Decoder(RetryRequest).decode
 _SEEN = ("unauthorized", "forbidden", "not-found", "unavailable")
 
 
@@ -78,7 +87,7 @@ def router(api: Api) -> APIRouter:
                 status=query.status,
                 type=query.type,
                 queue=query.queue,
-                label=_label(query.label),
+                label=label_of(query.label),
                 after=query.after,
                 limit=query.limit,
             )
@@ -115,11 +124,37 @@ def router(api: Api) -> APIRouter:
     @routes.post(
         "/v1/jobs/{job_id}/retry",
         status_code=202,
-        responses=answers(202, Job, *_SEEN, "conflict", description="It has a new budget."),
+        responses=answers(
+            202,
+            Job,
+            *_SEEN,
+            "conflict",
+            "malformed",
+            "too-large",
+            "invalid-input",
+            description="It has a new budget.",
+        ),
+        openapi_extra={"requestBody": body(RetryRequest)["requestBody"] | {"required": False}},
     )
-    async def retry_job(caller: submitter, job_id: str) -> Response:
-        """Give a failed job a new budget of attempts. What had succeeded is not done again."""
-        return reply(job_of(await api.gateway.retry(job_id_of(job_id), caller.sees)), 202)
+    async def retry_job(caller: submitter, job_id: str, request: Request) -> Response:
+        """Give a failed job a new budget of attempts, and maybe other params.
+
+        What had succeeded is not done again. Params of a job of several tasks can't be changed.
+        """
+        limit = api.settings.params_bytes_max + OVERHEAD_BYTES
+        declared = request.headers.get("content-length")
+        data = await read_body(
+            request.receive, limit, declared.encode("latin-1") if declared else None, "a retry"
+        )
+        wanted = decode_as(data, decode_retry, RetryRequest) if data else RetryRequest()
+        if wanted.params == KEPT and not wanted.set:
+            return reply(job_of(await api.gateway.retry(job_id_of(job_id), caller.sees)), 202)
+        view = await api.gateway.job(job_id_of(job_id), caller.sees)
+        spec = await edited(api, view, wanted, caller, time.time())
+        which = DeadLetterQuery(tenant=view.tenant, ids=[view.alias_of or view.id])
+        if not await api.gateway.redrive(which, spec=spec):
+            raise Conflict(f"job {view.id} was retried or purged meanwhile")
+        return reply(job_of(await api.gateway.job(view.id, caller.sees)), 202)
 
     @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN, "invalid-input"))
     async def list_tasks(
@@ -142,7 +177,8 @@ def router(api: Api) -> APIRouter:
     return routes
 
 
-def _label(text: str | None) -> tuple[str, str] | None:
+def label_of(text: str | None) -> tuple[str, str] | None:
+    """Return the name and the value of `name=value`. Raises InvalidInput."""
     if text is None:
         return None
     name, equals, value = text.partition("=")

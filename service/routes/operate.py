@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
+from cluster.views import DeadCount, DeadLetterQuery, QueueView
 from jobs.errors import Unavailable
 from service.api import Api
 from service.auth import Caller
@@ -17,12 +18,16 @@ from service.schemas import Health, JobType, JobTypes, Ready, reply
 __all__ = ["RUN_HEADER", "router"]
 
 RUN_HEADER = "Drayman-Run"
+#: Counting dead letters takes the manager 2 us each, in which it does nothing else: where there are
+#: more than so many, they are counted again only after so long.
+DEAD_FEW, DEAD_AGAIN_S = 5_000, 60.0
 
 
 def router(api: Api) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["operate"], default_response_class=Response)
     shown: dict[int, Response] = {}
+    dead = _DeadLetters(api)
 
     @routes.get("/v1/types", responses=answers(200, JobTypes, "unauthorized"))
     async def list_types(caller: Annotated[Caller, Depends(api.caller())]) -> Response:
@@ -73,12 +78,31 @@ def router(api: Api) -> APIRouter:
     async def metrics(caller: Annotated[Caller, Depends(api.caller("read"))]) -> Response:
         """Return counters of this process and gauges of the whole system."""
         try:
-            text = api.metrics.render(await api.gateway.queues(), await api.gateway.workers())
+            queues, workers = await api.gateway.queues(), await api.gateway.workers()
+            text = api.metrics.render(queues, workers, await dead.counts(queues))
         except Unavailable:
-            text = api.metrics.render(None, None)
+            text = api.metrics.render(None, None, None)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     return routes
+
+
+class _DeadLetters:
+    """How many there are of each kind, as far as counting them holds nobody up."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._counted_s = -DEAD_AGAIN_S
+        self._counts: list[DeadCount] = []
+
+    async def counts(self, queues: list[QueueView]) -> list[DeadCount]:
+        """Return the counts; raises Unavailable."""
+        now_s = time.monotonic()
+        few = sum(queue.dead for queue in queues) <= DEAD_FEW
+        if few or now_s - self._counted_s >= DEAD_AGAIN_S:
+            self._counts = await self._api.gateway.dead_counts(DeadLetterQuery())
+            self._counted_s = now_s
+        return self._counts
 
 
 def _types(api: Api) -> JobTypes:
@@ -92,6 +116,9 @@ def _types(api: Api) -> JobTypes:
                 timeout_s=known.card.timeout_s,
                 unique_for_s=known.card.unique_for_s,
                 unique_by=known.card.unique_by,
+                expected_s=known.card.expected_s,
+                resumable=known.card.resumable,
+                limits=known.card.limits,
                 code=known.code,
                 params_schema=msgspec.json.decode(known.card.schema),
             )

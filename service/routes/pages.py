@@ -1,4 +1,4 @@
-"""The few pages for people: what is here, the API's reference, and what each problem means.
+"""The few pages for people that only tell: the API's reference, and what each problem means.
 
 Rule: nothing on them comes from another host, and there is no script on them at all.
 """
@@ -27,6 +27,7 @@ _STYLE = """
   --soft: color-mix(in srgb, currentColor 6%, transparent); }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 0 auto;
   padding: 2.5rem 1.25rem 5rem; }
+nav { font-size: .875rem; margin-bottom: 2rem }
 h1 { font-size: 1.9rem; margin: 0 0 .25rem } h2 { margin: 2.75rem 0 .5rem; font-size: 1.3rem }
 h3 { margin: 2rem 0 .25rem; font-size: 1rem } p { margin: .4rem 0 }
 code, pre { font: .875em/1.5 ui-monospace, Menlo, Consolas, monospace }
@@ -44,10 +45,6 @@ a { color: inherit; text-underline-offset: .15em }
 def router(app: FastAPI) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(include_in_schema=False, default_response_class=Response)
-
-    @routes.get("/")
-    async def landing() -> Response:
-        return _page("Drayman", _LANDING)
 
     @routes.get("/docs")
     async def docs() -> Response:
@@ -75,22 +72,17 @@ def router(app: FastAPI) -> APIRouter:
     return routes
 
 
-_LANDING = """
-<p>Long-running jobs on Ray: accept in milliseconds, run for hours, lose nothing.</p>
-<p>This is the HTTP API. <a href="/docs">Its reference</a>, <a href="/openapi.json">its
-OpenAPI document</a>, <a href="/problems">what its errors mean</a>,
-<a href="/healthz">is it alive</a>, <a href="/readyz">is it ready</a>.</p>
-<pre>curl -H "Authorization: Bearer $DRAYMAN_TOKEN" -d '{"type": "...", "params": {}}' \\
-  "$DRAYMAN_URL/v1/jobs"</pre>
-<p><code>drayman up</code> printed the token; <code>drayman --help</code> lists the commands.</p>
-"""
+_NAV = (
+    '<nav><a href="/">Dashboard</a> · <a href="/docs">API</a> · <a href="/openapi.json">OpenAPI</a>'
+    ' · <a href="/problems">Problems</a></nav>'
+)
 
 
 def _page(title: str, text: str) -> Response:
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{text}</body></html>",
+        f"<style>{_STYLE}</style></head><body>{_NAV}<h1>{escape(title)}</h1>{text}</body></html>",
         headers=_HEADERS,
     )
 

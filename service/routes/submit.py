@@ -8,19 +8,20 @@ an error, whatever else goes wrong.
 import asyncio
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, TypeAlias
 
+import msgspec
 import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.protocol import Accepted, Refused, refusal_of
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import NO_PARAMS, JobSpec
 from jobs.errors import DraymanError, NotFound, Unavailable
 from service.api import Api
-from service.auth import Caller
-from service.bodies import read_body
+from service.auth import Caller, credentials
+from service.bodies import Bodies
 from service.headers import wait_s
 from service.openapi import answers, body, header
 from service.problems import Malformed, RequestError, TooLarge, problem_of
@@ -41,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 #: Room for everything of a job but its params.
 OVERHEAD_BYTES = 64 * 1024
+#: What became of a line of a batch; None: it is blank.
+_Made: TypeAlias = JobSpec | Exception | None
 #: How many lines of a batch are checked and handed over before others get a turn (some ms).
 LINES_AT_ONCE = 500
 
@@ -64,27 +67,47 @@ _HEADERS = [
     ),
     header("traceparent", "W3C trace context, kept with the job."),
 ]
-_PROBLEMS = ("malformed", "unauthorized", "forbidden", "too-large", "invalid-input", "unavailable")
+_PROBLEMS = (
+    "malformed",
+    "unauthorized",
+    "forbidden",
+    "too-slow",
+    "too-large",
+    "invalid-input",
+    "tenant-overloaded",
+    "overloaded",
+    "unavailable",
+)
 
 
 class SubmitEndpoint:
     """`POST /v1/jobs` as a bare ASGI application."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, bodies: Bodies | None = None) -> None:
         self._api = api
+        #: Of all the ways in together.
+        self.bodies = bodies or Bodies(api.settings.bodies_bytes_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept one job."""
         api = self._api
         sent: dict[bytes, bytes] = dict(scope["headers"])
-        caller = await api.authenticator.identify(sent.get(b"authorization"))
+        caller = await api.authenticator.identify(credentials(sent, "POST"))
         caller.need("submit")
+        api.gateway.check_room(1, tenant=caller.tenant)
         limit = api.settings.params_bytes_max + OVERHEAD_BYTES
-        data = await read_body(receive, limit, sent.get(b"content-length"), "a job")
-        key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
-        now = time.time()
-        spec = await self._spec(data, caller, key, now, sent.get(b"traceparent"))
-        accepted = await api.gateway.submit(spec)
+        declared = sent.get(b"content-length")
+        data = await self.bodies.read(receive, limit, declared, "a job", caller.tenant)
+        try:
+            key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
+            now = time.time()
+            spec = await self._spec(data, caller, key, now, sent.get(b"traceparent"))
+            accepted = await api.gateway.submit(spec)
+        finally:
+            self.bodies.release(caller.tenant, data)
+        if b"prefer" in sent:
+            # Its params lie in the body, which must not stay while the job is waited for.
+            spec, data = msgspec.structs.replace(spec, params=NO_PARAMS), b""
         if not accepted.replayed:
             api.metrics.accepted(spec.type)
         job, status, applied = await self._answer(accepted, spec, caller, now, sent.get(b"prefer"))
@@ -108,7 +131,11 @@ class SubmitEndpoint:
         request = submissions.decode(data)
         if submissions.needs(request):
             await submissions.learn([request])
-        return await submissions.park(submissions.spec(request, caller, key, now, trace))
+        spec = submissions.spec(request, caller, key, now, trace)
+        if submissions.is_large(spec):
+            self._api.gateway.check_spec(spec)
+            spec = await submissions.park(spec)
+        return spec
 
     async def _answer(
         self, accepted: Accepted, spec: JobSpec, caller: Caller, now: float, prefer: bytes | None
@@ -144,6 +171,7 @@ class WorkflowEndpoint(SubmitEndpoint):
 def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
     """Return the routes; `submit` is usually reached past them, through the door."""
     routes = APIRouter(tags=["jobs"])
+    workflow = WorkflowEndpoint(api, submit.bodies)
 
     @routes.post(
         "/v1/jobs",
@@ -169,7 +197,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
         What is wrong is refused with its place: an unknown step or type, a cycle, a reference to
         what is not there, params that a type does not take.
         """
-        return _Bare(WorkflowEndpoint(api))
+        return _Bare(workflow)
 
     @routes.post(
         "/v1/jobs/batch",
@@ -185,15 +213,25 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
         openapi_extra=body(BatchLine, "application/x-ndjson") | {"parameters": _KEYS},
     )
     async def submit_batch(request: Request) -> Response:
-        """Submit up to 10,000 jobs, one a line. A line that is wrong does not stop the others."""
+        """Submit up to 10,000 jobs, one a line. A line that is wrong does not stop the others.
+
+        A blank line has no result, but a number: lines that were refused are sent again at their
+        places, with the same key and nothing in the other places.
+        """
         sent: dict[bytes, bytes] = dict(request.scope["headers"])
-        caller = await api.authenticator.identify(sent.get(b"authorization"))
+        caller = await api.authenticator.identify(credentials(sent, "POST"))
         caller.need("submit")
-        data = await read_body(
-            request.receive, api.settings.batch_bytes_max, sent.get(b"content-length"), "a batch"
-        )
-        key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
-        results = await _batch(api, caller, key, _lines(data, api.settings.batch_lines_max))
+        api.gateway.check_room(1, tenant=caller.tenant)
+        limit, declared = api.settings.batch_bytes_max, sent.get(b"content-length")
+        bodies, tenant = submit.bodies, caller.tenant
+        data = await bodies.read(request.receive, limit, declared, "a batch", tenant)
+        try:
+            key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
+            lines = _lines(data, api.settings.batch_lines_max)
+            api.gateway.check_room(len(lines) - lines.count(b""), len(data), tenant)
+            results = await _batch(api, caller, key, lines)
+        finally:
+            bodies.release(tenant, data)
         return Response(
             encode_lines(results),
             202,
@@ -223,8 +261,6 @@ def _accepted() -> dict[int | str, dict[str, Any]]:
         Job,
         *_PROBLEMS,
         "key-reused",
-        "tenant-overloaded",
-        "overloaded",
         description="The job is durable.",
         headers=_ANSWER_HEADERS,
     )
@@ -259,10 +295,8 @@ async def _batch(
 ) -> list[BatchResult]:
     """Submit what is right of the lines; return a result for each, in order.
 
-    While some are on their way to the manager the next ones are checked. Raises Overloaded, and
-    has submitted none, if there is no room for all.
+    While some are on their way to the manager the next ones are checked.
     """
-    api.gateway.check_room(len(lines))
     now = time.time()
     parts: list[asyncio.Task[list[BatchResult]]] = []
     for first in range(0, len(lines), LINES_AT_ONCE):
@@ -275,26 +309,29 @@ async def _batch(
 
 async def _specs(
     api: Api, caller: Caller, key: RequestKey, lines: list[bytes], first: int, now: float
-) -> list[JobSpec | Exception]:
-    """Return, for each line, its spec or why there is none; `first` lines were before these."""
+) -> list[_Made]:
+    """Return, for each line, its spec or why there is none; `first` lines were before these.
+
+    A blank line is None.
+    """
     submissions = api.submissions
     decode_line, make = submissions.decode_line, submissions.spec
-    requests: list[BatchLine | Exception] = []
+    requests: list[BatchLine | Exception | None] = []
     for number, line in enumerate(lines, first + 1):
         try:
-            requests.append(decode_line(line))
+            requests.append(None if not line or line.isspace() else decode_line(line))
         except Exception as error:
             requests.append(_reason(error, number))
-    unknown = [r for r in requests if not isinstance(r, Exception) and submissions.needs(r)]
+    unknown = [r for r in requests if isinstance(r, BatchLine) and submissions.needs(r)]
     away: Unavailable | None = None
     if unknown:
         try:
             await submissions.learn(unknown)
         except Unavailable as error:
             away = error  # It is the answer to those that nothing is known of.
-    made: list[JobSpec | Exception] = []
+    made: list[_Made] = []
     for number, request in enumerate(requests, first + 1):
-        if isinstance(request, Exception):
+        if request is None or isinstance(request, Exception):
             made.append(request)
         elif away is not None and not submissions.knows(request):
             made.append(away)
@@ -313,7 +350,7 @@ def _reason(error: Exception, number: int) -> Exception:
     return error
 
 
-async def _submit(api: Api, made: list[JobSpec | Exception], first: int) -> list[BatchResult]:
+async def _submit(api: Api, made: list[_Made], first: int) -> list[BatchResult]:
     """Submit the specs among the lines that follow the `first`; return a result a line."""
     await _park(api, made)
     specs = [spec for spec in made if isinstance(spec, JobSpec)]
@@ -325,6 +362,8 @@ async def _submit(api: Api, made: list[JobSpec | Exception], first: int) -> list
     results: list[BatchResult] = []
     accepted: list[str] = []
     for number, spec in enumerate(made, first + 1):
+        if spec is None:
+            continue
         answer = spec if isinstance(spec, Exception) else next(answered)
         if isinstance(answer, Accepted):
             results.append(BatchResult(number, answer.job_id, answer.replayed))
@@ -332,18 +371,20 @@ async def _submit(api: Api, made: list[JobSpec | Exception], first: int) -> list
                 accepted.append(spec.type)
             continue
         reason = answer.exception() if isinstance(answer, Refused) else answer
+        api.metrics.refused(reason)
         results.append(BatchResult(number, problem=problem_of(reason)))
     for job_type, count in Counter(accepted).items():
         api.metrics.accepted(job_type, count)
     return results
 
 
-async def _park(api: Api, made: list[JobSpec | Exception]) -> None:
+async def _park(api: Api, made: list[_Made]) -> None:
     """Move large params into the store, many at once; what can't be moved becomes its error."""
     submissions = api.submissions
 
     async def park(place: int, spec: JobSpec) -> None:
         try:
+            api.gateway.check_spec(spec)
             made[place] = await submissions.park(spec)
         except DraymanError as error:
             made[place] = error

@@ -1,4 +1,4 @@
-"""Queues, dead letters, health, metrics, pages, and an OpenAPI document that is true."""
+"""Queues, workers, health, pages, and an OpenAPI document that is true."""
 
 import asyncio
 import re
@@ -51,20 +51,55 @@ async def test_paused_queue_starts_nothing_until_resumed(
     assert await api.worker.take()
 
 
-async def test_dead_letters_are_listed_and_redriven(
-    api: RunningApi, acme: httpx.AsyncClient
+async def test_drained_queue_refuses_new_work_and_does_what_it_has(
+    api: RunningApi, acme: httpx.AsyncClient, admin: httpx.AsyncClient
 ) -> None:
+    await acme.post("/v1/jobs", json=GREET)
+
+    drained = await admin.post("/v1/queues/default/drain")
+    refused = await acme.post("/v1/jobs", json=GREET)
+    await api.worker.succeed("hello")
+    filled = await admin.post("/v1/queues/default/fill")
+
+    assert (drained.json()["draining"], filled.json()["draining"]) == (True, False)
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
+    assert "drained" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await acme.post("/v1/jobs", json=GREET)).status_code == 202
+    assert (await admin.post("/v1/queues/nowhere/drain")).status_code == 404
+
+
+async def test_paused_worker_gets_nothing_until_it_is_resumed(
+    api: RunningApi, acme: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    await acme.post("/v1/jobs", json=GREET)
+    await api.worker.succeed(1)  # the manager knows it from now on
+
+    paused = await admin.post("/v1/workers/scripted/pause")
     job = (await acme.post("/v1/jobs", json=GREET)).json()
-    await api.worker.fail("the printer is on fire")
+    waits = (await acme.get(job["links"]["self"])).json()
+    resumed = await admin.post("/v1/workers/scripted/resume")
 
-    [dead] = (await acme.get("/v1/dead-letters?type=greet")).json()["jobs"]
-    redriven = await acme.post("/v1/dead-letters/redrive", json={"filter": {"ids": [job["id"]]}})
+    assert (paused.json()["paused"], resumed.json()["paused"]) == (True, False)
+    assert waits["status"] == "pending"
+    assert waits["pending_reason"] == "every worker of queue default is paused"
+    assert await api.worker.take()
 
-    assert (dead["id"], dead["status"]) == (job["id"], "failed")
-    assert dead["error"]["message"] == "the printer is on fire"
-    assert redriven.json() == {"redriven": 1}
-    assert (await acme.get("/v1/dead-letters")).json()["jobs"] == []
-    assert (await acme.get(job["links"]["self"])).json()["status"] == "pending"
+
+async def test_drained_worker_is_shown_so(
+    api: RunningApi, acme: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    await acme.post("/v1/jobs", json=GREET)
+    await api.worker.take()
+
+    drained = await admin.post("/v1/workers/scripted/drain")
+
+    assert (drained.json()["draining"], drained.json()["started"]) == (True, 1)
+
+
+@pytest.mark.parametrize("what", ["pause", "resume", "drain"])
+async def test_unknown_worker_is_404(admin: httpx.AsyncClient, what: str) -> None:
+    assert (await admin.post(f"/v1/workers/nobody/{what}")).status_code == 404
 
 
 async def test_cancel_of_a_waiting_job_is_done_at_once(acme: httpx.AsyncClient) -> None:
@@ -130,34 +165,6 @@ async def test_list_is_paged_and_filtered(acme: httpx.AsyncClient) -> None:
     assert seen == ["4", "2", "0"]
 
 
-async def test_metrics_count_requests_and_show_queues(
-    api: RunningApi, acme: httpx.AsyncClient, admin: httpx.AsyncClient
-) -> None:
-    await acme.post("/v1/jobs", json=GREET)
-    await acme.get("/v1/jobs/nope")
-
-    text = (await admin.get("/metrics")).text
-
-    assert 'drayman_jobs_accepted_total{type="greet"} 1.0' in text
-    assert 'drayman_queue_ready{queue="default"} 1.0' in text
-    assert 'drayman_http_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0' in text
-    assert (
-        'drayman_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"} 1.0'
-        in text
-    )
-    assert "drayman_manager_up 1.0" in text
-
-
-async def test_metrics_go_on_while_the_manager_is_away(
-    api: RunningApi, admin: httpx.AsyncClient
-) -> None:
-    api.port.away = True
-
-    answer = await admin.get("/metrics")
-
-    assert (answer.status_code, "drayman_manager_up 0.0" in answer.text) == (200, True)
-
-
 async def test_every_problem_has_a_page(api: RunningApi) -> None:
     client = api.anonymous()
 
@@ -199,7 +206,7 @@ def test_openapi_describes_every_operation(api: RunningApi) -> None:
                 assert operation["security"] == [{"token": []}], where
                 assert "401" in operation["responses"], where
             if method in ("post", "put") and not path.endswith(
-                ("/cancel", "/retry", "/pause", "/resume")
+                ("/cancel", "/pause", "/resume", "/drain", "/fill", "/run")
             ):
                 assert "requestBody" in operation, where
 
@@ -223,14 +230,24 @@ async def test_openapi_is_true_of_real_answers(
         ("GET", "/v1/jobs/{job_id}/files", f"/v1/jobs/{made}/files", None),
         ("GET", "/v1/jobs/{job_id}/result", f"/v1/jobs/{made}/result", None),
         ("GET", "/v1/dead-letters", "/v1/dead-letters", None),
+        ("GET", "/v1/dead-letters/counts", "/v1/dead-letters/counts", None),
+        ("GET", "/v1/dead-letters/counts", "/v1/dead-letters/counts?colour=red", None),
+        ("POST", "/v1/jobs/{job_id}/retry", f"/v1/jobs/{made}/retry", {"params": {"name": 7}}),
         ("POST", "/v1/dead-letters/redrive", "/v1/dead-letters/redrive", {"filter": {}}),
         ("POST", "/v1/dead-letters/redrive", "/v1/dead-letters/redrive", {}),
+        ("POST", "/v1/dead-letters/purge", "/v1/dead-letters/purge", {"filter": {}}),
+        ("POST", "/v1/dead-letters/purge", "/v1/dead-letters/purge", {}),
         ("POST", "/v1/jobs/{job_id}/cancel", f"/v1/jobs/{made}/cancel", None),
         ("POST", "/v1/jobs/{job_id}/retry", f"/v1/jobs/{made}/retry", None),
         ("GET", "/v1/queues", "/v1/queues", None),
         ("POST", "/v1/queues/{name}/pause", "/v1/queues/io/pause", None),
         ("POST", "/v1/queues/{name}/resume", "/v1/queues/io/resume", None),
+        ("POST", "/v1/queues/{name}/drain", "/v1/queues/io/drain", None),
+        ("POST", "/v1/queues/{name}/fill", "/v1/queues/io/fill", None),
         ("GET", "/v1/workers", "/v1/workers", None),
+        ("POST", "/v1/workers/{name}/pause", "/v1/workers/scripted/pause", None),
+        ("POST", "/v1/workers/{name}/resume", "/v1/workers/nobody/resume", None),
+        ("POST", "/v1/workers/{name}/drain", "/v1/workers/scripted/drain", None),
         ("GET", "/v1/types", "/v1/types", None),
         ("GET", "/v1/tokens", "/v1/tokens", None),
         ("POST", "/v1/tokens", "/v1/tokens", {"tenant": "a", "scopes": ["read"]}),

@@ -26,7 +26,7 @@ async def test_accepted_answer_has_the_fields_of_the_job_itself(acme: httpx.Asyn
 
     shown = (await acme.get(f"/v1/jobs/{accepted['id']}")).json()
 
-    moving = {"submitted_at", "queue_position"}
+    moving = {"submitted_at", "queue_position", "eta", "pending_reason"}
     assert {k: v for k, v in accepted.items() if k not in moving} == {
         k: v for k, v in shown.items() if k not in moving
     }

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from tests.support.live import LiveDrayman
+from tests.support.live import LIVE_JOBS, LiveDrayman
 from tests.support.weed import BUCKET_ENV, started
+
+#: Job types of the Drayman that tests share.
+JOBS = f"{LIVE_JOBS},tests.support.flow_jobs"
 
 #: The README promises that a job type in a user's own module is ten lines.
 OWN_MODULE = '''\
@@ -59,7 +62,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def drayman(bucket: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDrayman]:
     """Runs for the whole session, with Ray's dashboard. Tests kill parts of it, never all."""
-    live = LiveDrayman(tmp_path_factory.mktemp("live"), options=["--compact-after", "5"])
+    options = ["--compact-after", "5", "--http-allow", "127.0.0.0/8"]
+    live = LiveDrayman(tmp_path_factory.mktemp("live"), jobs=JOBS, options=options)
     try:
         live.up()
         yield live

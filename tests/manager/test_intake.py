@@ -9,13 +9,14 @@ from cluster.gateway import Gateway, ManagerAway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager
-from cluster.protocol import Accepted
-from cluster.queue.spec import JobSpec
+from cluster.protocol import Accepted, Refused
+from cluster.queue.spec import JobSpec, encode_spec
 from cluster.queue.state import TaskState
 from cluster.store.memory import MemoryObjects
 from cluster.store.objects import ObjectInfo
-from jobs.errors import KeyReused, Unavailable
+from jobs.errors import KeyReused, Overloaded, Unavailable
 from tests.support.cluster import FakeClock, Life, life
+from tests.support.eventually import eventually
 
 KEYED = {"key": "k", "fingerprint": "f", "key_expires_at": 4e9}
 
@@ -212,13 +213,44 @@ async def test_an_object_that_is_gone_unfolded_is_written_again(
 async def test_intake_is_bounded(
     objects: MemoryObjects, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.intake.JOBS_MAX", 2)
+    monkeypatch.setattr("cluster.intake.JOBS_MAX", 3)
     async with a_gateway(objects, port) as gateway:
-        for _ in range(2):
-            await gateway.submit(JobSpec("greet"))
+        for tenant in ("acme", "acme", "globex"):
+            await gateway.submit(JobSpec("greet", tenant=tenant))
 
-        with pytest.raises(Unavailable, match="intake is full"):
+        with pytest.raises(Overloaded, match="are all there is") as refused:
+            await gateway.submit(JobSpec("greet", tenant="globex"))
+
+        assert (refused.value.scope, refused.value.retry_after_s) == ("system", 2.0)
+
+
+async def test_no_tenant_takes_all_of_intake(
+    objects: MemoryObjects, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [JobSpec("greet", key=f"{n:02}") for n in range(12)]
+    monkeypatch.setattr("cluster.intake.BYTES_MAX", 10 * len(encode_spec(specs[0])))
+    async with a_gateway(objects, port) as gateway:
+        results = await gateway.submit_many(specs)
+        refused = [one.exception() for one in results if isinstance(one, Refused)]
+
+        assert [one.scope for one in refused if isinstance(one, Overloaded)] == ["tenant"] * 4
+        assert (await gateway.submit(JobSpec("greet", tenant="x"))).job_id
+
+
+async def test_what_was_taken_over_makes_room_in_intake(
+    objects: MemoryObjects, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.intake.JOBS_MAX", 5)
+    async with a_gateway(objects, port) as gateway, life(objects, "w1") as one:
+        for _ in range(4):
             await gateway.submit(JobSpec("greet"))
+        port.manager = one.manager
+        await eventually(lambda: not gateway._intake.outstanding())
+
+        port.manager = None
+        results = await gateway.submit_many([JobSpec("greet")] * 4)
+
+        assert all(isinstance(one, Accepted) for one in results)
 
 
 async def test_a_copy_of_an_object_that_was_folded_runs_nothing(

@@ -23,17 +23,26 @@ from cluster.protocol import FileInfo, Outcome, OutcomeKind, Output
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve, job_status
-from cluster.queue.model import Job, State, Task
+from cluster.queue.limits import next_opening
+from cluster.queue.model import Job, Limit, QueueLimits, Rules, State, Task
 from cluster.queue.plan import OVER, REBUILDS_MAX, PlanState, Role, Step, StepState, StepTask
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec
 from cluster.queue.state import TERMINAL, TaskState
 from jobs.errors import Conflict, Overloaded
-from tests.support.builders import NOON, a_job, canonical, some_rules
+from tests.support.auditor import StartsAudit, check_counts, check_gates
+from tests.support.builders import NOON, a_job, canonical
 
 QUEUES = ("default", "io")
 WORKERS = ("w1", "w2", "w3")
-RULES = some_rules(QUEUES, depth_max=200, recoveries_max=1, interruptions_max=2)
+RULES = Rules(
+    {
+        "default": QueueLimits(200, max_run_s=5.0, then="io", oom_to="io"),
+        "io": QueueLimits(200, max_run_s=50.0, then="default"),
+    },
+    recoveries_max=1,
+    interruptions_max=2,
+)
 JOBS_MAX = 8
 #: Follow-ups of one command: far more than any plan here has steps.
 TURNS_MAX = 100
@@ -42,6 +51,14 @@ S = TaskState
 some = st.integers(0, 40)
 workers = st.sampled_from(WORKERS)
 moments = st.sampled_from([None, None, None, 0.0, 30.0])
+limits = st.dictionaries(
+    st.sampled_from(["a", "b", "*"]),
+    st.builds(
+        Limit, st.sampled_from([None, 0.3, 40.0]), st.sampled_from([1, 3]), st.sampled_from([1, 2])
+    ),
+    min_size=1,
+    max_size=2,
+)
 kinds = st.sampled_from(["ok", "ok", "ok", *get_args(OutcomeKind), "lost"])
 
 
@@ -58,6 +75,7 @@ class End(msgspec.Struct, frozen=True):
     picks: list[int]
     stale: bool
     bogus: bool
+    cause: str
 
 
 ends = st.builds(
@@ -70,6 +88,7 @@ ends = st.builds(
     st.lists(some, max_size=3),
     st.sampled_from([False, False, False, True]),
     st.sampled_from([False, False, False, True]),
+    st.sampled_from(["", "", "oom"]),
 )
 
 
@@ -91,6 +110,8 @@ def plans(draw: st.DrawFn) -> Plan:
                 tolerate=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
                 queue=draw(st.sampled_from([None, None, "io"])),
                 max_attempts=draw(st.sampled_from([None, 1, 2])),
+                limits=draw(st.sampled_from([None, None, ["a"], ["b", "a"], []])),
+                resumable=draw(st.booleans()),
             )
         )
     if count == 1 and steps[0].fans_out:
@@ -101,8 +122,6 @@ def plans(draw: st.DrawFn) -> Plan:
 def comparable(state: State) -> dict[str, Any]:
     """Return the canonical dump without what may differ: jobs that history has may be gone."""
     found = canonical(state)
-    for line in found["lines"].values():
-        del line["counts"]["dead"]  # chunks that failed, of jobs that completed, are among them
     found["stopping"] = {worker: sorted(stops) for worker, stops in found["stopping"].items()}
     found["remade"] = {
         job.id: job.plan.remade for job in state.order if job.plan and job.plan.remade
@@ -136,6 +155,8 @@ class Planned(RuleBasedStateMachine):
         #: Chunks that came back beside the window, by (job, step).
         self.returned: Counter[tuple[str, str]] = Counter()
         self.over: dict[str, tuple[str, float]] = {}
+        self.audit = StartsAudit(self.state)
+        self.configs = 0
 
     # --- what is done -------------------------------------------------------------------------
 
@@ -147,7 +168,7 @@ class Planned(RuleBasedStateMachine):
         events = decide(self.state, RULES, command, now)
         self.happen(events, now)
         for _ in range(TURNS_MAX):
-            if not self.state.moving:
+            if not (self.state.moving or self.state.opening):
                 return events
             follow = decide(self.state, RULES, c.Advance(), now)
             assert follow
@@ -162,6 +183,7 @@ class Planned(RuleBasedStateMachine):
             row = e.to_row(event)
             self.journal.append((now, row))
             evolve(self.shadow, e.from_row(row), now)
+            self.audit.saw(event)
             self.after(event)
 
     def before(self, event: e.Event) -> None:
@@ -205,7 +227,8 @@ class Planned(RuleBasedStateMachine):
         """Check what one event may have made of the state."""
         if isinstance(event, e.TasksAdded) and event.role == "chunk":
             step = self.plan(event.job_id).steps[event.step]
-            assert step.counts[S.READY] + step.counts[S.LEASED] <= step.spec.at_once
+            busy = sum(step.counts[state] for state in (S.READY, S.PARKED, S.LEASED))
+            assert busy <= step.spec.at_once
         if isinstance(event, e.TaskSucceeded) and (plan := self.state.jobs[event.job_id].plan):
             task = plan.tasks.get(event.task_id)
             if task is not None and task.role is Role.SPLIT:
@@ -244,9 +267,20 @@ class Planned(RuleBasedStateMachine):
         self.work_well("w1", 5, rounds)
 
     @precondition(lambda self: self.jobs < JOBS_MAX)
-    @rule(plan=plans(), run_in=moments, expires_in=moments, priority=st.sampled_from([0, 0, 5]))
+    @rule(
+        plan=plans(),
+        run_in=moments,
+        expires_in=moments,
+        priority=st.sampled_from([0, 0, 5]),
+        limits=st.sampled_from([(), ("a",), ("a", "b")]),
+    )
     def submit_a_plan(
-        self, plan: Plan, run_in: float | None, expires_in: float | None, priority: int
+        self,
+        plan: Plan,
+        run_in: float | None,
+        expires_in: float | None,
+        priority: int,
+        limits: tuple[str, ...] = (),
     ) -> None:
         self.jobs += 1
         try:
@@ -255,6 +289,7 @@ class Planned(RuleBasedStateMachine):
                     f"job{self.jobs}",
                     plan=plan,
                     priority=priority,
+                    limits=limits,
                     run_at=None if run_in is None else self.now() + run_in,
                     expires_at=None if expires_in is None else self.now() + expires_in,
                 )
@@ -266,7 +301,8 @@ class Planned(RuleBasedStateMachine):
     @rule(plan=plans(), queue=st.sampled_from(QUEUES), max_attempts=st.integers(1, 2))
     def submit_both(self, plan: Plan, queue: str, max_attempts: int) -> None:
         self.jobs += 1
-        self.do(a_job(f"job{self.jobs}", queue=queue, max_attempts=max_attempts))
+        limits = ("a",) if max_attempts == 1 else ()
+        self.do(a_job(f"job{self.jobs}", queue=queue, max_attempts=max_attempts, limits=limits))
         self.submit_a_plan(plan, None, None, 0)
 
     def anything_ready(self) -> bool:
@@ -289,7 +325,7 @@ class Planned(RuleBasedStateMachine):
     @rule(worker=workers, chunks=st.sampled_from([1, 3, 5]), rounds=st.integers(1, 2))
     def work_well(self, worker: str, chunks: int, rounds: int) -> None:
         """Let all go well for a while."""
-        end = End("ok", True, None, chunks, False, [], False, False)
+        end = End("ok", True, None, chunks, False, [], False, False, "")
         for _ in range(rounds):
             leased = self.do(c.Lease(worker, list(QUEUES), 6))
             tokens = [event.token for event in leased if isinstance(event, e.TaskLeased)]
@@ -355,6 +391,7 @@ class Planned(RuleBasedStateMachine):
             output=msgspec.Raw(data),
             alone=end.alone,
             delay_s=end.delay_s,
+            cause=end.cause,
         )
 
     def lost_by(self, task: Task, end: End) -> list[tuple[str, int]]:
@@ -420,8 +457,40 @@ class Planned(RuleBasedStateMachine):
     def revive(self, pick: int) -> None:
         failed = [job for job in self.state.jobs.values() if job_status(job) == "failed"]
         job = failed[pick % len(failed)]
-        assert self.do(c.Revive(job.id))
+        if job.purged:
+            with pytest.raises(Conflict):
+                self.do(c.Revive(job.id))
+            return
+        assert self.do(c.Revive(job.id, self.now() + 20.0 if pick % 3 == 0 else 0.0))
         assert not job.finished_at
+
+    @precondition(lambda self: self.state.dead)
+    @rule(pick=some)
+    def purge(self, pick: int) -> None:
+        job = list(self.state.dead.values())[pick % len(self.state.dead)].job
+        if job.finished_at:
+            assert self.do(c.Purge(job.id))
+            assert self.do(c.Purge(job.id)) == []
+        else:
+            with pytest.raises(Conflict):
+                self.do(c.Purge(job.id))
+
+    @rule(limits=limits)
+    def configure(self, limits: dict[str, Limit]) -> None:
+        self.configs += 1
+        self.do(c.Configure(b'{"revision":%d}' % self.configs, "run", {}, limits))
+
+    @precondition(lambda self: self.state.leases)
+    @rule(pick=some)
+    def promote(self, pick: int) -> None:
+        token, task = list(self.state.leases.items())[pick % len(self.state.leases)]
+        queue, stop = task.line.name, task.stop
+        resumable = isinstance(task, StepTask) and task.step.spec.resumable
+
+        self.do(c.Promote(token))
+
+        assert (task.line.name == queue) == bool(resumable or stop)
+        assert task.stop == (stop or ("promote" if resumable else ""))
 
     @rule(what=st.sampled_from(["compact", "compact", "restart", "dump", "pause", "resume"]))
     def operate(self, what: str) -> None:
@@ -466,6 +535,8 @@ class Planned(RuleBasedStateMachine):
         self.wall = self.now() + seconds
         self.do(c.Tick())
         assert self.do(c.Tick()) == []
+        if self.now() == self.state.at:
+            check_gates(self.state, ticked=True)
 
     # --- what must hold -----------------------------------------------------------------------
 
@@ -481,6 +552,11 @@ class Planned(RuleBasedStateMachine):
         assert not self.state.moving
 
     @invariant()
+    def limits_and_counts_agree_with_the_tasks(self) -> None:
+        check_gates(self.state)
+        check_counts(self.state)
+
+    @invariant()
     def all_indexes_agree(self) -> None:
         leased = {t.token: t for t in self.tasks() if t.state is S.LEASED}
         stops = {t.token: t.stop for t in leased.values() if t.stop}
@@ -492,7 +568,7 @@ class Planned(RuleBasedStateMachine):
         assert len(leased) == sum(t.token > 0 for t in self.tasks())
         for name, line in self.state.lines.items():
             mine = [t for t in self.tasks() if t.line is line]
-            ready = [*line.ready(), *line.suspects]
+            ready = [*(task for _, task in line.in_turn()), *line.suspects]
             counted = [t for t in mine if not (t.job.finished_at and t.state is S.WAITING)]
             assert line.counts == {s: sum(t.state is s for t in counted) for s in S}
             assert line.chunks == sum(
@@ -502,16 +578,19 @@ class Planned(RuleBasedStateMachine):
             assert len(ready) == len(set(ready)), name
             assert set(ready) == {t for t in mine if t.state is S.READY}
             for bucket in line.buckets.values():
-                assert all(bucket.flows.values())
-                for flow in (bucket.simple, *bucket.flows.values()):
-                    tickets = [t.ticket for t in flow]
-                    assert tickets == sorted(set(tickets))
-                    assert not flow or flow[0].state is flow[-1].state is S.READY
+                for tenant in bucket.tenants.values():
+                    assert tenant.size == sum(flow.size for flow in tenant.flows.values())
+                    for flow in tenant.flows.values():
+                        tickets = [t.ticket for t in flow]
+                        assert len(tickets) == flow.size
+                        assert tickets == sorted(set(tickets))
         assert self.state.plans == {job.id: job for job, _ in self.planned_jobs()}
         assert self.state.dead == {
             (t.job.id, t.id): t
             for t in self.tasks()
-            if t.state is S.DEAD and job_status(t.job) not in ("completed", "cancelled")
+            if t.state is S.DEAD
+            and job_status(t.job) not in ("completed", "cancelled")
+            and not t.job.purged
         }
 
     @invariant()
@@ -548,7 +627,7 @@ class Planned(RuleBasedStateMachine):
         for job, plan in self.planned_jobs():
             if job.finished_at:
                 continue
-            busy = plan.counts[S.READY] + plan.counts[S.LEASED]
+            busy = plan.counts[S.READY] + plan.counts[S.LEASED] + plan.counts[S.PARKED]
             timed = [t for t in plan.tasks.values() if t.due_at]
             assert {t.state for t in timed} <= {S.WAITING, S.BACKING_OFF}
             assert busy or timed, f"{job.id} stands still"
@@ -588,7 +667,7 @@ class Planned(RuleBasedStateMachine):
                 assert status == "failed"
             else:
                 assert (status, states) == ("completed", {StepState.SUCCEEDED})
-            live = {S.READY, S.LEASED, S.BACKING_OFF}
+            live = {S.READY, S.PARKED, S.LEASED, S.BACKING_OFF}
             assert not any(plan.counts[s] for s in live)
             assert status == "failed" or not plan.counts[S.WAITING]
 
@@ -598,7 +677,7 @@ class Planned(RuleBasedStateMachine):
             self.do(c.LoseWorker(worker, "end of test"))
         for queue in QUEUES:
             self.do(c.ResumeQueue(queue))
-        end = End("ok", True, None, 3, False, [], False, False)
+        end = End("ok", True, None, 3, False, [], False, False, "")
         for n in range(400):
             self.wall = self.now() + 5_000.0
             self.do(c.Tick())
@@ -612,13 +691,15 @@ class Planned(RuleBasedStateMachine):
             assert job.finished_at, f"{job.id} never ends"
         self.what_ended_stays_as_it_was()
         self.all_indexes_agree()
-        assert not self.state.leases
+        assert (self.state.leases, self.state.starts, self.state.usage) == ({}, {}, {})
+        assert not any(gate.in_use or gate.sides for gate in self.state.gates.values())
+        assert next_opening(self.state) is None
 
 
 # Twenty seconds where nothing else runs; the limit is for machines where much does.
-TestPlanned = pytest.mark.timeout(180)(Planned.TestCase)
+TestPlanned = pytest.mark.timeout(240)(Planned.TestCase)
 TestPlanned.settings = settings(
-    max_examples=120,
+    max_examples=100,
     stateful_step_count=80,
     deadline=None,
     derandomize=True,

@@ -17,6 +17,8 @@ from cluster.queue import engine
 from cluster.queue.events import TaskLeased, TasksAdded
 from cluster.queue.plan import Role, Step
 from cluster.queue.state import TaskState
+from cluster.schedules import Scheduler
+from cluster.sessions import Session
 from tests.support.simulation.simulation import Plan, Result, simulate
 
 SEEDS_MAX = 500
@@ -69,6 +71,7 @@ class Forgetful:
 
     def __init__(self, workers: WorkerPort) -> None:
         self.spawn, self.watch, self.kill = workers.spawn, workers.watch, workers.kill
+        self.unplaceable, self.ask_for = workers.unplaceable, workers.ask_for
 
     async def live(self) -> dict[str, str]:
         return {}
@@ -146,6 +149,73 @@ def write_half_the_lineage() -> Iterator[Plan]:
         yield Plan()
 
 
+@contextlib.contextmanager
+def find_room_at_every_limit() -> Iterator[Plan]:
+    with (
+        mock.patch("cluster.queue.limits.has_room", return_value=True),
+        mock.patch("cluster.queue.dispatch.has_room", return_value=True),
+    ):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def start_without_spacing() -> Iterator[Plan]:
+    with mock.patch("cluster.queue.limits._interval_s", return_value=0.0):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def forget_limits_in_a_snapshot() -> Iterator[Plan]:
+    with mock.patch("cluster.queue.snapshot.restore_gates"):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def forget_schedules_with_their_manager() -> Iterator[Plan]:
+    with mock.patch.object(Scheduler, "begin"):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def leave_out_a_tick() -> Iterator[Plan]:
+    """Of ticks that are due together the first is left out."""
+    fire = engine._DECIDE[c.FireSchedule]
+
+    def fire_later(state: Any, rules: Any, command: Any, now: float) -> Any:
+        if len(command.ticks) > 1:
+            command = msgspec.structs.replace(command, ticks=command.ticks[1:])
+        return fire(state, rules, command, now)
+
+    with mock.patch.dict(engine._DECIDE, {c.FireSchedule: fire_later}):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def leave_long_work_where_it_is() -> Iterator[Plan]:
+    with mock.patch.object(Manager, "_promote"):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def send_nobody_away() -> Iterator[Plan]:
+    with mock.patch.object(Session, "retire"):
+        yield Plan()
+
+
+@contextlib.contextmanager
+def fold_before_the_config_is_read() -> Iterator[Plan]:
+    """What was acknowledged for a queue that a live change brought is refused then."""
+    take, start = Manager._take_config, Manager.start
+
+    async def start_with_the_file(self: Manager, version: str) -> None:
+        with mock.patch.object(Manager, "_take_config", return_value=False):
+            await start(self, version)
+        take(self)
+
+    with mock.patch.object(Manager, "start", start_with_the_file):
+        yield Plan()
+
+
 def hunt(plan: Plan) -> Result:
     """Return the first schedule that breaks a promise."""
     for seed in range(1, SEEDS_MAX + 1):
@@ -167,6 +237,14 @@ def hunt(plan: Plan) -> Result:
         (join_without_the_last_chunk, "without its chunks"),
         (go_on_after_a_cancel, "after its job was stopped"),
         (write_half_the_lineage, "has no row of task"),
+        (find_room_at_every_limit, "is number"),
+        (start_without_spacing, "too soon for"),
+        (forget_limits_in_a_snapshot, "gives other gates"),
+        (forget_schedules_with_their_manager, "did not fire"),
+        (leave_out_a_tick, "was due"),
+        (leave_long_work_where_it_is, "was not moved"),
+        (send_nobody_away, "at rest pools have other sizes"),
+        (fold_before_the_config_is_read, "was acknowledged, then refused"),
     ],
 )
 def test_planted_bug_is_found(bug: Any, told: str) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import msgspec
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.config import Config, PoolSettings
 from cluster.gateway import Gateway, ManagerAway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
@@ -32,10 +33,10 @@ from cluster.protocol import (
     decode_orders,
     encode,
 )
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from cluster.store.memory import MemoryObjects
 from jobs.context import Context
-from jobs.definition import job
+from jobs.definition import JobDefinition, job
 from jobs.errors import DraymanError
 from jobs.registry import Registry
 from service.api_settings import ApiSettings
@@ -110,6 +111,12 @@ class NoWorkers:
 
     async def kill(self, worker: str) -> None:
         """There is nothing to end."""
+
+    def unplaceable(self, pool: PoolSettings) -> str:
+        return ""
+
+    async def ask_for(self, wanted: list[tuple[PoolSettings, int]]) -> None:
+        """There is nobody to ask."""
 
 
 class Away:
@@ -247,8 +254,10 @@ class RunningApi:
 
 
 @asynccontextmanager
-async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[RunningApi]:
-    """Start an API over a new store."""
+async def running_api(
+    settings: ApiSettings | None = None, *, types: Iterable[JobDefinition] = ()
+) -> AsyncIterator[RunningApi]:
+    """Start an API over a new store; `types` are known beside its own."""
     store = MemoryObjects()
     loop = asyncio.get_running_loop()
 
@@ -258,9 +267,9 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
     def fatal(error: DraymanError) -> None:
         raise AssertionError(f"the manager would exit: {error}")
 
-    pools = [PoolSettings(name="cpu", queues=["default", "io"], size=0)]
+    pool = PoolSettings(name="cpu", queues=["default", "io"], min=0, max=0)
     manager = await build(
-        ClusterSettings(store="memory://", pools=pools),
+        ClusterSettings(store="memory://", config=Config(pools={"cpu": pool})),
         NoWorkers(),
         clock=RealClock(),
         offload=offload,
@@ -284,7 +293,7 @@ async def running_api(settings: ApiSettings | None = None) -> AsyncIterator[Runn
         sleep=patience.sleep,
     )
     app = create_app(
-        gateway, Registry([greet, greet_once]), store, settings or ApiSettings(run="run-1")
+        gateway, Registry([greet, greet_once, *types]), store, settings or ApiSettings(run="run-1")
     )
     running = RunningApi(app, manager, port, store, TokenStore(store))
     try:

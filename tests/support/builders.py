@@ -7,11 +7,26 @@ by the events and keeps them as journal rows. No manager, no store, no clock.
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from cluster.protocol import Outcome, OutcomeKind
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve
-from cluster.queue.model import Job, Line, QueueLimits, Rules, State, Task, Timer
+from cluster.queue.limits import is_idle
+from cluster.queue.line import Priorities, marks_of
+from cluster.queue.model import (
+    Gate,
+    Job,
+    Limit,
+    Line,
+    QueueLimits,
+    Rules,
+    State,
+    Task,
+    TenantLimits,
+    Timer,
+)
 from cluster.queue.plan import PlanState, Step, StepTask
 from cluster.queue.spec import JobSpec, decode_head, encode_spec
 from cluster.queue.state import TaskState
@@ -40,13 +55,18 @@ def some_rules(
     recoveries_max: int = 3,
     interruptions_max: int = 100,
     idempotency_keys_max: int = 1_000,
+    limits: dict[str, QueueLimits] | None = None,
+    tenants: dict[str, TenantLimits] | None = None,
+    **more: Any,
 ) -> Rules:
-    """Return rules for these queues."""
+    """Return rules for these queues, and for those of `limits` other ones."""
     return Rules(
-        {queue: QueueLimits(depth_max) for queue in queues},
+        {**{queue: QueueLimits(depth_max) for queue in queues}, **(limits or {})},
+        tenants or {},
         recoveries_max=recoveries_max,
         interruptions_max=interruptions_max,
         idempotency_keys_max=idempotency_keys_max,
+        **more,
     )
 
 
@@ -63,7 +83,7 @@ class Rulebook:
         """Decide and evolve; return what happened, or raise what refused it."""
         events = decide(self.state, self.rules, command, self.now)
         self.happen(*events)
-        while self.state.moving:
+        while self.state.moving or self.state.opening:
             follow = decide(self.state, self.rules, c.Advance(), self.now)
             self.happen(*follow)
             events += follow
@@ -109,6 +129,13 @@ class Rulebook:
         """Let a worker die."""
         return self.do(c.LoseWorker(worker, cause))
 
+    def configure(
+        self, limits: dict[str, Limit] | None = None, weights: dict[str, float] | None = None
+    ) -> list[e.Event]:
+        """Let these limits and weights hold from now on."""
+        config = b'{"revision":%d}' % self.state.seq
+        return self.do(c.Configure(config, "run", weights or {}, limits or {}))
+
     def cancel(self, job_id: str) -> list[e.Event]:
         """Cancel a job."""
         return self.do(c.Cancel(job_id))
@@ -131,15 +158,16 @@ class Rulebook:
 # --- dumping ----------------------------------------------------------------------------------
 
 
-#: What history takes over.
-FINAL = (TaskState.SUCCEEDED, TaskState.CANCELLED)
+#: What history takes over, the dead letters that were purged included.
+FINAL = (TaskState.SUCCEEDED, TaskState.CANCELLED, TaskState.DEAD)
 
 
 def canonical(state: State) -> dict[str, Any]:
     """Return everything that decides what happens next, as plain values in a fixed order.
 
-    What is kept only to be dropped later (stale entries of lines and timers) is left out: two
-    states that answer every command alike are equal.
+    What is kept only to be dropped later (stale entries of lines and timers) is left out, and so is
+    which limit has room, which only time may have changed: two states that answer every command
+    alike are equal.
     """
     return {
         "seq": state.seq,
@@ -165,6 +193,20 @@ def canonical(state: State) -> dict[str, Any]:
         "dead": [(*key, _name(task)) for key, task in state.dead.items()],
         "moving": sorted(state.moving),
         "workers": list(state.workers.items()),
+        "config": (state.config, state.config_run, state.config_seq, state.shares.weights),
+        "gates": {
+            key: _gate(gate, state.at)
+            for key, gate in sorted(state.gates.items())
+            if not is_idle(gate, state.at)
+        },
+        "starts": sorted(state.starts.items()),
+        "usage": (state.usage, state.total),
+        "learned": state.learned,
+        "tellers": sorted(state.tellers.items()),
+        "telling": state.telling,
+        "schedules": {
+            name: msgspec.structs.asdict(schedule) for name, schedule in state.schedules.items()
+        },
     }
 
 
@@ -225,10 +267,31 @@ def _line(line: Line) -> dict[str, Any]:
     return {
         "paused": line.paused,
         "counts": {str(state): n for state, n in line.counts.items() if state not in FINAL},
-        "ready": [(_name(task), task.ticket) for task in line.ready()],
         "suspects": [_name(task) for task in line.suspects],
         "chunks": line.chunks,
-        "turns": {priority: bucket.served for priority, bucket in line.buckets.items()},
+        "bytes": line.bytes,
+        **_turns(line),
+    }
+
+
+def _turns(line: Priorities) -> dict[str, Any]:
+    return {
+        "in turn": [(_name(task), task.ticket) for _, task in line.in_turn()],
+        "turns": line.turns,
+        "marks": {priority: marks_of(bucket) for priority, bucket in line.buckets.items()},
+    }
+
+
+def _gate(gate: Gate, at: float) -> dict[str, Any]:
+    return {
+        "limit": gate.limit,
+        "tat": [0.0 if moment <= at else moment for moment in (gate.tat, gate.before)],
+        "last": gate.last,
+        "in use": gate.in_use,
+        "sides": {
+            name: {"ready": sorted(map(_name, side.ready)), **_turns(side)}
+            for name, side in sorted(gate.sides.items())
+        },
     }
 
 

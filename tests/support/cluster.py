@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from cluster.compaction import CompactionPlan, compact
+from cluster.config import Config, PoolSettings
 from cluster.gateway import Gateway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager, build
 from cluster.protocol import Orders, Outcome, Output, Report, decode_orders, encode
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from cluster.store.memory import MemoryObjects
 from jobs.errors import DraymanError
 
@@ -88,6 +89,12 @@ class Workers:
 
     async def kill(self, worker: str) -> None:
         self.killed.append(worker)
+
+    def unplaceable(self, pool: PoolSettings) -> str:
+        return ""
+
+    async def ask_for(self, wanted: list[tuple[PoolSettings, int]]) -> None:
+        """There is nobody to ask."""
 
     def dies(self, worker: str) -> None:
         self._deaths.setdefault(worker, asyncio.Event()).set()
@@ -165,15 +172,16 @@ async def life(
     *alive: str,
     cluster_id: str = "here",
     take_over: bool = False,
-    pools: Sequence[PoolSettings] = (PoolSettings(name="cpu", queues=["default"], size=0),),
+    pools: Sequence[PoolSettings] = (PoolSettings(name="cpu", queues=["default"], min=0, max=0),),
     clock: FakeClock | None = None,
     new_store: bool = True,
+    config: dict[str, Any] | None = None,
     **settings_more: Any,
 ) -> AsyncIterator[Life]:
     """Start a manager on `objects`; it is dropped at the end as a crash would drop it."""
     settings = ClusterSettings(
         store="memory://",
-        pools=list(pools),
+        config=Config(pools={pool.name: pool for pool in pools}, **(config or {})),
         cluster_id=cluster_id,
         take_over=take_over,
         **settings_more,

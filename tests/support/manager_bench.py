@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from cluster.config import Config, PoolSettings
 from cluster.manager import Manager, build
 from cluster.protocol import (
     Accepted,
@@ -23,7 +24,7 @@ from cluster.protocol import (
 )
 from cluster.queue.model import State
 from cluster.queue.spec import JobSpec, encode_spec
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from cluster.store.memory import MemoryObjects
 from jobs.errors import DraymanError
 from tests.support.builders import NOON, a_spec
@@ -31,7 +32,7 @@ from tests.support.cluster import InlineCompactor
 
 __all__ = ["ManagerBench", "NamedWorkers", "StandingClock"]
 
-CPU = PoolSettings(name="cpu", queues=["default"], size=0)
+CPU = PoolSettings(name="cpu", queues=["default"], min=0, max=0)
 
 
 class StandingClock:
@@ -90,6 +91,12 @@ class NamedWorkers:
     async def kill(self, worker: str) -> None:
         self.killed.append(worker)
 
+    def unplaceable(self, pool: PoolSettings) -> str:
+        return ""
+
+    async def ask_for(self, wanted: list[tuple[PoolSettings, int]]) -> None:
+        """There is nobody to ask."""
+
     def die(self, worker: str, cause: str = "worker died") -> None:
         self.alive.pop(worker, None)
         self._deaths[worker].set_result(cause)
@@ -115,7 +122,9 @@ class ManagerBench:
         self.before: Callable[[Any], None] = lambda function: None
         self.manager: Manager
         self._settings = ClusterSettings(
-            store="memory://", pools=[CPU] if pools is None else pools, cluster_id="c1"
+            store="memory://",
+            config=Config(pools={pool.name: pool for pool in ([CPU] if pools is None else pools)}),
+            cluster_id="c1",
         )
         self._numbers = itertools.count(1)
         self._reports: dict[str, int] = {}

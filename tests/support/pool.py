@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.config import PoolSettings
 from cluster.queue.model import Task
 from cluster.queue.spec import JobSpec
-from cluster.settings import PoolSettings
 from cluster.worker.worker import Worker, WorkerTimes
 from tests.support.cluster import Life, life
 from tests.support.eventually import eventually
@@ -76,7 +76,7 @@ class Pool:
 @asynccontextmanager
 async def pool(objects: Any, store: Path, **fields: Any) -> AsyncIterator[Pool]:
     """Start a manager whose one pool is like this; workers are started by the test."""
-    settings = PoolSettings(name="cpu", queues=["default"], size=0, **fields)
+    settings = PoolSettings(name="cpu", queues=["default"], min=0, max=0, **fields)
     async with life(objects, pools=[settings]) as now:
         one = Pool(now, settings, store)
         try:

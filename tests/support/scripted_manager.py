@@ -77,6 +77,7 @@ class ScriptedManager:
         token = next(self._tokens)
         attempt = spec.pop("attempt", 1)
         checkpoint = spec.pop("checkpoint", NOTHING)
+        starts_at = spec.pop("starts_at", 0.0)
         encoded = encode_spec(JobSpec(type=type, params=msgspec.Raw(params), **spec))
         assignment = Assignment(
             token,
@@ -87,6 +88,7 @@ class ScriptedManager:
             checkpoint,
             alone,
             code=spec.get("code", ""),
+            starts_at=starts_at,
         )
         self._ready.append(assignment)
         self.wake()

@@ -4,18 +4,21 @@ import pytest
 import ray
 
 from cluster.actors.manager import start_manager
+from cluster.config import default_config
 from cluster.settings import ClusterSettings
 from jobs.errors import InvalidInput
+
+MACHINE = default_config(2)
 
 
 @pytest.mark.parametrize(
     ("settings", "needs_one_node"),
     [
-        (ClusterSettings(store="file:///store"), True),
-        (ClusterSettings(store="/store"), True),
-        (ClusterSettings(store="s3://bucket", journal="file:///fast"), True),
-        (ClusterSettings(store="file:///nfs", shared_mount=True), False),
-        (ClusterSettings(store="s3://bucket"), False),
+        (ClusterSettings(config=MACHINE, store="file:///store"), True),
+        (ClusterSettings(config=MACHINE, store="/store"), True),
+        (ClusterSettings(config=MACHINE, store="s3://bucket", journal="file:///fast"), True),
+        (ClusterSettings(config=MACHINE, store="file:///nfs", shared_mount=True), False),
+        (ClusterSettings(config=MACHINE, store="s3://bucket"), False),
     ],
 )
 def test_a_folder_keeps_drayman_on_one_node_unless_it_is_mounted_on_all(
@@ -28,16 +31,16 @@ def test_a_folder_is_refused_where_ray_has_several_nodes(monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}, {"Alive": True}])
 
     with pytest.raises(InvalidInput, match=r"this Ray has 2; use a bucket, or say --shared-mount"):
-        start_manager(ClusterSettings(store="file:///store"))
+        start_manager(ClusterSettings(config=MACHINE, store="file:///store"))
 
 
 @pytest.mark.parametrize(
     ("settings", "linger_s"),
     [
-        (ClusterSettings(store="file:///store"), 0.0),
-        (ClusterSettings(store="s3://bucket"), 0.025),
-        (ClusterSettings(store="s3://bucket", journal="file:///fast"), 0.0),
-        (ClusterSettings(store="s3://bucket", commit_linger_ms=5), 0.005),
+        (ClusterSettings(config=MACHINE, store="file:///store"), 0.0),
+        (ClusterSettings(config=MACHINE, store="s3://bucket"), 0.025),
+        (ClusterSettings(config=MACHINE, store="s3://bucket", journal="file:///fast"), 0.0),
+        (ClusterSettings(config=MACHINE, store="s3://bucket", commit_linger_ms=5), 0.005),
     ],
 )
 def test_only_commits_to_a_bucket_wait_for_company_by_themselves(

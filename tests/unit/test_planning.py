@@ -97,7 +97,12 @@ def a_step(
 
 def planned(*steps: StepCard, params: Any = None, **more: Any) -> tuple[Plan, list[Problem]]:
     return plan_steps(
-        list(steps), params=params or {}, card_of=known, problems_of=problems_of, **more
+        list(steps),
+        params=params or {},
+        card_of=known,
+        problems_of=problems_of,
+        values_of=lambda name, raw: msgspec.json.decode(raw),
+        **more,
     )
 
 
@@ -386,7 +391,13 @@ def test_a_fan_out_by_itself_leaves_all_limits_to_its_job() -> None:
 
 def test_a_type_gives_the_plan_of_its_kind() -> None:
     def plan(definition: JobDefinition, params: Any) -> tuple[Plan | None, list[Problem]]:
-        return plan_for(card_of(definition), params, card_of=known, problems_of=problems_of)
+        return plan_for(
+            card_of(definition),
+            params,
+            card_of=known,
+            problems_of=problems_of,
+            values_of=lambda *_: {},
+        )
 
     assert plan(fetch, {"source": "x"}) == (None, [])
     assert plan(chunks, {"table": "t"}) == (plan_fan_out(card_of(chunks)), [])

@@ -2,17 +2,25 @@
 
 import pytest
 
-from cluster.settings import default_pools, tuned_pools
+from cluster.config import default_config
+from cluster.settings import tuned
 from jobs.errors import InvalidInput
 
 
 def test_wishes_change_what_they_name_and_nothing_else() -> None:
-    pools = default_pools(cpus=4)
+    config = default_config(cpus=4)
 
-    cpu, io = tuned_pools(pools, ["cpu:memory_limit_mb=2000", "cpu:heartbeat_timeout_s=7.5"])
+    found = tuned(config, ["cpu:memory_limit_mb=2000", "cpu:heartbeat_timeout_s=7.5"])
 
-    assert (cpu.memory_limit_mb, cpu.heartbeat_timeout_s, cpu.size) == (2000, 7.5, 4)
-    assert io == pools[1]
+    cpu = found.pools["cpu"]
+    assert (cpu.memory_limit_mb, cpu.heartbeat_timeout_s, cpu.min, cpu.max) == (2000, 7.5, 4, 4)
+    assert found.pools["io"] == config.pools["io"]
+
+
+def test_a_size_is_both_the_least_and_the_most() -> None:
+    cpu = tuned(default_config(cpus=4), ["cpu:size=3"]).pools["cpu"]
+
+    assert (cpu.min, cpu.max) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,14 @@ def test_wishes_change_what_they_name_and_nothing_else() -> None:
 )
 def test_a_wish_that_cannot_be_fulfilled_is_refused_with_what_can_be(wish: str, said: str) -> None:
     with pytest.raises(InvalidInput, match="pool") as refused:
-        tuned_pools(default_pools(cpus=4), [wish])
+        tuned(default_config(cpus=4), [wish])
 
     assert said in str(refused.value)
+
+
+def test_pools_suit_the_machine() -> None:
+    small, large = default_config(cpus=1), default_config(cpus=16, gpus=2)
+
+    assert (small.pools["cpu"].max, list(small.pools)) == (2, ["cpu", "io"])
+    assert (large.pools["cpu"].max, large.pools["gpu"].shape) == (16, {"GPU": 1.0})
+    assert large.checked() == large

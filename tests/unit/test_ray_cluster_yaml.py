@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.config import default_config
+from service.config_file import read_config
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -80,3 +83,18 @@ def test_nodes_run_the_ray_that_is_pinned(prepared: dict[str, Any]) -> None:
 
     assert pinned is not None
     assert all(image.startswith(f"rayproject/ray:{pinned[1]}-py311") for image in images)
+
+
+def test_every_pool_fits_on_a_machine_that_can_be_had(prepared: dict[str, Any]) -> None:
+    from cluster.actors.placement import lacking
+
+    config = read_config(ROOT / "ray-cluster.toml", default_config(1))
+    types = prepared["available_node_types"].values()
+    nodes = [{"Resources": each["resources"], "Labels": each.get("labels", {})} for each in types]
+    (up,) = [c for c in commands(prepared, "head_start_ray_commands") if "drayman up" in c]
+
+    assert {name: lacking(pool, nodes) for name, pool in config.pools.items()} == dict.fromkeys(
+        ["cpu", "io", "gpu"], ""
+    )
+    assert all(pool.shape for pool in config.pools.values()), "it would never be worth a machine"
+    assert "--config /home/ray/drayman/ray-cluster.toml" in up

@@ -43,7 +43,7 @@ class Bench:
         await self.manager.reported(lambda report: report.free > 0)
 
     async def close(self) -> None:
-        keepers = [slot.keeper_pid for slot in self.slots]
+        keepers = [slot.keeper_pid for slot in self.slots if slot.keeper_pid]
         below = [pid for keeper in keepers for pid in descendants(keeper)]
         self.worker.stop()
         if self.running is not None:

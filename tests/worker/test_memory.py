@@ -1,9 +1,11 @@
 """Memory: a child past its limit is killed, named `oom`, and nobody else is charged."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
+from cluster.protocol import Outcome
 from cluster.worker.memory import MIB, held_bytes, oom_kills, resident_bytes
 from tests.support.eventually import written
 
@@ -22,6 +24,30 @@ async def test_child_past_its_limit_is_killed_and_told_how_much_it_held(
     assert (outcome.kind, outcome.cause, outcome.alone) == ("crashed", "oom", True)
     assert "MiB of memory, and the limit is 300 MiB" in outcome.error
     assert "eating" in outcome.error
+
+
+async def test_only_the_attempt_that_ran_is_blamed_for_memory_in_a_batch(
+    start: Any, tmp_path: Path
+) -> None:
+    bench = await start(memory_limit_bytes=LIMIT)
+    await bench.manager.all_outcomes([bench.manager.submit("test.noop") for _ in range(500)])
+    bench.manager.eager = True
+
+    eater = bench.manager.submit("test.eat", {"path": str(tmp_path / "pid"), "n": 400})
+    behind = [bench.manager.submit("test.noop") for _ in range(20)]
+    outcome = await bench.manager.outcome(eater)
+    others = await bench.manager.all_outcomes(behind)
+
+    assert (outcome.kind, outcome.cause, outcome.alone) == ("crashed", "oom", True)
+    assert held_mib(outcome) > 300
+    assert {other.kind for other in others} == {"ok"}
+
+
+def held_mib(outcome: Outcome) -> int:
+    """Return how much memory an error says was held."""
+    told = re.search(r"it held (\d+) MiB of memory, and the limit is 300 MiB", outcome.error)
+    assert told, outcome.error
+    return int(told[1])
 
 
 async def test_memory_of_what_a_handler_started_counts(start: Any) -> None:
@@ -66,6 +92,7 @@ async def test_neighbours_on_a_loop_are_suspects_until_the_eater_is_known(start:
 
     assert {(o.kind, o.cause, o.alone) for o in outcomes} == {("crashed", "oom", False)}
     assert (alone.kind, alone.cause, alone.alone) == ("crashed", "oom", True)
+    assert min(held_mib(outcome) for outcome in [*outcomes, alone]) > 300
 
 
 async def test_plain_kill_is_not_taken_for_want_of_memory(start: Any) -> None:

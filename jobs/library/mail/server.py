@@ -90,7 +90,10 @@ class Server:
 
 
 class Conversation:
-    """One connection, from greeting to good-bye, driven step by step from plain code."""
+    """One connection, from greeting to good-bye, driven step by step from plain code.
+
+    For several mails it is kept; one that the server gave up meanwhile is made again.
+    """
 
     def __init__(self, server: Server, secret: str, stopped: Callable[[], bool]) -> None:
         self._server, self._secret, self._stopped = server, secret, stopped
@@ -112,6 +115,11 @@ class Conversation:
         finally:
             self._runner.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._client.is_connected
+
     def address(self, sender: str, recipients: Sequence[str], size: int) -> tuple[list[str], Round]:
         """Say who writes to whom; return who is accepted, and what was said of the others.
 
@@ -120,9 +128,12 @@ class Conversation:
         try:
             return self._runner.run(self._heed(self._address(sender, recipients, size), 0.0))
         except SMTPResponseException as error:
+            if error.code == 421:
+                self._client.close()  # as the server is about to do
             raise self._refusal(error, "will not take the mail") from error
         except (OSError, SMTPException) as error:
             # aiosmtplib's own timeouts and lost connections are OSErrors too.
+            self._client.close()
             raise Retry(f"{self._server.shown} does not answer ({_words(error)})") from error
 
     def send(self, message: bytes, accepted: Sequence[str], told: Round) -> Round:
@@ -144,6 +155,8 @@ class Conversation:
                 told.unknown.extend(accepted)
         except (OSError, SMTPException, Stopped):
             told.unknown.extend(accepted)
+            # A late answer would be taken for that to what is said next.
+            self._client.close()
         else:
             told.sent.extend(accepted)
         return told
@@ -151,6 +164,35 @@ class Conversation:
     async def _address(
         self, sender: str, recipients: Sequence[str], size: int
     ) -> tuple[list[str], Round]:
+        client = self._client
+        if not await self._is_ready():
+            await self._open()
+        options = [f"SIZE={size}"] if client.supports_extension("size") else []
+        await client.mail(sender, options=options)
+        accepted, told = [], Round()
+        for recipient in recipients:
+            try:
+                await client.rcpt(recipient)
+                accepted.append(recipient)
+            except SMTPRecipientRefused as error:
+                if error.code == 421:  # the server is about to hang up
+                    raise
+                refusals = told.refused if error.code >= 500 else told.deferred
+                refusals[recipient] = _words(error)
+        return accepted, told
+
+    async def _is_ready(self) -> bool:
+        """Whether the connection is there and takes another mail."""
+        if not self._client.is_connected:
+            return False
+        try:
+            await self._client.rset()
+        except (OSError, SMTPException):
+            self._client.close()  # No mail was under way: a new connection does as well.
+            return False
+        return True
+
+    async def _open(self) -> None:
         client, server = self._client, self._server
         await client.connect()
         await client.ehlo()
@@ -165,19 +207,6 @@ class Conversation:
                 )
         if server.user is not None:
             await self._log_in(server.user, server.password or "")
-        options = [f"SIZE={size}"] if client.supports_extension("size") else []
-        await client.mail(sender, options=options)
-        accepted, told = [], Round()
-        for recipient in recipients:
-            try:
-                await client.rcpt(recipient)
-                accepted.append(recipient)
-            except SMTPRecipientRefused as error:
-                if error.code == 421:  # the server is about to hang up
-                    raise
-                refusals = told.refused if error.code >= 500 else told.deferred
-                refusals[recipient] = _words(error)
-        return accepted, told
 
     async def _log_in(self, user: str, password: str) -> None:
         try:

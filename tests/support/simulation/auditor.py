@@ -17,13 +17,15 @@ from cluster.commit import CommitLog
 from cluster.protocol import Assignment, Orders, Output, decode_batch
 from cluster.queue import events as e
 from cluster.queue.engine import evolve, job_status
-from cluster.queue.model import State, Task
+from cluster.queue.model import Job, State, Task
+from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import decode_spec
 from cluster.queue.state import TERMINAL, TaskState
 from cluster.store import journal
 from cluster.store.segment import Rows, SegmentHeader
 from jobs.errors import DraymanError
 from tests.support.builders import canonical
+from tests.support.simulation.flow import FlowAuditor
 from tests.support.simulation.loop import Process
 from tests.support.simulation.plans import PlanAuditor
 from tests.support.simulation.world import World
@@ -37,6 +39,8 @@ EXCUSED_S = 60.0
 RECOVERIES_MAX = 3
 #: A task may be given back unstarted so often, in all the trouble of one schedule.
 RETURNED_MAX = 20
+#: A snapshot is tried at each so manieth segment: a real one is made in few schedules.
+SNAPSHOT_EVERY = 40
 #: Nobody waits in a schedule's time for a moment that is so far away.
 FAR_S = 300.0
 
@@ -83,6 +87,7 @@ class Auditor:
         self._effects: Counter[tuple[str, str, str]] = Counter()
         self._succeeded: set[tuple[str, str]] = set()
         self.plans = PlanAuditor(self._wrong)
+        self.flow = FlowAuditor(self._wrong, world.monotonic)
         #: Jobs that an attempt submits if it succeeds, by its token; and those whose attempt did.
         self._submits: dict[int, list[str]] = {}
         self._submitted: dict[str, None] = {}
@@ -146,6 +151,11 @@ class Auditor:
                 self._evict(event)
             evolve(self.state, event, at)
             self._after(event)
+            outside = getattr(event, "job_id", "") not in self._taken_in
+            self.flow.take(event, at, self.state, self._epoch, outside=outside)
+        if header.number % SNAPSHOT_EVERY == 0:
+            again = load(dump(self.state))
+            self._compare(f"a snapshot at segment {header.number}", self.state, again)
 
     def _before(self, event: e.Event) -> None:
         self.counts[event.kind] += 1
@@ -156,10 +166,11 @@ class Auditor:
             )
         elif isinstance(event, e.JobSubmitted):
             spec = decode_spec(event.raw)
-            request = spec.labels["request"]
+            request = spec.labels.get("request")
             if request in self._requests:
                 self._wrong(f"request {request} became two jobs")
-            self._requests[request] = event.job_id
+            if request is not None:
+                self._requests[request] = event.job_id
             if spec.parent is not None and event.job_id not in self._submitted:
                 self._wrong(f"{event.job_id} was submitted by an attempt that did not succeed")
         elif isinstance(event, e.OutputLost):
@@ -209,6 +220,8 @@ class Auditor:
         ):
             if how.startswith("killed") and event.cause != "timeout":
                 self._wrong(f"the crash of lease {token} was charged as an attempt")
+            if how == "stopped" and event.cause != "timeout":
+                self._wrong(f"lease {token} did as it was told, and was charged for it")
         elif isinstance(event, e.AttemptCrashed):
             # Fed to an async child, it counts as begun: it may have been killed before that.
             fair = how.startswith("killed") or (not how and token not in self._live)
@@ -335,12 +348,14 @@ class Auditor:
         if resumes_at < self._checkpoints.get((job_id, task_id), 0):
             self._wrong(f"{job_id} resumes at {resumes_at}, behind its checkpoint")
         self._live[token] = (worker, child)
+        self.flow.began(assignment, self._world.wall())
 
     def attempt_ended(self, token: int, how: str) -> None:
         """Take it that a handler runs no more."""
         self._world.note("ended", token, how)
         self._live.pop(token, None)
         self._endings[token] = how
+        self.flow.ended(token)
 
     def checkpointed(self, assignment: Assignment, at: int) -> None:
         """Take it that a handler was told: your checkpoint is durable."""
@@ -360,6 +375,24 @@ class Auditor:
         """Take it that an attempt submits this job, if it succeeds."""
         self._submits.setdefault(token, []).append(job_id)
 
+    # --- operators ----------------------------------------------------------------------------
+
+    def dead(self) -> list[Job]:
+        """Return the dead letters there are."""
+        return [task.job for task in self.state.dead.values()]
+
+    def configured(self, revision: int) -> None:
+        """Take it that somebody was told: this config holds."""
+        self.flow.configured(revision, self.state)
+
+    def worker_paused(self, worker: str) -> None:
+        """Take it that somebody was told: this worker gets nothing, while its manager lives."""
+        self.flow.worker_paused(worker, self._epoch)
+
+    def behind(self) -> list[str]:
+        """Return schedules that have ticks due which did not fire."""
+        return self.flow.behind(self._world.wall())
+
     # --- managers -----------------------------------------------------------------------------
 
     def life_ended(self, name: str, commit: CommitLog) -> None:
@@ -378,10 +411,14 @@ class Auditor:
                     evolve(replayed, e.from_row(e.to_row(event)), at)
         if commit.base:  # it began at a snapshot, which leaves out what history has
             _forget_finished(replayed, self.segments[commit.base][1].seq[-1])
-        live, again = canonical(commit.state), canonical(replayed)
+        self.flow.check_books(commit.state)
+        self._compare(f"{name}: its journal", commit.state, replayed)
+
+    def _compare(self, what: str, state: State, other: State) -> None:
+        live, again = canonical(state), canonical(other)
         if live != again:
             different = [field for field in live if live[field] != again[field]]
-            self._wrong(f"{name}: its journal gives other {', '.join(different)}")
+            self._wrong(f"{what} gives other {', '.join(different)}")
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -432,6 +469,7 @@ class Auditor:
                     f"{job_id} was submitted by an attempt that succeeded, and is not there"
                 )
         self.plans.check_end(self.state, self._world.store)
+        self.flow.check_end(self.state)
         for job_id in self._cancelled:
             if self._status(job_id) != "cancelled":
                 self._wrong(f"{job_id} was cancelled, and is {self._status(job_id)}")

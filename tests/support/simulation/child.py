@@ -22,7 +22,7 @@ from cluster.protocol import NOTHING, Assignment, FileInfo, Inputs, Outcome, Sub
 from cluster.queue.spec import JobSpec, decode_spec, encode_spec
 from cluster.views import TaskPage, TaskView
 from cluster.worker.attempt import BEING_MADE, Attempt, InputLost, SplitResult
-from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop
+from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop, until_start_s
 from cluster.worker.slot import Death, Slot, SlotConfig, SlotOwner
 from jobs.errors import DraymanError, NotFound, Unavailable
 from jobs.outcome import Discard, Retry, Snooze, StopRequested
@@ -239,6 +239,8 @@ class SimChild:
         self._waiting: dict[int, Assignment] = {}
         self._line: deque[Assignment] = deque()
         self._running: dict[int, asyncio.Event] = {}
+        #: Those of them whose handler began: others wait for their moment.
+        self._begun: dict[int, None] = {}
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         self._numbers = 0
         #: What an Attempt wants of its host.
@@ -256,7 +258,7 @@ class SimChild:
         self._slot.worker.call(delay_s, self._slot.died, self, cause)
 
     def _dead(self) -> None:
-        for token in self._running:
+        for token in self._begun:
             self._auditor.attempt_ended(token, f"killed: {self._cause}")
 
     def write_log(self, attempt: Attempt, text: str) -> None:
@@ -291,9 +293,9 @@ class SimChild:
         while self._line and (together or not self._running):
             assignment = self._line.popleft()
             if self._waiting.pop(assignment.token, None) is not None:
-                now_ns = int(self._world.monotonic() * 1e9)
+                starts_s = self._world.monotonic() + until_start_s(assignment)
                 if not together:
-                    self._board.begun = (assignment.token, now_ns, 0)
+                    self._board.begun = (assignment.token, int(starts_s * 1e9), 0)
                 self._running[assignment.token] = asyncio.Event()
                 self.process.spawn(self._attempt(assignment))
 
@@ -302,18 +304,39 @@ class SimChild:
     async def _attempt(self, assignment: Assignment) -> None:
         token = assignment.token
         attempt = Attempt(self, assignment)  # type: ignore[arg-type]
+        if await self._comes_to_start(assignment):
+            attempt.started_at = self._world.wall()
+            outcome = await self._run(attempt, assignment)
+        else:
+            outcome = attempt.unstarted()
+        self._board.outcomes.append(outcome)
+        del self._running[token]
+        # A short one may wait for company; then it is on the board only.
+        self.process.call(self._world.rng.choice([0.0, 0.0, 0.003]), self._flush)
+        self._next()
+
+    async def _comes_to_start(self, assignment: Assignment) -> bool:
+        """Wait for its moment; False if a stop came before."""
+        if wait_s := until_start_s(assignment):
+            try:
+                await asyncio.wait_for(self._running[assignment.token].wait(), wait_s)
+            except TimeoutError:
+                return True
+            return False
+        return True
+
+    async def _run(self, attempt: Attempt, assignment: Assignment) -> Outcome:
+        token = assignment.token
+        self._begun[token] = None
         self._auditor.attempt_started(assignment, self._slot.worker, self.process)
         try:
             await self._perform(attempt, assignment)
             outcome = attempt.succeeded(encode_result({"token": token}))
         except (Exception, StopRequested, InputLost) as error:
             outcome = attempt.failed(error)
+        del self._begun[token]
         self._auditor.attempt_ended(token, outcome.kind)
-        self._board.outcomes.append(outcome)
-        del self._running[token]
-        # A short one may wait for company; then it is on the board only.
-        self.process.call(self._world.rng.choice([0.0, 0.0, 0.003]), self._flush)
-        self._next()
+        return outcome
 
     def _flush(self) -> None:
         if self._board.outcomes:
@@ -387,6 +410,9 @@ class SimChild:
             self._outbox.send(Moved(token, 0.5, "half"))
         elif op == "crash" and assignment.attempt <= args[0]:
             self._world.later(0.0, self.die, "signal 11")
+            await asyncio.sleep(3600.0)
+        elif op == "oom" and assignment.attempt <= args[0]:
+            self._world.later(0.0, self.die, "oom")
             await asyncio.sleep(3600.0)
         elif op == "fail" and assignment.attempt <= args[0]:
             raise HandlerError(f"attempt {assignment.attempt}")

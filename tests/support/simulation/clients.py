@@ -13,6 +13,7 @@ from jobs.errors import Conflict, DraymanError, KeyReused, NotFound, Overloaded,
 from jobs.retry import RetryPolicy
 from tests.support.simulation.auditor import Auditor
 from tests.support.simulation.machine import GatewayLife, Machine
+from tests.support.simulation.operators import KEYS, NEW_QUEUE, TENANTS
 from tests.support.simulation.world import World
 
 __all__ = ["Clients"]
@@ -36,6 +37,16 @@ PROGRAMS: list[list[Any]] = [
     [["stubborn", 1.0]],
     [["work", 3.0]],
     [["work", 0.1], ["fail", 1], ["submit", 2]],
+    [["work", 0.1], ["oom", 1], ["work", 0.1]],
+    [["checkpoint"], ["work", 0.2], ["oom", 5]],
+]
+#: Those that are too long for a fast queue come as often as the others there.
+LONG: list[list[Any]] = [
+    [["work", 1.0], ["checkpoint"], ["work", 1.0], ["checkpoint"], ["work", 1.0]],
+    [["work", 3.0]],
+    [["work", 0.2], ["checkpoint"], ["work", 6.0]],
+    [["stubborn", 3.0]],
+    [["work", 12.0]],
 ]
 #: How chunks go, and those that differ from the others.
 CHUNKS: list[list[Any]] = [
@@ -117,7 +128,9 @@ class Clients:
         world = self._world
         self._numbers += 1
         rng = world.rng
-        steps = rng.choice(PROGRAMS)
+        queue = self._queue()
+        steps = rng.choice(LONG if queue == "fast" and world.chance(0.3) else PROGRAMS)
+        flows = self._flowing() if world.flows else {}
         run_at = world.wall() + world.uniform(0.1, 3.0) if world.chance(0.1) else None
         expires_at = world.wall() + world.uniform(0.5, 5.0) if world.chance(0.05) else None
         timeout_s = world.uniform(0.1, 2.0) if world.chance(0.15) else None
@@ -128,7 +141,7 @@ class Clients:
             type="program",
             params=msgspec.Raw(msgspec.json.encode(params)),
             plan=plan,
-            queue=rng.choice(["default", "default", "io"]),
+            queue=queue,
             priority=rng.choice([0, 0, 0, 5]),
             run_at=run_at,
             expires_at=expires_at,
@@ -137,7 +150,26 @@ class Clients:
             max_attempts=rng.choice([1, 2, 3]),
             retry=RetryPolicy(base_s=0.3, max_s=1.0),
             labels={"request": str(self._numbers)},
+            **flows,
         )
+
+    def _queue(self) -> str:
+        """Return a queue that there is, as far as anybody can know."""
+        queues = ["default", "default", "io"]
+        known = self._auditor.flow.config.all_queues
+        queues += [name for name in ("fast", "fast", "slow", NEW_QUEUE) if name in known]
+        return self._world.rng.choice(queues)
+
+    def _flowing(self) -> dict[str, Any]:
+        """Return what a job says about its place in the flow."""
+        rng = self._world.rng
+        return {
+            "tenant": rng.choice(TENANTS),
+            "limits": tuple(rng.sample(KEYS, rng.choice([0, 0, 1, 1, 2]))),
+            "routed": rng.random() < 0.3,
+            "expected_s": rng.choice([None, None, 0.1, 5.0]),
+            "resumable": rng.random() < 0.6,
+        }
 
     def _fan_out(self) -> tuple[dict[str, Any], Plan]:
         return self._chunks("", 40), Plan([self._step_of_chunks("")])
@@ -174,6 +206,9 @@ class Clients:
             needs = rng.sample(steps, min(len(steps), rng.choice([0, 1, 1, 2])))
             queue = rng.choice([None, None, "io", "default"])
             more: dict[str, Any] = {"needs": [step.name for step in needs], "queue": queue}
+            if self._world.flows:
+                more["resumable"] = rng.random() < 0.5
+                more["limits"] = rng.choice([None, None, [], [rng.choice(KEYS)]])
             if rng.random() < 0.4:
                 params = self._chunks(f"{name}.", 6)
                 step = self._step_of_chunks(name, params=_raw(params), **more)
@@ -323,8 +358,7 @@ class Clients:
             await asyncio.sleep(0.5)
 
     def _gateway(self) -> GatewayLife | None:
-        lives = self._machine.gateways
-        return self._world.rng.choice(lives) if lives else None
+        return self._machine.any_gateway()
 
 
 async def _page(job_id: str, first: int, gateway: Any) -> Any:

@@ -9,12 +9,16 @@ from tests.support.simulation.world import World
 
 __all__ = ["Faults"]
 
+#: So long after the last fault there is nothing left of it.
+MENDED_S = 6.0
+
 
 class Faults:
     """Trouble until `until_s`; afterwards everything works."""
 
     def __init__(self, world: World, machine: Machine, until_s: float) -> None:
         self._world, self._machine, self._until_s = world, machine, until_s
+        self._flow = machine.auditor.flow
         kinds: list[Callable[[], Awaitable[None]]] = [
             self._kill_manager,
             self._kill_manager_somewhere,
@@ -33,11 +37,16 @@ class Faults:
         ]
         rng = world.rng
         self._kinds = rng.sample(kinds, rng.randint(0, 5))
+        #: One that begins after a jump cannot know of it, and believes the clock.
+        self._ends_managers = any(
+            "manager" in kind.__name__ or "power" in kind.__name__ for kind in self._kinds
+        )
         self._every_s = rng.choice([0.5, 1.0, 2.0, 4.0])
         machine.network.lost = rng.choice([0.0, 0.0, 0.01, 0.1])
         machine.network.doubled = rng.choice([0.0, 0.0, 0.05, 0.3])
         machine.network.late = rng.choice([0.0, 0.0, 0.02, 0.2])
         machine.spawn_fails = rng.choice([0.0, 0.0, 0.3])
+        self._flow.reorders = bool(machine.network.late or machine.network.doubled)
         world.store.fail_before = rng.choice([0.0, 0.0, 0.02, 0.1])
         world.store.fail_after = rng.choice([0.0, 0.0, 0.02, 0.1])
         world.io_slow = rng.choice([0.0, 0.01, 0.05])
@@ -68,6 +77,8 @@ class Faults:
         for process in world.processes:
             process.steps_left = None
             process.resume()
+        # What was on its way still comes, and who died starts again.
+        world.later(MENDED_S, self._flow.mended)
 
     # --- managers -----------------------------------------------------------------------------
 
@@ -160,5 +171,10 @@ class Faults:
         self._world.store.is_gone = False
 
     async def _set_clock(self) -> None:
-        jump_s = self._world.rng.choice([-3600.0, -30.0, -1.0, 0.5, 60.0, 3600.0])
+        far_s = 3600.0
+        if self._world.flows:
+            # Of an hour that is believed each tick fires: true to the word, and long to simulate.
+            far_s = 600.0 if self._ends_managers else 7200.0
+        jump_s = self._world.rng.choice([-3600.0, -30.0, -1.0, 0.5, 60.0, far_s])
+        self._flow.clock_was_set = True
         self._world.wall_offset_s += jump_s

@@ -13,10 +13,11 @@ import msgspec
 
 from cluster import manager as plain_manager
 from cluster.compaction import CompactionDone, CompactionPlan, compact
+from cluster.config import PoolSettings
 from cluster.gateway import Gateway, ManagerAway
 from cluster.history.reader import History
 from cluster.protocol import decode_orders, decode_report
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from cluster.store.journal import Fenced
 from cluster.worker.worker import Worker, WorkerTimes
 from jobs.errors import DraymanError, Unavailable
@@ -69,6 +70,7 @@ class ManagerLife:
                 clock=_Clock(world),
                 offload=world.offload,
                 draw=world.rng.random,
+                new_id=world.job_id,
                 nonce=world.hex,
                 on_fatal=self._fatal,
                 store=world.store,
@@ -252,6 +254,13 @@ class Workers:
         if (life := self._machine.workers.get(worker)) is not None:
             life.process.kill()
 
+    def unplaceable(self, pool: PoolSettings) -> str:
+        """Any worker has its place here."""
+        return ""
+
+    async def ask_for(self, wanted: list[tuple[PoolSettings, int]]) -> None:
+        """There is nobody to ask."""
+
 
 class Compactor:
     """The manager's port to a compactor, which runs in a process of its own."""
@@ -379,6 +388,10 @@ class Machine:
         return not any(
             life.gateway._senders or life.gateway._returning is not None for life in self.gateways
         )
+
+    def any_gateway(self) -> "GatewayLife | None":
+        """Return one of the replicas; None if there is none."""
+        return self.world.rng.choice(self.gateways) if self.gateways else None
 
     def travel_s(self) -> float:
         """Return how long one message takes."""

@@ -2,22 +2,26 @@
 
 import asyncio
 import gc
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.settings import ClusterSettings, PoolSettings
+from cluster.settings import ClusterSettings
 from tests.support.simulation.auditor import Auditor
 from tests.support.simulation.child import slots_of
 from tests.support.simulation.clients import Clients
 from tests.support.simulation.faults import Faults
 from tests.support.simulation.loop import Stalled
 from tests.support.simulation.machine import Machine
+from tests.support.simulation.operators import Operators, first_config
 from tests.support.simulation.world import START_S, World
 
 __all__ = ["SHORT", "Plan", "Result", "simulate"]
 
 #: After the trouble so much time may pass until everything has ended.
 SETTLE_S = 240.0
+#: And so much until no pool has more workers than it must.
+REST_S = 60.0
 #: In so many schedules the journal is compacted: it takes long, being the real Parquet.
 COMPACTS = 0.08
 
@@ -67,7 +71,9 @@ def _simulate(seed: int, plan: Plan, keep_trace: bool) -> Result:
     auditor = Auditor(world)
     world.store.on_durable, world.store.on_deleted = auditor.durable, auditor.deleted
     with world.installed(slots_of(world, auditor)):
-        machine = Machine(world, auditor, _settings(world))
+        settings = _settings(world)
+        auditor.flow.config = settings.config
+        machine = Machine(world, auditor, settings)
         machine.build_manager = plan.build_manager or machine.build_manager
         machine.build_gateway = plan.build_gateway or machine.build_gateway
         try:
@@ -78,7 +84,8 @@ def _simulate(seed: int, plan: Plan, keep_trace: bool) -> Result:
         world.loop.bury()
     trace = list(world.lines()) if keep_trace or world.violations else []
     virtual_s = world.monotonic() - START_S
-    return Result(seed, world.violations, trace, dict(auditor.counts), virtual_s)
+    counts = dict(auditor.counts + auditor.flow.counts)
+    return Result(seed, world.violations, trace, counts, virtual_s)
 
 
 def _settings(world: World) -> ClusterSettings:
@@ -89,15 +96,7 @@ def _settings(world: World) -> ClusterSettings:
         store="simulated://",
         cluster_id="simulation",
         commit_linger_ms=rng.choice([0.0, 0.0, 5.0]),
-        pools=[
-            PoolSettings(
-                name="cpu",
-                queues=["default"],
-                size=rng.randint(1, 2),
-                concurrency=rng.choice([1, 1, 2]),
-            ),
-            PoolSettings(name="io", queues=["io", "default"], size=1, mode="async", concurrency=4),
-        ],
+        config=first_config(world),
     )
 
 
@@ -107,14 +106,32 @@ async def _schedule(world: World, auditor: Auditor, machine: Machine, plan: Plan
     clients = Clients(world, auditor, machine, until_s)
     faults = Faults(world, machine, until_s)
     count = world.rng.randint(1, 4)
-    await asyncio.gather(faults.run(), clients.run(count))
+    operators = Operators(world, auditor, machine, until_s)
+    await asyncio.gather(faults.run(), clients.run(count), operators.run())
     for queue in ("default", "io"):
         await clients.resume(queue)
+    await operators.settle()
     deadline = world.monotonic() + SETTLE_S
     while not (auditor.settled and machine.idle) and world.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     await asyncio.sleep(0.2)
     world.note("settled")
     auditor.check_end()
+    await _pools_rest(world, auditor, machine)
     if machine.manager is not None and machine.manager.manager is not None:
         auditor.life_ended(machine.manager.name, machine.manager.manager._commit)
+
+
+async def _pools_rest(world: World, auditor: Auditor, machine: Machine) -> None:
+    """Check that each pool comes to its least size when there is nothing to do."""
+    pools = auditor.flow.config.pools
+    deadline = world.monotonic() + REST_S
+    while True:
+        sizes = Counter(life.pool.name for life in machine.workers.values())
+        odd = [f"{name} {sizes[name]}" for name in pools if sizes[name] != pools[name].min]
+        if not odd:
+            return
+        if world.monotonic() > deadline:
+            world.violated(f"at rest pools have other sizes than their least: {', '.join(odd)}")
+            return
+        await asyncio.sleep(0.5)

@@ -27,6 +27,8 @@ __all__ = ["NOON", "Violation", "World"]
 NOON = 1_700_000_000.0
 #: Where the loop's clock begins: not at 0, which means "never" here and there.
 START_S = 1_000.0
+#: In so many schedules there are limits, lanes, schedules, and operators who change all of it.
+FLOWS = 0.75
 #: A worker takes whatever a call raises for a manager that is away, its own mistakes included.
 FAILED_CALLS = frozenset({"worker.exchange_failed", "worker.record_failed"})
 EXPECTED = ("the manager", "the answer", "of epoch", "try again")
@@ -60,6 +62,8 @@ class World:
         #: Called whenever the store did something for this process: a good moment to kill it.
         self.on_stored: Any = lambda process: None
         self.over = False
+        #: Whether this seed's cluster has flow control: a part of them goes without.
+        self.flows = self.rng.random() < FLOWS
         self._numbers = 0
 
     # --- time and chance ----------------------------------------------------------------------
@@ -177,7 +181,7 @@ class World:
         uuid = SimpleNamespace(uuid4=lambda: UUID(int=self.rng.getrandbits(128), version=4))
         nowhere = Path("/nonexistent/simulation")
         with contextlib.ExitStack() as stack:
-            for module in ("worker", "executor", "logs", "attempt"):
+            for module in ("worker", "executor", "logs", "attempt", "pipe"):
                 stack.enter_context(mock.patch(f"cluster.worker.{module}.time", time))
             stack.enter_context(mock.patch("cluster.worker.worker.random", self.rng))
             stack.enter_context(

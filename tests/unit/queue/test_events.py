@@ -7,6 +7,8 @@ import pytest
 
 from cluster.queue import events as e
 from cluster.queue.engine import _EVOLVE
+from cluster.queue.model import Limit
+from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import decode_head, encode_spec
 from cluster.queue.state import IllegalTransition
 from tests.support.builders import Rulebook, a_spec, canonical
@@ -53,6 +55,16 @@ EVERY: list[e.Event] = [
     e.InputsLost(*LEASE, **END, needs=["fetch", "render.7"]),
     e.OutputLost("job-1", "render.7", 2),
     e.WorkerJoined("w1", "default", "node-é", {"a.b": "0123abcd"}),
+    e.TaskMoved("job-1", "0", "slow", "long", 61.5),
+    e.TaskUnparked("job-1", "0"),
+    e.JobEdited("job-1", RAW),
+    e.JobPurged("job-1"),
+    e.ConfigSet(RAW, "run-1", {"a": 3.0}, {"api:*": Limit(rate=0.5, burst=2, concurrency=3)}),
+    e.ScheduleSet(
+        ScheduleSpec(name="nightly", tenant="t", cron="0 3 * * *", request=RAW, job=RAW), 4.5
+    ),
+    e.ScheduleDeleted("t", "nightly"),
+    e.ScheduleFired("t", "nightly", 3.5, 4.5, "job-9", 2),
 ]
 
 

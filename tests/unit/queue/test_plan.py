@@ -68,7 +68,7 @@ def step_of(book: Rulebook, name: str = "") -> Step:
 
 
 def ready(book: Rulebook) -> list[str]:
-    return [task.id for line in book.state.lines.values() for task in line.ready()]
+    return [task.id for line in book.state.lines.values() for _, task in line.in_turn()]
 
 
 def until_rest(book: Rulebook) -> None:

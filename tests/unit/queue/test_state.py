@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cluster.queue import engine, plan
+from cluster.queue import engine, limits, plan
 from cluster.queue.state import TERMINAL, TRANSITIONS, IllegalTransition, Move, TaskState, moved
 
 UNLISTED = [(s, m) for s, m in product(TaskState, Move) if m not in TRANSITIONS[s]]
@@ -26,7 +26,7 @@ def test_every_state_can_be_reached_from_where_a_task_begins() -> None:
 
 def test_every_move_is_in_the_table_and_made_by_the_engine() -> None:
     listed = {move for moves in TRANSITIONS.values() for move in moves}
-    tree = ast.parse(inspect.getsource(engine) + inspect.getsource(plan))
+    tree = ast.parse("".join(map(inspect.getsource, (engine, limits, plan))))
     made = {
         Move[node.attr]
         for node in ast.walk(tree)
@@ -52,5 +52,6 @@ def test_only_an_operator_or_the_loss_of_an_output_leaves_a_terminal_state() -> 
 
     assert leaving == {
         (TaskState.DEAD, Move.REDRIVEN),
+        (TaskState.DEAD, Move.REDRIVEN_LATER),
         (TaskState.SUCCEEDED, Move.OUTPUT_LOST),
     }

@@ -1,0 +1,71 @@
+"""Whether new work is taken, and which queue it waits in.
+
+Rule 1: limits hold for what comes from outside; what the system makes for itself (chunks, retries,
+jobs of handlers, ticks) is bounded by its parent and never refused. Rule 2: a tenant's own limit is
+told apart from a full queue and a full system. Rule 3: only who named no queue is sent elsewhere.
+"""
+
+from cluster.queue.model import NO_LIMITS, Rules, State, TenantLimits, Usage
+from cluster.queue.spec import SpecHead
+from jobs.errors import Overloaded
+
+__all__ = ["check_room", "lane_of", "tenant_limits"]
+
+#: The queue of who names none, whatever it is called here.
+DEFAULT = "default"
+#: Told where nobody knows how fast room is made; whoever does, says better.
+RETRY_AFTER_S = 5.0
+
+
+def lane_of(state: State, rules: Rules, spec: SpecHead) -> str:
+    """Return the queue of new work: where what it is known to take is allowed."""
+    queue = spec.queue
+    if queue == DEFAULT and (spec.routed or DEFAULT not in rules.queues):
+        queue = rules.default_queue
+    if not spec.routed or spec.plan is not None:
+        return queue
+    seen = {queue}
+    while (limits := rules.queues.get(queue)) is not None and limits.max_run_s is not None:
+        usual_s = spec.expected_s
+        if usual_s is None and (learned := state.learned.get(spec.type)) is not None:
+            usual_s = learned.usual_s
+        if usual_s is None or usual_s <= limits.max_run_s or limits.then in seen:
+            break
+        queue = limits.then
+        seen.add(queue)
+    return queue
+
+
+def tenant_limits(rules: Rules, tenant: str) -> TenantLimits:
+    """Return the limits of a tenant."""
+    tenants = rules.tenants
+    if not tenants:
+        return NO_LIMITS
+    return tenants.get(tenant) or tenants.get("*") or NO_LIMITS
+
+
+def check_room(state: State, rules: Rules, tenant: str, queue: str, size: int) -> None:
+    """Raise Overloaded where a job of `size` bytes is too much."""
+    own = tenant_limits(rules, tenant)
+    usage = state.usage.get(tenant) or Usage()
+    _check("tenant", tenant, usage.jobs, usage.bytes + size, own.depth_max, own.bytes_max)
+    limits, line = rules.queues[queue], state.lines.get(queue)
+    if limits.draining:
+        told = f"queue {queue!r} is drained: it takes nothing new"
+        raise Overloaded("queue", told, RETRY_AFTER_S, queue)
+    if line is not None:
+        _check("queue", queue, line.depth, line.bytes + size, limits.depth_max, limits.bytes_max)
+    total = state.total
+    _check("system", "", total.jobs, total.bytes + size, rules.depth_max, rules.bytes_max)
+
+
+def _check(
+    scope: str, name: str, jobs: int, size: int, jobs_max: int | None, bytes_max: int | None
+) -> None:
+    what = f"{scope} {name!r} is full" if name else "the system is full"
+    if jobs_max is not None and jobs >= jobs_max:
+        told = f"{what}: {jobs_max:,} unfinished jobs"
+        raise Overloaded(scope, told, RETRY_AFTER_S, name, jobs_max)
+    if bytes_max is not None and size > bytes_max:
+        told = f"{what}: its unfinished jobs take {bytes_max:,} bytes"
+        raise Overloaded(scope, told, RETRY_AFTER_S, name, bytes_max, "bytes")

@@ -1,0 +1,193 @@
+"""Fires schedules: finds which ticks are due, and has each submit its job.
+
+Rule 1: where a schedule is stands in the state; what is here is only in which order to look.
+Rule 2: a tick and its job are one commit, so a tick fires once whoever is alive. Rule 3: ticks are
+moments of the wall clock. One that jumps ahead by over an hour is believed once it says so still
+after a minute; one that is set back fires nothing again.
+"""
+
+import heapq
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from cluster.commit import CommitLog
+from cluster.cron import jitter_of, next_tick, ticks
+from cluster.queue import commands as c
+from cluster.queue.schedule import Schedule, ScheduleSpec
+from cluster.queue.spec import decode_head, decode_spec, encode_spec
+from cluster.views import ScheduleView
+from jobs.errors import NotFound
+
+__all__ = ["Scheduler"]
+
+log = structlog.get_logger(__name__)
+
+#: A tick that is later than this was missed; what becomes of it is for the schedule to say.
+MISSED_S = 60.0
+#: Ticks fired in one commit; more follow in the next.
+AT_ONCE = 500
+#: A jump of the clock beyond this is doubted for so long.
+JUMP_S, DOUBT_S = 3600.0, 60.0
+
+_Due = tuple[float, str, str, int]
+
+
+class Scheduler:
+    """Watches every schedule of the state."""
+
+    def __init__(
+        self, commit: CommitLog, *, new_id: Callable[[], str], fired: Callable[[], None]
+    ) -> None:
+        """`fired` is called when jobs were submitted."""
+        self._commit, self._new_id, self._fired = commit, new_id, fired
+        self._clock = commit.clock
+        #: (when, tenant, name, generation) of each that fires again, and some that are void.
+        self._heap: list[_Due] = []
+        self._offset_s = self._clock.wall() - self._clock.monotonic()
+        self._doubt_until = 0.0
+
+    def begin(self) -> None:
+        """Watch what the state holds."""
+        for schedule in self._commit.state.schedules.values():
+            self._watch(schedule)
+
+    def look(self) -> None:
+        """Fire what is due now. Called all the time."""
+        if self._doubts() or not self._heap:
+            return
+        fired = False
+        now = self._clock.wall()
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            _, tenant, name, generation = heapq.heappop(heap)
+            schedule = self._commit.state.schedules.get((tenant, name))
+            if schedule is None or schedule.generation != generation:
+                continue
+            fired = self._fire(schedule, now) or fired
+            self._watch(schedule)
+        if fired:
+            self._fired()
+
+    def _doubts(self) -> bool:
+        """Whether the clock jumped ahead a moment ago."""
+        offset_s = self._clock.wall() - self._clock.monotonic()
+        ahead_s, self._offset_s = offset_s - self._offset_s, offset_s
+        if ahead_s > JUMP_S:
+            log.warning("clock_jumped", ahead_s=round(ahead_s), doubted_for_s=DOUBT_S)
+            self._doubt_until = self._clock.monotonic() + DOUBT_S
+        return self._clock.monotonic() < self._doubt_until
+
+    def _watch(self, schedule: Schedule) -> None:
+        spec, tick = schedule.spec, schedule.next_at
+        if tick is not None:
+            entry = _when(spec, tick), spec.tenant, spec.name, schedule.generation
+            heapq.heappush(self._heap, entry)
+
+    def _fire(self, schedule: Schedule, now: float) -> bool:
+        spec, first = schedule.spec, schedule.next_at
+        assert first is not None  # only such are watched
+        due = [first, *ticks(spec.cron, spec.timezone, first, now, AT_ONCE - 1)]
+        if spec.ends_at is not None:
+            due = [tick for tick in due if tick <= spec.ends_at] or due[:1]
+        next_at = _next(spec, due[-1])
+        kept = due
+        if spec.catch_up != "all":
+            late = [tick for tick in due if _when(spec, tick) < now - MISSED_S]
+            fresh = due[len(late) :]
+            # Of those that were missed the last one stands for all.
+            more = next_at is not None and next_at <= now
+            kept = fresh if spec.catch_up == "none" or fresh or more else late[-1:]
+        commands = [(tick, self._new_id()) for tick in kept]
+        self._commit.run(
+            c.FireSchedule(
+                spec.tenant,
+                spec.name,
+                schedule.generation,
+                commands,
+                next_at,
+                len(due) - len(kept),
+            )
+        )
+        return bool(kept)
+
+    # --- what its owner says ------------------------------------------------------------------
+
+    def put(self, spec: ScheduleSpec) -> ScheduleView:
+        """Let a schedule hold from now on. Raises what the rules refuse, and InvalidInput."""
+        old = self._commit.state.schedules.get((spec.tenant, spec.name))
+        # By a clock that was set back the last tick may be still to come: it has fired.
+        last_at = (old.last_at if old is not None else None) or 0.0
+        next_at = None if spec.paused else _next(spec, max(self._clock.wall(), last_at))
+        if self._commit.run(c.PutSchedule(spec, next_at)):
+            self._watch(self._commit.state.schedules[spec.tenant, spec.name])
+        return self.view(spec.tenant, spec.name)
+
+    def pause(self, tenant: str, name: str, paused: bool) -> ScheduleView:
+        """Fire nothing, or again from the next tick on. Raises NotFound."""
+        spec = self._find(tenant, name).spec
+        return self.put(msgspec.structs.replace(spec, paused=paused))
+
+    def delete(self, tenant: str, name: str) -> None:
+        """Let a schedule fire no more. Raises NotFound."""
+        self._commit.run(c.DeleteSchedule(tenant, name))
+
+    def fire(self, tenant: str, name: str) -> str:
+        """Submit the job of a schedule now, beside its ticks; return its id. Raises NotFound."""
+        spec = self._find(tenant, name).spec
+        job_id = self._new_id()
+        raw = encode_spec(msgspec.structs.replace(decode_spec(spec.job), schedule=name))
+        self._commit.run(c.Submit(job_id, decode_head(raw), raw))
+        self._fired()
+        return job_id
+
+    def view(self, tenant: str, name: str) -> ScheduleView:
+        """Return one schedule. Raises NotFound."""
+        return _view(self._find(tenant, name))
+
+    def views(self, tenant: str | None) -> list[ScheduleView]:
+        """Return a tenant's schedules, or all, by name."""
+        found = self._commit.state.schedules
+        return [_view(found[key]) for key in sorted(found) if tenant is None or key[0] == tenant]
+
+    def _find(self, tenant: str, name: str) -> Schedule:
+        schedule = self._commit.state.schedules.get((tenant, name))
+        if schedule is None:
+            raise NotFound("schedule", name)
+        return schedule
+
+
+def _when(spec: ScheduleSpec, tick: float) -> float:
+    return tick + jitter_of(spec.name, tick, spec.jitter_s)
+
+
+def _next(spec: ScheduleSpec, after: float) -> float | None:
+    if spec.starts_at is not None:
+        after = max(after, spec.starts_at - 0.001)
+    tick = next_tick(spec.cron, spec.timezone, after)
+    if tick is not None and spec.ends_at is not None and tick > spec.ends_at:
+        return None
+    return tick
+
+
+def _view(schedule: Schedule) -> ScheduleView:
+    spec = schedule.spec
+    return ScheduleView(
+        spec.name,
+        spec.tenant,
+        spec.cron,
+        spec.timezone,
+        spec.catch_up,
+        spec.jitter_s,
+        spec.overlap,
+        spec.starts_at,
+        spec.ends_at,
+        spec.paused,
+        spec.request,
+        schedule.next_at,
+        schedule.last_at,
+        schedule.last_job or None,
+        schedule.fired,
+        schedule.skipped,
+    )

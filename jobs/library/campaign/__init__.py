@@ -1,0 +1,1 @@
+"""Parts of `email.campaign`: read `template.py`, then `people.py`, the list and its mistakes."""

@@ -1,0 +1,65 @@
+// Calls of the HTTP API. The browser sends the cookie by itself; no token is ever held here.
+
+/** An answer that refuses, or none at all (status 0). `errors` are those of single fields. */
+export class Refused extends Error {
+  constructor(status, problem) {
+    super(problem.detail || problem.title || `HTTP ${status}`);
+    this.status = status;
+    this.title = problem.title ?? "";
+    this.errors = problem.errors ?? [];
+    this.retryAfter = problem.retry_after_s ?? null;
+  }
+}
+
+const watchers = new Set();
+let isReachable = true;
+
+/** Call `told(isReachable)` whenever the server stops or begins to answer, or refuses the token. */
+export function onReach(told) {
+  watchers.add(told);
+}
+
+function reached(now) {
+  if (now === isReachable) return;
+  isReachable = now;
+  for (const told of watchers) told(now);
+}
+
+export async function request(method, path, { body, json, headers = {}, signal } = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, {
+      method,
+      headers: json === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      body: json === undefined ? body : JSON.stringify(json),
+      signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    reached(false);
+    throw new Refused(0, { title: "No answer", detail: "Drayman does not answer. Is it running?" });
+  }
+  reached(true);
+  if (answer.ok) return answer;
+  const isProblem = answer.headers.get("content-type")?.includes("json");
+  const problem = isProblem ? await answer.json().catch(() => ({})) : {};
+  if (answer.status === 401) for (const told of watchers) told("unauthorized");
+  throw new Refused(answer.status, problem);
+}
+
+export async function get(path, options) {
+  return (await request("GET", path, options)).json();
+}
+
+export async function post(path, json, options) {
+  const answer = await request("POST", path, json === undefined ? options : { json, ...options });
+  return answer.status === 204 ? null : answer.json();
+}
+
+/** Return `path?name=value`, without the names whose value is empty. */
+export function query(path, values) {
+  const kept = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return kept.length ? `${path}?${new URLSearchParams(kept)}` : path;
+}
+
+export const enc = encodeURIComponent;
