@@ -66,9 +66,10 @@ class Arrivals:
         last = [connection.free.wait() for connection in self._under_way]
         async with asyncio.timeout(LAST_S):
             await asyncio.gather(*last)
-        for connection in self._idle:
+        open_still, self._idle = self._idle, []
+        for connection in open_still:
             connection.transport.close()
-        self._idle.clear()
+        await asyncio.gather(*(connection.closed.wait() for connection in open_still))
 
     async def _send(self, answer: Answer) -> None:
         connection = self._idle.pop() if self._idle else await self._connect()
@@ -94,6 +95,7 @@ class _Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         #: Set once what was sent is answered, or never will be.
         self.free = asyncio.Event()
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -118,6 +120,7 @@ class _Connection(asyncio.Protocol):
         self._done(self._answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
         if self in self._stream._idle:
             self._stream._idle.remove(self)
         if self._answer is not None:

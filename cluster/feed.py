@@ -563,18 +563,20 @@ class Feed:
         found = []
         for job_id in moved:
             job = self._state.jobs.get(job_id)
-            if job is not None and not job.finished_at:
-                found.append(self._told(job))
+            if job is not None and not job.finished_at and (told := self._told(job)) is not None:
+                found.append(told)
         return found
 
-    def _told(self, job: Job) -> Told:
+    def _told(self, job: Job) -> Told | None:
         progress, steps = self._progress(job)
+        if progress is None:  # what said so has ended since
+            return None
         data: dict[str, Any] = {
             "type": "progress",
             "at": _moment(self._commit.now()),
             "job_id": job.id,
-            "fraction": progress.fraction if progress is not None else None,
-            "message": progress.message if progress is not None else "",
+            "fraction": progress.fraction,
+            "message": progress.message,
         }
         running = [step for step in steps if step.state == "running" and step.chunks is not None]
         if running:

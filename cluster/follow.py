@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -48,6 +49,8 @@ log = structlog.get_logger(__name__)
 BUFFER_MAX = 1_000
 #: Watchers of one replica: more than the edge has connections.
 WATCHERS_MAX = 10_000
+#: Watchers that begin with one answer: when an edge is reloaded, all of them come again at once.
+JOIN_MAX = 100
 #: Messages that are made up for when a watcher comes again; beyond, it begins anew.
 RESUME_MAX = 10_000
 #: Events that are looked through for one that watches many jobs.
@@ -429,7 +432,7 @@ class Follower:
 
     async def _exchange(self) -> None:
         """Ask once, and pass on what is answered."""
-        asked = [*self._joining]
+        asked = [*islice(self._joining, JOIN_MAX)]
         watch = self._watch(asked)
         asking = asyncio.ensure_future(self._gateway.events(watch, POLL_S))
         if watch.version == watch.base:
@@ -466,9 +469,10 @@ class Follower:
         self._number += 1
         filters = list(dict.fromkeys(watcher.wanted for watcher in self._filtering))
         is_whole = not self._version
-        add = list(self._jobs if is_whole else self._to_add)
-        drop = [] if is_whole else list(self._to_drop)
         new = {watcher.job_id: None for watcher in asked if watcher.job_id}
+        # Those that are asked about in any case: it may have come to know them only now.
+        add = list(self._jobs if is_whole else self._to_add.union(new))
+        drop = [] if is_whole else list(self._to_drop)
         is_changed = bool(is_whole or add or drop or asked or filters != self._filters_told)
         self._to_add.clear()
         self._to_drop.clear()

@@ -54,7 +54,7 @@ from cluster.queue.model import State, Task
 from cluster.queue.plan import steps_of
 from cluster.queue.snapshot import SNAPSHOT_VERSION
 from cluster.queue.spec import decode_head, decode_spec
-from cluster.queue.state import TERMINAL
+from cluster.queue.state import TERMINAL, TaskState
 from cluster.rates import Rates
 from cluster.schedules import Scheduler
 from cluster.sessions import Session
@@ -87,6 +87,9 @@ REPLACED_S = 1.0
 RECALL_AFTER_S = 0.1
 #: And after so long whether another is idle or not: it was taken ahead of what proved to be long.
 HOSTAGE_S = 1.0
+#: A newcomer is worth a recall where work runs as long as this; of one batch so many are looked at.
+WORTH_A_RECALL_S = 0.005
+NEWCOMERS_MAX = 8
 #: How often intake is listed by itself.
 FOLD_EVERY_S, FOLD_AGAIN_S = 60.0, 1.0
 #: How often it is looked whether the journal should be folded, and how long after a compaction, or
@@ -106,6 +109,8 @@ EVICT_MAX = 2_000
 DRAIN_PART = 0.9
 #: How long after its first sign a worker may take to its first report: imports on a busy machine.
 STARTING_S = 120.0
+#: A worker that was slower than this to begin what waited was paused, or its queue was.
+TURN_S = 1.0
 #: Outcomes after which the task is ready for any worker.
 HANDED_BACK = frozenset({"stopped", "returned", "crashed"})
 #: Longest `wait` for a job: proxies between cut longer polls.
@@ -264,6 +269,7 @@ class Manager:
             )
         others = self._accept(batch)
         self._dispatch()
+        self._make_way(batch)
         await self._commit.barrier()
         return encode(BatchReply(others))
 
@@ -443,12 +449,17 @@ class Manager:
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
         finished = list({job.id: job for task in tasks if (job := task.job).finished_at}.values())
-        ended: dict[str, list[float]] = {}
+        ended: dict[str, tuple[list[float], list[float]]] = {}
         for task in tasks:
             if task.state in TERMINAL:
-                ended.setdefault(task.line.name, []).append(task.ended_at - task.started_at)
-        for queue, runs in ended.items():
-            self._rates.finished(queue, len(runs), runs)
+                runs, gaps = ended.setdefault(task.line.name, ([], []))
+                runs.append(task.ended_at - task.started_at)
+                gap_s = task.started_at - session.ended_at
+                if 0 <= gap_s < TURN_S and task.ready_at <= session.ended_at and not task.limits:
+                    gaps.append(gap_s)
+            session.ended_at = max(session.ended_at, task.ended_at)
+        for queue, (runs, gaps) in ended.items():
+            self._rates.finished(queue, len(runs), runs, gaps)
         self._pressure.ended(job.tenant for job in finished)
         if self._waiting:
             for job in finished:
@@ -637,6 +648,31 @@ class Manager:
             return STARTING_S
         pool = self._operator.config.pool(session.pool)
         return pool.heartbeat_timeout_s if pool is not None else 15.0
+
+    def _make_way(self, batch: Batch) -> None:
+        """Ask a worker for what it took ahead, if a newcomer is to go before that.
+
+        Whoever took work ahead takes a newcomer's with its next report; until then that waits for
+        one attempt more than its turn is worth. Of the shortest work that is no time at all.
+        """
+        state = self._state
+        for submission in batch.submissions[:NEWCOMERS_MAX]:
+            job = state.jobs.get(submission.job_id)
+            task = next(iter(job.tasks), None) if job is not None else None
+            if task is None or task.state is not TaskState.READY or task.suspect:
+                continue
+            line = task.line
+            run_s = self._rates.run_s(line.name)
+            if line.paused or run_s is None or run_s < WORTH_A_RECALL_S or line.head() is not task:
+                continue
+            for session in self._sessions.values():
+                if session.recall or line.name not in self._pools.queues_of(session):
+                    continue
+                ahead = [t for t in session.held if t not in session.started and t in state.leases]
+                if ahead and all(_goes_before(task, state.leases[token]) for token in ahead):
+                    session.recall = ahead
+                    session.release()
+                    return
 
     def _free_hostages(self) -> None:
         """Ask for what waits behind a long task: the next worker that is free is to have it."""
@@ -861,6 +897,13 @@ class Manager:
                 waiters.remove(done)
             if not waiters and self._waiting.get(job_id) is waiters:
                 del self._waiting[job_id]
+
+
+def _goes_before(newcomer: Task, held: Task) -> bool:
+    """Whether a task that is next in line is more urgent than one that was given out unstarted."""
+    if newcomer.job.priority != held.job.priority:
+        return newcomer.job.priority > held.job.priority
+    return newcomer.job.tenant != held.job.tenant
 
 
 async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:

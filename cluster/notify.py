@@ -1,6 +1,7 @@
 """Which jobs an event makes that tell of it, and what they tell.
 
-Rule 1: pure: all follows from the job and the event's number, ids too, so a replay gives the same.
+Rule 1: pure: all follows from the job and the event's number, ids too, so a replay gives the same;
+and it never fails, whatever a worker reported: the event is decided already.
 Rule 2: one job for each event and target, never refused, and none that notifies in turn. Rule 3:
 what is told is thin: what happened to which job, and where to ask for more.
 """
@@ -15,7 +16,7 @@ import msgspec
 from cluster.protocol import Output
 from cluster.queue.model import Job, PastAttempt, Rules
 from cluster.queue.plan import PlanState, last_task
-from cluster.queue.spec import JobSpec, decode_spec, encode_spec
+from cluster.queue.spec import JobSpec, encode_spec
 from cluster.queue.state import TaskState
 from cluster.tasks import EMPTY, output_of, plan_output
 
@@ -32,6 +33,8 @@ EVENTS = {
 NOTIFIES, EVENT = "notifies", "event"
 #: Beyond this what is told loses its labels, its files, its result, in this order.
 TOLD_BYTES_MAX = 16_000
+#: The last second of the year 9999.
+MOMENT_MAX = 253_402_300_799.0
 RESULT_BYTES_MAX, FILES_MAX, ERROR_CHARS_MAX = 2_000, 20, 1_000
 
 
@@ -46,14 +49,15 @@ def notifications(
             continue
         told = _told(job, spec, name, at)
         for place, target in enumerate(targets):
-            made = _notification(decode_spec(target.job), job, spec, name, told, rules)
+            made = _notification(target.job, job, spec, name, told, rules)
             yield _id(job.id, number, place, at), encode_spec(made)
 
 
 def _notification(
     carrier: JobSpec, job: Job, spec: JobSpec, name: str, told: dict[str, Any], rules: Rules
 ) -> JobSpec:
-    params = msgspec.json.decode(carrier.params)
+    given = msgspec.json.decode(carrier.params)
+    params = given if isinstance(given, dict) else {}
     # A queue may be taken away while the job runs: it is told all the same.
     queue = carrier.queue if carrier.queue in rules.queues else rules.default_queue
     return msgspec.structs.replace(
@@ -88,14 +92,12 @@ def _told(job: Job, spec: JobSpec, name: str, at: float) -> dict[str, Any]:
 def _data(job: Job, spec: JobSpec, name: str) -> dict[str, Any]:
     plan = job.plan
     if plan is not None:
-        started_at, attempts = plan.started_at, plan.attempts
-        output = plan_output(plan) if name == "completed" else EMPTY
-        error, task_id = _plan_error(plan), last_task(plan.steps[plan.spec.result].spec)
+        started_at, attempts, error = plan.started_at, plan.attempts, _plan_error(plan)
     else:
         (task,) = job.tasks
-        started_at, attempts, task_id = task.started_at or task.leased_at, task.attempt, task.id
-        output = output_of(task.output)
+        started_at, attempts = task.started_at or task.leased_at, task.attempt
         error = _error(task.past or ())
+    task_id, output = _output(job) if name == "completed" else ("", EMPTY)
     small = len(memoryview(output.result)) <= RESULT_BYTES_MAX
     return {
         "id": job.id,
@@ -112,6 +114,18 @@ def _data(job: Job, spec: JobSpec, name: str) -> dict[str, Any]:
         "result": output.result if small else None,
         "files": _files(f"output:{job.id}/{task_id}", output),
     }
+
+
+def _output(job: Job) -> tuple[str, Output]:
+    """Return the task whose output is the job's, and that; whoever reported it may have erred."""
+    plan = job.plan
+    try:
+        if plan is not None:
+            return last_task(plan.steps[plan.spec.result].spec), plan_output(plan)
+        (task,) = job.tasks
+        return task.id, output_of(task.output)
+    except (KeyError, msgspec.MsgspecError):
+        return "", EMPTY
 
 
 def _files(prefix: str, output: Output) -> list[dict[str, Any]]:
@@ -137,5 +151,8 @@ def _plan_error(plan: PlanState) -> dict[str, Any] | None:
 def _moment(at: float) -> str | None:
     if not at:
         return None
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    # What a worker says of its own clock may be anything.
+    text = datetime.fromtimestamp(min(max(at, 0.0), MOMENT_MAX), UTC).isoformat(
+        timespec="milliseconds"
+    )
     return text.replace("+00:00", "Z")

@@ -95,18 +95,25 @@ class Rates:
         self._born_at = clock.monotonic()
         self._seconds: dict[str, deque[_Second]] = {}
         self._runs: dict[str, RunTimes] = {}
+        self._gaps: dict[str, RunTimes] = {}
 
-    def finished(self, queue: str, count: int, runs: Sequence[float] = ()) -> None:
-        """Count jobs that finished; `runs` are seconds that attempts which succeeded ran."""
+    def finished(
+        self, queue: str, count: int, runs: Sequence[float] = (), gaps: Sequence[float] = ()
+    ) -> None:
+        """Count jobs that finished; `runs` are seconds that attempts which succeeded ran.
+
+        `gaps` are seconds from the end of one to the start of the next that waited already.
+        """
         second = int(self.clock.monotonic())
         seconds = self._seconds.setdefault(queue, deque(maxlen=WINDOW_S + 1))
         if seconds and seconds[-1].number == second:
             seconds[-1].finished += count
         else:
             seconds.append(_Second(second, count))
-        if runs:
-            times = self._runs.setdefault(queue, RunTimes())
-            times.add(len(runs), sum(runs), sum(run_s * run_s for run_s in runs))
+        for kept, seen in ((self._runs, runs), (self._gaps, gaps)):
+            if seen:
+                times = kept.setdefault(queue, RunTimes())
+                times.add(len(seen), sum(seen), sum(each_s * each_s for each_s in seen))
 
     def per_s(self, queue: str) -> float:
         """Return the rate over the last minute, or over the manager's life if that is shorter."""
@@ -126,20 +133,24 @@ class Rates:
         """Return when what has `ahead` before it starts, where `slots` serve and `free` are idle.
 
         Each of `ahead - free + 1` ends of others frees a slot for it; slots end independently, so
-        that many of them take the mean run time each, divided among the slots.
+        that many of them take the mean run time each, and the gap after it, divided among the
+        slots.
         """
-        runs = self._runs.get(queue)
+        runs, gaps = self._runs.get(queue), self._gaps.get(queue)
         mean_s = runs.mean_s if runs is not None else None
         if runs is None or mean_s is None or slots <= 0:
             return None
         ends = max(0, ahead - free + 1)
-        seconds = ends * mean_s / slots
+        gap_s = (gaps.mean_s or 0.0) if gaps is not None else 0.0
+        seconds = ends * (mean_s + gap_s) / slots
         # The first end comes when what runs now has run out: a mean residual life, which is
         # (mean^2 + variance) / (2 mean) for one slot, and it is as uncertain as it is long.
-        residual_s = (mean_s**2 + runs.variance) / (2 * mean_s) if ends and mean_s > 0 else 0.0
+        residual_s = (mean_s**2 + runs.variance) / (2 * mean_s) if ends and mean_s else 0.0
         if ends:
             seconds += (residual_s - mean_s) / slots
-        spread = math.sqrt(ends * runs.variance + residual_s**2) / slots
+        # What is ahead differs from the mean, and the mean of what is known from that of all.
+        differs = ends * runs.variance * (1 + ends / runs.count)
+        spread = math.sqrt(differs + residual_s**2) / slots
         wide = DEVIATIONS * spread + SLACK * seconds + SLACK_S
         return Estimate(
             round(max(0.0, seconds), 3),

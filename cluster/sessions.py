@@ -55,6 +55,8 @@ class Session:
         self.paused = False
         #: Since when it has had nothing to do; 0 while it has, or has not reported yet.
         self.idle_since = 0.0
+        #: When its last attempt ended, by its own clock.
+        self.ended_at = 0.0
         #: When it was first heard of each attempt that runs, on the monotonic clock.
         self.began: dict[int, float] = {}
 

@@ -540,8 +540,11 @@ def _watch(running: Running) -> str | None:
 
 
 def _announce(file: RunFile, say: Callable[[str], None]) -> None:
+    token = Path(file.token_path).read_text()
     say(f"url: {file.url}")
-    say(f"token: {Path(file.token_path).read_text()}")
+    # After a `#`, as browsers send that to nobody: it comes into no log.
+    say(f"dashboard: {file.url}/#token={token}")
+    say(f"token: {token}")
     if file.dashboard_url:
         say(f"ray: {file.dashboard_url}")
         say(f"ray token file: {file.ray_token_path}")

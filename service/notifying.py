@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.catalog import limit_keys
-from cluster.queue.spec import JobSpec, Notify, decode_spec, encode_spec
+from cluster.queue.spec import JobSpec, Notify
 from jobs.errors import InvalidInput
 from jobs.library.notify.event import SPECIMEN
 from service.catalog import Catalog
@@ -95,7 +95,7 @@ def _notify(catalog: Catalog, asked: NotifyRequest, where: str) -> Notify:
         limits=limit_keys(card.limits, known.plain(checked, None)),
     )
     # Once each, in their order.
-    return Notify(list(dict.fromkeys(asked.on)), msgspec.Raw(encode_spec(spec)))
+    return Notify(list(dict.fromkeys(asked.on)), spec)
 
 
 def _placed(field: str, param: str, place: str) -> str:
@@ -105,7 +105,7 @@ def _placed(field: str, param: str, place: str) -> str:
 
 def target_of(notify: Notify) -> tuple[str, str]:
     """Return by which type it tells, and whom, in a word."""
-    spec = decode_spec(notify.job)
+    spec = notify.job
     params: dict[str, Any] = msgspec.json.decode(spec.params)
     if "subscription" in params:
         return spec.type, str(params["subscription"]["endpoint"])

@@ -12,6 +12,7 @@ from benchmarks.questions import (
     recovery,
     scale_out,
     submit,
+    watchers,
 )
 
 __all__ = ["QUESTIONS"]
@@ -27,4 +28,5 @@ QUESTIONS: dict[str, Question] = {
     "fanout": fanout.ask,
     "overload": overload.ask,
     "cost": cost.ask,
+    "watchers": watchers.ask,
 }

@@ -9,6 +9,7 @@ million pending. What it doesn't show: clients that heed `Retry-After`, as ours 
 """
 
 import asyncio
+import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ REPLICA = "ServeReplica"
 WORKERS, RUN_S, DEPTH = 2, 0.02, 500
 #: Requests a second: ten times what is done.
 RATE = 1_000
+#: Memory is looked at for the last time so long before the end.
+BEFORE_S = 0.5
 #: The rate counts from here on: the queue is full by then.
 WARM_S = 2.0
 CONFIG = """
@@ -51,7 +54,10 @@ depth_max = {depth}
 #: Jobs that a manager is handed at once, and that a scripted worker takes at once.
 HANDED, LEASE = 1_000, 256
 BATCH = 10_000
-NO_PAUSE_S = 0.05
+#: Between two jobs of the quiet tenant.
+PAUSE_S, SEED = (0.02, 0.06), 7
+#: Until the workers know how long the noisy one's jobs take: at first they take many ahead.
+SETTLE_S = 3.0
 
 figure = partial(Figure, "overload", DRAYMAN)
 
@@ -101,7 +107,7 @@ async def _watched(
 ) -> None:
     held = {kind: psutil.Process(pids_of(server, kind)[0]) for kind in (MANAGER, REPLICA)}
     running = asyncio.create_task(stream.run(RATE, seconds))
-    for pause_s in (WARM_S, seconds / 2 - WARM_S, seconds / 2 - NO_PAUSE_S):
+    for pause_s in (WARM_S, seconds / 2 - WARM_S, seconds / 2 - BEFORE_S):
         await asyncio.sleep(pause_s)
         memory.append({kind: of.memory_info().rss / 1e6 for kind, of in held.items()})
     await running
@@ -207,6 +213,7 @@ def _quiet(server: Server, asked: Asked) -> Iterator[Figure]:
         for _ in range(pending // BATCH):
             told = client.post("/v1/jobs/batch", content=b"\n".join([line] * BATCH))
             assert b'"problem"' not in told.raise_for_status().content, told.text[:300]
+    time.sleep(SETTLE_S)
     beside = _starts_ms(server, token, jobs)
     whose = f"beside {pending:,} of another tenant"
     for share in (0.5, 0.99):
@@ -218,7 +225,7 @@ def _quiet(server: Server, asked: Asked) -> Iterator[Figure]:
 
 def _starts_ms(server: Server, token: str, jobs: int) -> list[float]:
     """Return how long after its submission each of a tenant's jobs began, one after the other."""
-    sent: list[float] = []
+    sent, chance = list[float](), random.Random(SEED)
     with marks_file(jobs) as marks, server.client() as client:
         client.headers["Authorization"] = f"Bearer {token}"
         for n in range(jobs):
@@ -226,6 +233,7 @@ def _starts_ms(server: Server, token: str, jobs: int) -> list[float]:
             client.post("/v1/jobs", content=marks.line(n)).raise_for_status()
             while not marks.began(jobs)[n]:
                 time.sleep(0.001)
-            time.sleep(NO_PAUSE_S)
+            # At any point of the runs of others, or all would come as one of them begins.
+            time.sleep(chance.uniform(*PAUSE_S))
         began = marks.began(jobs)
     return [(b - a) * 1000 for a, b in zip(sent, began, strict=True)]

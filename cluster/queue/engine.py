@@ -1116,7 +1116,7 @@ def _on_moved(state: State, event: e.TaskMoved, at: float) -> None:
         job.queue = intern(event.queue)
     if task.state is _READY:
         line_up(state, task, at)
-    if event.ran_s:
+    if event.ran_s and job.plan is None:
         state.learn(job.type, event.ran_s)
 
 

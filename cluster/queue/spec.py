@@ -11,6 +11,7 @@ from jobs.retry import RetryPolicy
 __all__ = [
     "NO_PARAMS",
     "JobSpec",
+    "Listening",
     "Notify",
     "Plan",
     "SpecHead",
@@ -61,13 +62,11 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     result: str = ""
 
 
-class Notify(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job that is submitted when the one that asks for it has come so far."""
+class Listening(msgspec.Struct, frozen=True, gc=False):
+    """What decisions look at of a Notify."""
 
     #: Of `started`, `completed`, `failed`, `cancelled`.
-    on: list[str]
-    #: Its JobSpec; what it tells of becomes the param `event`.
-    job: msgspec.Raw
+    on: tuple[str, ...]
 
 
 class SpecHead(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +87,7 @@ class SpecHead(msgspec.Struct, frozen=True, gc=False):
     expected_s: float | None = None
     routed: bool = False
     resumable: bool = False
-    notify: tuple[Notify, ...] = ()
+    notify: tuple[Listening, ...] = ()
     tells_of: str | None = None
 
 
@@ -137,9 +136,18 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     schedule: str | None = None
     scheduled_for: float | None = None
     #: What is submitted when it has come so far.
-    notify: list[Notify] = []
+    notify: list["Notify"] = []
     #: The job that it is a notification of.
     tells_of: str | None = None
+
+
+class Notify(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job that is submitted when the one that asks for it has come so far."""
+
+    #: Of `started`, `completed`, `failed`, `cancelled`.
+    on: list[str]
+    #: What it tells of becomes its param `event`.
+    job: JobSpec
 
 
 def step_spec(spec: JobSpec, step: StepSpec) -> JobSpec:

@@ -9,7 +9,7 @@ is tried; how it ended is told each time it does.
 from collections.abc import Iterable
 
 from cluster.queue.model import Job, State
-from cluster.queue.spec import Notify
+from cluster.queue.spec import Listening
 
 __all__ = ["STARTED", "forget", "listen", "reached", "told"]
 
@@ -18,7 +18,7 @@ STARTED = "started"
 _LAST = frozenset({"completed", "cancelled"})
 
 
-def listen(state: State, job: Job, asked: Iterable[Notify]) -> None:
+def listen(state: State, job: Job, asked: Iterable[Listening]) -> None:
     """Note which events of a job somebody wants to hear of."""
     wanted = {event for one in asked for event in one.on}
     if wanted:

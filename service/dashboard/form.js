@@ -80,7 +80,7 @@ function field(schema, at, control, read, { isGroup = false, set = null } = {}) 
   if (at.isRequired && !isGroup) control.setAttribute("aria-required", "true");
   const mark = at.isRequired ? null : h("span", { class: "faint" }, "optional");
   const node = h("div", { class: "field" },
-    isGroup ? h("span", { class: "label", id: `${id}-label` }, nameOf(schema, at), mark) : h("label", { for: control.id }, nameOf(schema, at), mark),
+    h("div", { class: "label" }, isGroup ? h("span", { id: `${id}-label` }, nameOf(schema, at)) : h("label", { for: control.id }, nameOf(schema, at)), mark),
     control, help, error);
   if (isGroup) control.setAttribute("aria-labelledby", `${id}-label`);
   return {
@@ -117,7 +117,7 @@ function text(schema, at) {
   const common = { value, spellcheck: "false", autocomplete: "off", placeholder: schema.examples?.[0] ?? (schema.format === "date-time" ? "2026-11-26T09:00:00Z" : null), maxlength: schema.maxLength && schema.maxLength < 1e5 ? schema.maxLength : null };
   const control = isLong ? h("textarea", { rows: "3", ...common }) : h("input", { type: kinds[schema.format] ?? "text", ...common });
   const found = field(schema, at, control, () => {
-    if (control.value === "") return schema.default === "" || (at.isRequired && schema.minLength === undefined && !schema.pattern && !schema.format && !at.isNullable) ? "" : missing(at);
+    if (control.value === "") return missing(at);
     return control.value === schema.default && !at.isRequired ? undefined : control.value;
   });
   if (/upload/i.test(schema.description ?? "")) control.after(uploader((uri) => { control.value = uri; }));
@@ -324,7 +324,7 @@ function pairs(schema, at) {
   const rowOf = (pair) => {
     const key = h("input", { type: "text", value: pair?.[0] ?? "", placeholder: "name", "aria-label": "Name", autocomplete: "off" });
     const value = make(schema.additionalProperties, { root: at.root, name: "value", value: pair?.[1], path: at.path, isRequired: true });
-    return { node: h("div", { class: "pair" }, h("div", { class: "field" }, h("span", { class: "label" }, "name"), key), value.node), read: () => [key.value, value.read()], fail: value.fail, focus: () => key.focus() };
+    return { node: h("div", { class: "pair" }, h("div", { class: "field" }, h("div", { class: "label" }, "name"), key), value.node), read: () => [key.value, value.read()], fail: value.fail, focus: () => key.focus() };
   };
   return rows(schema, at, rowOf, start, (all) => Object.fromEntries(each(all, (row) => row.read())));
 }

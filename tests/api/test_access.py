@@ -36,6 +36,7 @@ READ = [
     ("GET", "/v1/jobs/x/tasks/t/files/y"),
     ("HEAD", "/v1/jobs/x/tasks/t/files/y"),
     ("GET", "/v1/jobs/x/attempts"),
+    ("GET", "/v1/jobs/x/events"),
     ("GET", "/v1/jobs/x/logs"),
     ("GET", "/v1/jobs/x/result"),
     ("GET", "/v1/jobs/x/files"),
@@ -46,8 +47,11 @@ READ = [
     ("GET", "/v1/queues"),
     ("GET", "/v1/schedules"),
     ("GET", "/v1/schedules/y"),
+    ("GET", "/v1/overview"),
     ("GET", "/metrics"),
 ]
+#: Needs the scope `read` as well, but its answer has no end.
+ENDLESS = [("GET", "/v1/events")]
 ADMIN = [
     ("POST", "/v1/queues/default/pause"),
     ("POST", "/v1/queues/default/resume"),
@@ -65,11 +69,16 @@ ADMIN = [
     ("PUT", "/v1/code"),
     ("POST", "/v1/code/deploy"),
 ]
-ANY = [("GET", "/v1/types"), ("GET", "/v1/code"), ("GET", "/v1/code/{sha}")]
+ANY = [
+    ("GET", "/v1/types"),
+    ("GET", "/v1/code"),
+    ("GET", "/v1/code/{sha}"),
+    ("GET", "/v1/session"),
+]
 PUBLIC = ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/problems", "/problems/conflict"]
 
 
-@pytest.mark.parametrize(("method", "path"), SUBMIT + READ + ADMIN + ANY)
+@pytest.mark.parametrize(("method", "path"), SUBMIT + READ + ENDLESS + ADMIN + ANY)
 async def test_without_a_token_the_answer_is_401(api: RunningApi, method: str, path: str) -> None:
     answer = await api.anonymous().request(method, path)
 
@@ -97,7 +106,7 @@ def test_lists_above_hold_every_operation(api: RunningApi) -> None:
             path = path.removesuffix(value) + name if path.endswith(value) else path
         return path.replace("/default/", "/{name}/").replace("0123456789ab", "{token_id}")
 
-    listed = {(m, as_template(p)) for m, p in SUBMIT + READ + ADMIN + ANY if m != "HEAD"}
+    listed = {(m, as_template(p)) for m, p in SUBMIT + READ + ENDLESS + ADMIN + ANY if m != "HEAD"}
     assert listed == described
 
 
@@ -106,7 +115,9 @@ async def test_public_pages_need_no_token(api: RunningApi, path: str) -> None:
     assert (await api.anonymous().get(path)).status_code == 200
 
 
-@pytest.mark.parametrize(("scope", "refused"), [("submit", READ + ADMIN), ("read", SUBMIT + ADMIN)])
+@pytest.mark.parametrize(
+    ("scope", "refused"), [("submit", READ + ENDLESS + ADMIN), ("read", SUBMIT + ADMIN)]
+)
 async def test_token_without_the_scope_is_refused(
     api: RunningApi, scope: Any, refused: list[tuple[str, str]]
 ) -> None:

@@ -99,9 +99,9 @@ async def test_missing_type_is_named(acme: httpx.AsyncClient) -> None:
 
 
 async def test_every_unknown_field_is_named(acme: httpx.AsyncClient) -> None:
-    problem = await refused(acme, 422, "invalid-input", json=GREET | {"prio": 1, "webhook": "x"})
+    problem = await refused(acme, 422, "invalid-input", json=GREET | {"prio": 1, "hook": "x"})
 
-    assert [error["field"] for error in problem["errors"]] == ["prio", "webhook"]
+    assert [error["field"] for error in problem["errors"]] == ["prio", "hook"]
 
 
 async def test_every_wrong_param_is_named(acme: httpx.AsyncClient) -> None:

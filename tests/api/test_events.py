@@ -184,6 +184,25 @@ async def test_a_stream_goes_on_while_the_manager_is_away_and_misses_nothing(
     assert (await late).status_code == 422
 
 
+async def test_a_stream_that_begins_while_the_manager_is_away_waits_and_then_shows_nobody_more(
+    api: RunningApi, acme: httpx.AsyncClient, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BEGIN_S", 0.02)
+    path = f"/v1/jobs/{await submit(acme)}/events"
+    api.port.away = True
+    async with (
+        stream(server, acme, path) as answer,
+        stream(server, api.client("other"), path) as foreign,
+    ):
+        api.port.away = False
+        begin = await the(events_of(answer), "job")
+        rest = [one async for one in events_of(foreign)]
+
+    assert (answer.status_code, foreign.status_code) == (200, 200)
+    assert json.loads(begin["data"])["status"] == "pending"
+    assert rest == [{"retry": str(events.RETRY_MS)}]
+
+
 async def test_a_quiet_stream_is_kept_alive(
     api: RunningApi, acme: httpx.AsyncClient, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

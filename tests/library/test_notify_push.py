@@ -75,7 +75,7 @@ def _vapid() -> str:
     vapid = Vapid02()
     vapid.generate_keys()
     number = vapid.private_key.private_numbers().private_value
-    return "mailto:ops@example.org " + b64urlencode(number.to_bytes(32, "big"))
+    return f"mailto:ops@example.org {b64urlencode(number.to_bytes(32, 'big'))}"
 
 
 VAPID = _vapid()

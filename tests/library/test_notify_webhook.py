@@ -1,15 +1,22 @@
 """`notify.webhook` against real receivers; the standard's own library verifies what they get."""
 
+import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from cluster.endpoints import Endpoints
+from cluster.protocol import Outcome
+from cluster.store.objects import open_store
+from cluster.worker.worker import Worker, WorkerTimes
 from jobs import Discard, Retry
 from jobs.endpoint import Endpoint
 from jobs.library.http.addresses import HTTP_ALLOW_ENV
@@ -19,6 +26,7 @@ from jobs.library.notify_webhook import WAITS_S, notify_webhook
 from jobs.retry import RetryPolicy
 from jobs.testing import Finished, run
 from tests.support.receiver import Receiver, Say, receiving
+from tests.support.scripted_manager import ScriptedManager
 
 OLD = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NEW = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -125,7 +133,8 @@ def test_everything_else_is_tried_again_and_told(receiver: Receiver, status: int
 
 
 def test_an_hour_of_500_is_outlived_by_the_standards_schedule() -> None:
-    assert WAITS_S == (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+    waits_s = [5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400]
+    assert list(WAITS_S) == waits_s
     assert (notify_webhook.max_attempts, notify_webhook.retry.waits_s) == (10, WAITS_S)
 
 
@@ -333,3 +342,51 @@ def test_no_secret_is_in_what_a_delivery_leaves(receiver: Receiver) -> None:
     finished = tell(receiver.url)
 
     assert NEW not in finished.logs
+
+
+# --- on a worker ----------------------------------------------------------------------------------
+
+
+async def test_a_worker_signs_with_the_tenants_secret_out_of_the_store(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.answers = [Say(204), Say(204), Say(410)]
+    endpoints = Endpoints(open_store(str(tmp_path / "store")))
+    _, secret = await asyncio.to_thread(endpoints.put, "acme", "billing", receiver.url, 0.0)
+    manager = ScriptedManager()
+    worker = Worker(
+        name="w1",
+        pool="io",
+        queues=["io"],
+        concurrency=2,
+        mode="async",
+        store_url=str(tmp_path / "store"),
+        job_modules=[],
+        manager=manager,
+        times=WorkerTimes(heartbeat_s=0.5),
+    )
+
+    async def outcome(**target: str) -> Outcome:
+        token = manager.submit("notify.webhook", {**target, "event": EVENT}, tenant="acme")
+        return await manager.outcome(token, within_s=20)
+
+    running = asyncio.create_task(worker.run())
+    try:
+        named = await outcome(endpoint="billing")
+        by_url = await outcome(url=receiver.url)
+        gone = await outcome(endpoint="billing")
+        later = await outcome(endpoint="billing")
+        unknown = await outcome(endpoint="nobody")
+    finally:
+        worker.stop()
+        await running
+
+    assert [one.kind for one in (named, by_url)] == ["ok", "ok"]
+    first, second, _ = receiver.heard
+    assert Webhook(secret).verify(first.body, first.headers) == EVENT
+    default = endpoints.delivery("acme", "default", time.time())
+    assert Webhook(default.secrets[0]).verify(second.body, second.headers) == EVENT
+    assert [one.kind for one in (gone, later, unknown)] == ["discarded"] * 3
+    assert endpoints.get("acme", "billing", time.time()).disabled.startswith("it answered 410")
+    assert "is disabled" in later.error
+    assert "no endpoint 'nobody'" in unknown.error

@@ -389,7 +389,7 @@ async def test_a_job_that_waits_in_intake_is_followed_once_it_is_taken_over(
 
 async def test_chunks_are_told_to_those_alone_who_ask(one: Life, replica: Replica) -> None:
     job_id = (await one.gateway.submit(fan_out())).job_id
-    plain, curious = (replica.follower.job(job_id, None, chunks=chunks) for chunks in (0, 1))
+    plain, curious = (replica.follower.job(job_id, None, chunks=chunks) for chunks in (False, True))
     for watcher in (plain, curious):
         await read(watcher, has("job"))
 
@@ -404,6 +404,41 @@ async def test_chunks_are_told_to_those_alone_who_ask(one: Life, replica: Replic
     ]
     assert len(all_told) == len(told) + 3 * 2
     assert data(again[1:]) == data(all_told)
+
+
+async def test_the_progress_of_a_fan_out_says_how_many_chunks_are_done(one: Life) -> None:
+    job_id = (await one.gateway.submit(fan_out())).job_id
+    feed, commit = one.manager._feed, one.manager._commit
+    await feed.answer(Watch("replica", 1, add=[job_id], version=1))
+
+    await work(one, fine(3), free=1, most=2)
+    one.clock.offset_s += 1
+    answer = await feed.answer(Watch("replica", 2, commit.durable, base=1, version=1))
+
+    (told,) = data(answer.progress)
+    assert (told["job_id"], told["message"]) == (job_id, "1 of 3 chunks")
+    assert told["steps"] == [{"name": "", "chunks": 3, "done": 1, "running": 0, "failed": 0}]
+
+
+async def test_a_planned_job_that_failed_and_was_revived_reads_the_same_in_the_journal(
+    one: Life, replica: Replica
+) -> None:
+    job_id = (await one.gateway.submit(fan_out())).job_id
+    watcher = replica.follower.job(job_id, None, 0, chunks=True)
+    await work(one, fine(3, t1="discarded"))
+    failed = await read(watcher)
+    await one.gateway.retry(job_id, None)
+    again = replica.follower.job(job_id, None, failed[-1].seq, chunks=True)
+    await again.begun(10)
+    await work(one, fine(3))
+    revived = await read(again)
+
+    whole = await read(replica.follower.job(job_id, None, 0, chunks=True))
+
+    assert (failed[-1].type, failed[-1].status) == ("job.failed", "failed")
+    assert "job.redriven" in types(revived)
+    assert (revived[-1].type, revived[-1].status) == ("job.completed", "completed")
+    assert data(whole) == data(failed + revived)
 
 
 async def test_a_filter_takes_the_jobs_of_one_tenant_type_queue_status_and_label(

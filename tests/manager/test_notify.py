@@ -13,7 +13,7 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.model import QueueLimits, Rules
 from cluster.queue.snapshot import dump, load
-from cluster.queue.spec import JobSpec, Notify, encode_spec
+from cluster.queue.spec import JobSpec, Notify, decode_spec, encode_spec
 from cluster.views import JobQuery
 from jobs.errors import Unavailable
 from jobs.retry import RetryPolicy
@@ -38,7 +38,7 @@ FLOW = workflow(step("one"), step("two", "one")).plan
 def tells(*on: str, **changes: Any) -> Notify:
     """Return a wish to be told of these events."""
     carrier = msgspec.structs.replace(CARRIER, **changes)
-    return Notify(list(on), msgspec.Raw(encode_spec(carrier)))
+    return Notify(list(on), carrier)
 
 
 def told(book: Rulebook, job_id: str) -> list[tuple[str, JobSpec]]:
@@ -214,6 +214,24 @@ def test_a_workflow_that_fails_tells_the_error_of_the_step_that_failed_first(
     [(_, spec)] = told(book, "a")
     data = msgspec.json.decode(spec.params)["event"]["data"]
     assert data["error"] == {"message": "no such table", "cause": "discarded"}
+
+
+@pytest.mark.parametrize("output", [b'{"files":7}', b"[]", b'"x"'])
+def test_an_output_that_cannot_be_read_does_not_keep_the_job_from_being_told_of(
+    book: Rulebook, output: bytes
+) -> None:
+    token = book.running("a", notify=[tells("completed")])
+
+    book.finish(token, "ok", output=msgspec.Raw(output), started_at=1e300, ended_at=1e300)
+
+    [(_, spec)] = told(book, "a")
+    data = msgspec.json.decode(spec.params)["event"]["data"]
+    assert (data["status"], data["files"], data["result"]) == ("completed", [], None)
+
+
+def test_a_target_that_cannot_be_read_is_refused_with_its_job() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decode_spec(b'{"type":"a","notify":[{"on":["failed"],"job":{"type":7}}]}')
 
 
 def test_ids_of_notifications_are_uuids_of_version_7_that_sort_by_the_event(

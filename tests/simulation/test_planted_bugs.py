@@ -12,6 +12,7 @@ import pytest
 import cluster.history.writer
 from cluster.commit import CommitLog
 from cluster.manager import Manager, WorkerPort
+from cluster.operating import Operator
 from cluster.queue import commands as c
 from cluster.queue import engine
 from cluster.queue.events import TaskLeased, TasksAdded
@@ -205,14 +206,22 @@ def send_nobody_away() -> Iterator[Plan]:
 @contextlib.contextmanager
 def fold_before_the_config_is_read() -> Iterator[Plan]:
     """What was acknowledged for a queue that a live change brought is refused then."""
-    take, start = Manager._take_config, Manager.start
+    begin, fold = Operator.begin, Manager._fold_intake
+    is_new: dict[Operator, bool] = {}
 
-    async def start_with_the_file(self: Manager, version: str) -> None:
-        with mock.patch.object(Manager, "_take_config", return_value=False):
-            await start(self, version)
-        take(self)
+    def begin_later(self: Operator) -> bool:
+        is_new[self] = True
+        return False
 
-    with mock.patch.object(Manager, "start", start_with_the_file):
+    async def fold_first(self: Manager) -> None:
+        await fold(self)
+        if is_new.pop(self._operator, False):
+            begin(self._operator)
+
+    with (
+        mock.patch.object(Operator, "begin", begin_later),
+        mock.patch.object(Manager, "_fold_intake", fold_first),
+    ):
         yield Plan()
 
 
@@ -241,7 +250,7 @@ def hunt(plan: Plan) -> Result:
         (start_without_spacing, "too soon for"),
         (forget_limits_in_a_snapshot, "gives other gates"),
         (forget_schedules_with_their_manager, "did not fire"),
-        (leave_out_a_tick, "was due"),
+        (leave_out_a_tick, "ticks came"),
         (leave_long_work_where_it_is, "was not moved"),
         (send_nobody_away, "at rest pools have other sizes"),
         (fold_before_the_config_is_read, "was acknowledged, then refused"),

@@ -158,8 +158,8 @@ class Rulebook:
 # --- dumping ----------------------------------------------------------------------------------
 
 
-#: What history takes over, the dead letters that were purged included.
-FINAL = (TaskState.SUCCEEDED, TaskState.CANCELLED, TaskState.DEAD)
+#: What history takes over.
+FINAL = (TaskState.SUCCEEDED, TaskState.CANCELLED)
 
 
 def canonical(state: State) -> dict[str, Any]:

@@ -26,9 +26,12 @@ from tests.support.eventually import eventually
 __all__ = ["Board", "board"]
 
 JOBS = "tests.support.dashboard_jobs"
+#: Their workers are started here, and are not to end for want of work.
 POOLS = (
-    PoolSettings(name="cpu", queues=["default", "slow"], min=0, max=0),
-    PoolSettings(name="io", queues=["io"], min=0, max=0, mode="async", concurrency=20),
+    PoolSettings(name="cpu", queues=["default", "slow"], min=0, max=0, idle_s=86_400),
+    PoolSettings(
+        name="io", queues=["io"], min=0, max=0, mode="async", concurrency=50, idle_s=86_400
+    ),
 )
 
 

@@ -115,6 +115,11 @@ def echo(ctx: Context, params: Text) -> str:
     return params.text
 
 
+@job("shop.tick")
+async def tick(ctx: Context, params: Text) -> None:
+    """Do nothing, a great many at once."""
+
+
 @job("shop.fail", max_attempts=3, retry=QUICK)
 def fail(ctx: Context, params: Failing) -> None:
     """Fail each time."""

@@ -29,7 +29,7 @@ export function open(view) {
   const acted = (work, told) => act(work, told).then((isDone) => { following.changed(); return isDone; });
 
   const levers = (one, kind) => mayAct && [
-    button("Run now", { icon: "play", kind, title: "Submit its job now", onclick: () => act(() => post(at(one, "/run"))).then(() => following.changed()) }),
+    button("Run now", { icon: "play", kind, title: "Submit its job now", onclick: () => acted(() => post(at(one, "/run")), "Its job is submitted") }),
     one.paused
       ? button("Resume", { icon: "retry", kind, onclick: () => acted(() => post(at(one, "/resume")), `${one.name} fires again`) })
       : button("Pause", { icon: "pause", kind, onclick: () => acted(() => post(at(one, "/pause")), `${one.name} fires no more for now`) }),

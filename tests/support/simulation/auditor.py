@@ -145,13 +145,15 @@ class Auditor:
             self._wrong(f"segment {header.number} of epoch {header.epoch} after {self._epoch}")
         self._number, self._epoch = header.number, max(self._epoch, header.epoch)
         self.segments[header.number] = (header, rows)
-        for at, event in _events(rows):
+        events = list(_events(rows))
+        # Seen in a folder it is taken over, durable there or not: then it was admitted before.
+        outside = not any(isinstance(one, e.BatchAccepted) and one.intake for _, one in events)
+        for at, event in events:
             self._before(event)
             if isinstance(event, e.Evicted):
                 self._evict(event)
             evolve(self.state, event, at)
             self._after(event)
-            outside = getattr(event, "job_id", "") not in self._taken_in
             self.flow.take(event, at, self.state, self._epoch, outside=outside)
         if header.number % SNAPSHOT_EVERY == 0:
             again = load(dump(self.state))

@@ -1,10 +1,12 @@
 """What is taken in, and what is refused because there is too much of it."""
 
+from typing import Any
+
 import pytest
 
 from cluster.queue import commands as c
 from cluster.queue.model import QueueLimits, Rules, TenantLimits
-from cluster.queue.spec import Plan, StepSpec, encode_spec
+from cluster.queue.spec import Plan, SpecHead, StepSpec, encode_spec
 from jobs.errors import Overloaded
 from tests.support.builders import Rulebook, a_job, a_spec, canonical
 
@@ -21,7 +23,7 @@ def refused(book: Rulebook, job_id: str = "refused", **changes: object) -> Overl
 
 
 def rules(
-    queue: QueueLimits | None = None, tenants: dict[str, TenantLimits] | None = None, **more: int
+    queue: QueueLimits | None = None, tenants: dict[str, TenantLimits] | None = None, **more: Any
 ) -> Rules:
     queues = {"default": queue or QueueLimits(), "io": QueueLimits()}
     return Rules(queues, tenants or {}, **more)
@@ -104,7 +106,7 @@ def test_a_drained_queue_takes_nothing_new_and_is_done() -> None:
     assert book.lease("w1")
 
 
-def submitted() -> tuple[object, bytes]:
+def submitted() -> tuple[SpecHead, bytes]:
     command = a_job("a")
     return command.spec, command.raw
 

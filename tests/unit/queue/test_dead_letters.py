@@ -1,5 +1,7 @@
 """Dead letters: revived now, later, or with another spec; or let go for good."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -13,7 +15,7 @@ from jobs.errors import Conflict, NotFound
 from tests.support.builders import NOON, Rulebook, a_spec, canonical
 
 
-def a_dead(book: Rulebook, job_id: str, **changes: object) -> None:
+def a_dead(book: Rulebook, job_id: str, **changes: Any) -> None:
     book.finish(book.running(job_id, **changes), "discarded", error="no")
 
 

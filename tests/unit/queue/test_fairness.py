@@ -1,5 +1,6 @@
 """Turns between tenants, and between the jobs of one: shares, newcomers, and what a turn costs."""
 
+import heapq
 from collections import Counter
 from typing import Any
 
@@ -227,7 +228,7 @@ class Counting:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
-    found = Counting(lines.heapq)
+    found = Counting(heapq)
     monkeypatch.setattr(lines, "heapq", found)
     return found
 

@@ -57,6 +57,23 @@ def test_jobs_of_one_task_go_in_the_order_they_came(book: Rulebook) -> None:
     assert serve(book, 6) == ["urgent", *"abcde"]
 
 
+def test_what_waited_long_gets_a_tenth_though_those_above_it_wait_longer_still(
+    book: Rulebook,
+) -> None:
+    book.rules = some_rules(("default", "splits"), depth_max=1_000, ageing_s=60.0)
+    simple(book, *(f"high-{n}" for n in range(40)), priority=5)
+    simple(book, "low-1", "low-2")
+    simple(book, "lowest", priority=-5)
+    before = serve(book, 10)
+
+    book.pass_time(61.0)
+    served = serve(book, 30)
+
+    assert not [job_id for job_id in before if job_id.startswith("low")]
+    assert [n for n, job_id in enumerate(served) if job_id.startswith("low")] == [9, 19, 29]
+    assert [job_id for job_id in served if job_id.startswith("low")] == ["low-1", "low-2", "lowest"]
+
+
 def test_a_job_behind_a_thousand_chunks_waits_for_one_of_each_flow_at_most(book: Rulebook) -> None:
     fan_out(book, "f", 1_000)
     fan_out(book, "g", 1_000)

@@ -1,0 +1,376 @@
+"""The dashboard, as people use it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Error, expect
+
+from service.client import Client
+from tests.browser.conftest import HOSTILE
+from tests.support.dashboard import Board
+
+PAGES = {
+    "/": "Overview",
+    "/jobs": "Jobs",
+    "/queues": "Queues",
+    "/dead-letters": "Dead letters",
+    "/schedules": "Schedules",
+    "/workers": "Workers",
+    "/submit?type=shop.order": "Submit a job",
+    "/jobs/{night}": "shop.night",
+    "/jobs/{invoice}": "shop.invoice",
+    "/jobs/{failed}": "shop.fail",
+}
+VIEWS = {
+    "light": {"viewport": {"width": 1280, "height": 800}},
+    "dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+}
+
+
+def heading(page: Any, name: str) -> Any:
+    return page.get_by_role("heading", level=1, name=name)
+
+
+def error_at(page: Any, label: str) -> Any:
+    """Return where the form says what is wrong with one field."""
+    told = page.get_by_label(label, exact=True).get_attribute("aria-describedby")
+    return page.locator(f"#{told.split()[-1]}")
+
+
+# --- signing in -------------------------------------------------------------------------------
+
+
+def test_the_link_signs_in_and_its_token_leaves_the_address(page: Any, drayman: Board) -> None:
+    assert page.url == f"{drayman.url}/"
+    [cookie] = page.context.cookies([f"{drayman.url}/v1/jobs"])
+    assert cookie["value"] == drayman.token
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/v1")
+    assert page.evaluate("document.cookie") == ""
+    assert (
+        page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])").find("dray_") < 0
+    )
+
+    page.reload()
+
+    expect(heading(page, "Overview")).to_be_visible()
+
+
+def test_a_link_without_a_token_asks_for_it_and_says_where_it_is(
+    browser: Any, drayman: Board
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+
+    page.goto(f"{drayman.url}/queues")
+    page.get_by_text("Where is the token?").click()
+    expect(page.get_by_text("drayman token create")).to_be_visible()
+    page.get_by_label("Token", exact=True).fill("dray_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not known here")
+    page.get_by_label("Token", exact=True).fill(drayman.token)
+    page.get_by_role("button", name="Sign in").click()
+
+    expect(heading(page, "Queues")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(heading(page, "Sign in to Drayman")).to_be_visible()
+    context.close()
+
+
+def test_a_page_of_another_site_can_use_the_session_for_nothing(
+    page: Any, drayman: Board, client: Client, neighbour: str
+) -> None:
+    """The worst place: another port of this machine, which cookies take for the same site."""
+    other = page.context.new_page()
+    other.goto(neighbour)
+
+    with other.expect_response(f"{drayman.url}/v1/jobs") as answer:
+        other.evaluate(
+            """url => fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include',
+                 body: JSON.stringify({type: 'shop.echo', labels: {from: 'elsewhere'}})})""",
+            f"{drayman.url}/v1/jobs",
+        )
+    with pytest.raises(Error):
+        other.evaluate(
+            "url => fetch(url, {credentials: 'include'}).then(answer => answer.text())",
+            f"{drayman.url}/v1/queues",
+        )
+
+    assert answer.value.status == 403
+    assert list(client.jobs(label="from=elsewhere")) == []
+
+
+def test_a_token_that_is_revoked_ends_the_session(browser: Any, drayman: Board) -> None:
+    token, record = drayman.tokens.create("default", ["read"], "brief")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{drayman.url}/#token={token}")
+    expect(heading(page, "Overview")).to_be_visible()
+    expect(page.get_by_role("link", name="Submit a job")).to_have_count(0)
+
+    drayman.tokens.revoke(record.id)
+
+    expect(page.get_by_role("alert")).to_contain_text("The session is over", timeout=20_000)
+    context.close()
+
+
+# --- every page -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["light", *(pytest.param(view, marks=pytest.mark.long) for view in ("dark", "phone"))],
+)
+def test_every_page_has_no_serious_fault_for_those_who_see_or_reach_it_otherwise(
+    browser: Any, drayman: Board, shop: dict[str, str], view: str
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(reduced_motion="reduce", **VIEWS[view])
+    page = context.new_page()
+    page.goto(drayman.link)
+    heading(page, "Overview").wait_for()
+    found = []
+    for path, name in PAGES.items():
+        page.goto(drayman.url + path.format(**shop))
+        heading(page, name).wait_for()
+        page.wait_for_load_state("load")
+        wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        results = Axe().run(page).response["violations"]
+        found += [(path, "scrolls sideways", [])] if wide else []
+        found += [
+            (path, one["id"], [node["target"] for node in one["nodes"]][:3])
+            for one in results
+            if one["impact"] in ("serious", "critical")
+        ]
+    context.close()
+    assert found == []
+
+
+def test_hostile_text_is_shown_as_text_wherever_it_appears(
+    page: Any, drayman: Board, shop: dict[str, str]
+) -> None:
+    for path in (
+        "/",
+        "/jobs",
+        "/jobs?label=" + "note%3D%3Cimg%20src%3Dx%20onerror%3D%22window.pwned%3D1%22%3E",
+        "/jobs?type=%3Cimg%20src%3Dx%20onerror%3Dwindow.pwned%3D1%3E",
+        "/dead-letters?type=shop.fail&queue=default&cause=error",
+        f"/jobs/{shop['failed']}",
+        f"/jobs/{shop['echo']}",
+        "/jobs/%3Cimg%20src%3Dx%20onerror%3Dwindow.pwned%3D1%3E",
+        "/schedules/%3Cimg%20src%3Dx%20onerror%3Dwindow.pwned%3D1%3E",
+        "/submit?type=%3Cimg%20src%3Dx%20onerror%3Dwindow.pwned%3D1%3E",
+    ):
+        page.goto(drayman.url + path)
+        page.locator("main :is(h1, h3)").first.wait_for()
+        assert page.evaluate("window.pwned") is None, path
+        assert page.locator("main img[src=x], main script").count() == 0, path
+    page.goto(f"{drayman.url}/jobs/{shop['echo']}")
+    expect(page.locator(".log").first).to_contain_text(HOSTILE)
+    expect(page.locator(".facts")).to_contain_text(HOSTILE)
+    page.get_by_role("button", name="page.html").click()
+
+    expect(page.locator("dialog .log")).to_contain_text("<h1>")
+    assert page.evaluate("window.pwned") is None
+
+
+# --- what people do ---------------------------------------------------------------------------
+
+
+def test_a_job_is_submitted_from_its_form_and_its_pdf_is_seen(page: Any) -> None:
+    page.keyboard.press("c")
+    page.get_by_label("Find a job type").fill("invoice")
+    page.get_by_role("button", name="shop.invoice").click()
+    page.get_by_label("pages", exact=True).fill("many")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(page.get_by_text("write a whole number")).to_be_visible()
+    page.get_by_label("pages", exact=True).fill("99")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(error_at(page, "pages")).to_contain_text("20")
+    page.get_by_label("pages", exact=True).fill("3")
+
+    page.get_by_role("button", name="Submit", exact=True).click()
+
+    expect(heading(page, "shop.invoice")).to_contain_text("completed")
+    expect(page.locator("iframe")).to_have_attribute("src", re.compile("^blob:"))
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download invoice.pdf").click()
+    assert download.value.path().read_bytes().startswith(b"%PDF")
+
+
+def test_a_form_follows_its_schema_through_lists_and_objects(page: Any, drayman: Board) -> None:
+    page.goto(f"{drayman.url}/submit?type=shop.order")
+    page.get_by_label("customer").fill("Ada")
+    page.get_by_label("article").fill("tea")
+    page.get_by_label("size").select_option("large")
+    page.get_by_role("button", name="Add address").click()
+    page.get_by_label("street").fill("Mill Lane")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(error_at(page, "city")).to_be_visible()
+    page.get_by_label("city", exact=True).fill("Ely")
+    page.get_by_label("gift").check()
+    page.get_by_label("due").fill("2026-12-24")
+    page.get_by_role("button", name="As JSON").click()
+    written = json.loads(page.get_by_label("Params as JSON").input_value())
+    page.get_by_role("button", name="As a form").click()
+    expect(page.get_by_label("street")).to_have_value("Mill Lane")
+
+    page.get_by_role("button", name="Submit", exact=True).click()
+
+    expect(heading(page, "shop.order")).to_contain_text("completed")
+    assert written == {
+        "customer": "Ada",
+        "lines": [{"article": "tea", "size": "large"}],
+        "address": {"street": "Mill Lane", "city": "Ely"},
+        "gift": True,
+        "due": "2026-12-24",
+    }
+
+
+def test_a_running_job_moves_without_a_reload_until_it_is_cancelled(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    job = client.submit("shop.sleep", {"seconds": 60})
+    page.goto(f"{drayman.url}/jobs")
+    page.evaluate("window.still = 'the same page'")
+    page.locator(f"a[href='/jobs/{job['id']}']").click()
+    expect(page.get_by_text(re.compile("shelf .* of 40"))).to_be_visible()
+
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel the job").click()
+
+    expect(heading(page, "shop.sleep")).to_contain_text("cancelled")
+    assert page.evaluate("window.still") == "the same page"
+
+
+def test_pages_keep_up_while_the_stream_of_events_is_down(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    page.route("**/v1/events*", lambda route: route.abort())
+    page.goto(f"{drayman.url}/jobs?label=when=late")
+    expect(page.get_by_text("No job matches")).to_be_visible()
+
+    job = client.submit("shop.echo", {"text": "late"}, labels={"when": "late"})
+
+    expect(page.locator(f"a[href='/jobs/{job['id']}']")).to_contain_text("completed")
+
+
+def test_a_failed_job_says_why_and_is_redriven_with_its_like(
+    page: Any, drayman: Board, client: Client, tmp_path: Any
+) -> None:
+    job = client.submit("shop.reject", {"message": "no such article"})
+    client.wait(job["id"], timeout_s=30)
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.get_by_role("button", name="shop.reject").click()
+    expect(page.get_by_text("no such article")).to_be_visible()
+
+    page.locator(".group", has_text="shop.reject").get_by_role("button", name="Redrive").click()
+    page.get_by_role("dialog").get_by_role("button", name="Redrive").click()
+
+    expect(page.get_by_text("1 job will be tried again")).to_be_visible()
+    page.goto(f"{drayman.url}/jobs/{job['id']}")
+    expect(page.get_by_text("It failed for good after 2 attempts.")).to_be_visible()
+    page.goto(f"{drayman.url}/dead-letters?type=shop.reject")
+    page.get_by_role("button", name="Purge these", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Purge").click()
+    expect(page.get_by_text("No dead letters")).to_be_visible()
+
+
+def test_a_queue_is_paused_and_goes_on_again(page: Any, drayman: Board, client: Client) -> None:
+    page.goto(f"{drayman.url}/queues")
+    slow = page.get_by_role("region", name="Queue slow")
+    slow.get_by_role("button", name="Pause").click()
+    expect(slow.get_by_text("paused", exact=True)).to_be_visible()
+    job = client.submit("shop.echo", {}, queue="slow")
+    page.goto(f"{drayman.url}/jobs/{job['id']}")
+    expect(page.get_by_text("queue slow is paused").first).to_be_visible()
+    page.goto(f"{drayman.url}/queues")
+
+    slow.get_by_role("button", name="Resume").click()
+
+    expect(slow.get_by_role("button", name="Pause")).to_be_visible()
+    assert client.wait(job["id"], timeout_s=30)["status"] == "completed"
+    slow.get_by_role("button", name="Limits").click()
+    page.get_by_role("dialog").get_by_label("Unfinished jobs").fill("77")
+    page.get_by_role("dialog").get_by_role("button", name="Set").click()
+    expect(slow).to_contain_text("of 77 unfinished jobs")
+
+
+def test_a_schedule_is_made_run_and_deleted(page: Any, drayman: Board, client: Client) -> None:
+    page.goto(f"{drayman.url}/schedules")
+    page.get_by_role("button", name="New schedule").click()
+    page.get_by_label("Job type").select_option("shop.echo")
+    page.get_by_label("Name").fill("nightly")
+    page.get_by_label("Cron line").fill("99 * * * *")
+    page.get_by_role("button", name="Create").click()
+    expect(error_at(page, "Cron line")).not_to_be_empty()
+    page.get_by_label("Cron line").fill("0 2 * * *")
+    page.get_by_label("text").fill("from the schedule")
+    page.get_by_role("button", name="Create").click()
+    page.get_by_role("link", name="nightly").click()
+    expect(page.get_by_role("listitem").filter(has_text="2:00")).not_to_have_count(0)
+
+    page.get_by_role("button", name="Run now").click()
+    expect(page.get_by_text("Its job is submitted")).to_be_visible()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+
+    expect(page.get_by_text("No schedules")).to_be_visible()
+    assert "nightly" in {job["schedule"] for job in client.jobs(type="shop.echo")}
+
+
+def test_steps_files_and_what_each_made_are_seen(
+    page: Any, drayman: Board, shop: dict[str, str]
+) -> None:
+    page.goto(f"{drayman.url}/jobs/{shop['night']}")
+    page.get_by_role("button", name="chart: succeeded").click()
+    expect(page.get_by_role("row").filter(has_text="picture.png")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="invoice.pdf")).to_have_count(0)
+
+    page.goto(f"{drayman.url}/jobs/{shop['film']}")
+    expect(page.locator("video")).to_have_js_property("videoWidth", 320)
+    page.goto(f"{drayman.url}/jobs/{shop['picture']}")
+    expect(page.locator(".preview img")).to_have_js_property("naturalWidth", 640)
+    page.get_by_role("button", name="shelves.csv").click()
+    expect(page.locator("dialog .log")).to_contain_text("29,841")
+
+
+def test_the_keyboard_is_enough(page: Any, drayman: Board, shop: dict[str, str]) -> None:
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    page.keyboard.press("Escape")
+    for key, name in (("q", "Queues"), ("w", "Workers"), ("s", "Schedules"), ("j", "Jobs")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        expect(heading(page, name)).to_be_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("shop.night")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("type=shop.night"))
+    page.keyboard.press("Escape")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{drayman.url}/jobs/{shop['night']}")
+
+    page.keyboard.press("t")
+
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_first_paint_comes_at_once(page: Any) -> None:
+    page.reload()
+    heading(page, "Overview").wait_for()
+
+    painted_ms = page.evaluate(
+        "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    )
+
+    print(f"first paint after {painted_ms:.0f} ms")
+    assert painted_ms < 5_000
