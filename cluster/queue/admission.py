@@ -5,11 +5,14 @@ jobs of handlers, ticks) is bounded by its parent and never refused. Rule 2: a t
 told apart from a full queue and a full system. Rule 3: only who named no queue is sent elsewhere.
 """
 
-from cluster.queue.model import NO_LIMITS, Rules, State, TenantLimits, Usage
-from cluster.queue.spec import SpecHead
-from jobs.errors import Overloaded
+import msgspec
 
-__all__ = ["check_room", "lane_of", "tenant_limits"]
+from cluster.queue.events import JobSubmitted
+from cluster.queue.model import NO_LIMITS, Rules, State, TenantLimits, Usage
+from cluster.queue.spec import SpecHead, decode_head, decode_spec, encode_spec
+from jobs.errors import InvalidInput, Overloaded
+
+__all__ = ["check_room", "check_steps", "lane_of", "no_queue", "submitted", "tenant_limits"]
 
 #: The queue of who names none, whatever it is called here.
 DEFAULT = "default"
@@ -34,6 +37,31 @@ def lane_of(state: State, rules: Rules, spec: SpecHead) -> str:
         queue = limits.then
         seen.add(queue)
     return queue
+
+
+def submitted(state: State, rules: Rules, job_id: str, spec: SpecHead, raw: bytes) -> JobSubmitted:
+    """Return the job as it is taken, in the queue that it waits in. Raises InvalidInput."""
+    queue = lane_of(state, rules, spec)
+    if queue not in rules.queues:
+        raise no_queue(rules, "queue", queue)
+    if queue != spec.queue:
+        raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue))
+        spec = decode_head(raw)
+    check_steps(rules, spec)
+    return JobSubmitted(job_id, spec, raw)
+
+
+def check_steps(rules: Rules, spec: SpecHead) -> None:
+    """Raise InvalidInput for a step in a queue that there is not."""
+    for at, step in enumerate(spec.plan.steps if spec.plan is not None else ()):
+        if step.queue is not None and step.queue not in rules.queues:
+            raise no_queue(rules, f"steps.{at}.queue", step.queue)
+
+
+def no_queue(rules: Rules, field: str, name: str) -> InvalidInput:
+    """Return that there is no such queue, and which there are."""
+    known = ", ".join(sorted(rules.queues))
+    return InvalidInput(field, f"no queue {name!r}; use one of: {known}")
 
 
 def tenant_limits(rules: Rules, tenant: str) -> TenantLimits:

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from cluster.notify import notifications
-from cluster.protocol import Submission
 from cluster.queue import commands as c
 from cluster.queue import events as e
-from cluster.queue.admission import check_room, lane_of
+from cluster.queue.admission import check_room, submitted
 from cluster.queue.dispatch import pick
+from cluster.queue.endings import finish, lose_worker, reclaim, spec_of
 from cluster.queue.limits import (
     forget_idle,
     give_back,
@@ -29,7 +29,6 @@ from cluster.queue.limits import (
     on_unparked,
     openings,
     pass_gates,
-    put_limits,
     recall,
 )
 from cluster.queue.model import (
@@ -39,7 +38,6 @@ from cluster.queue.model import (
     Effect,
     GatewayMarks,
     Job,
-    Line,
     PastAttempt,
     Rules,
     State,
@@ -53,9 +51,7 @@ from cluster.queue.plan import (
     Role,
     StepTask,
     adopt_plan,
-    decode_lost,
     look,
-    lost_events,
     next_events,
     on_compacted,
     on_inputs_lost,
@@ -69,17 +65,27 @@ from cluster.queue.plan import (
     on_tasks_added,
     on_tasks_withdrawn,
     plan_status,
-    split_error,
     to_redrive,
 )
-from cluster.queue.schedule import Schedule
-from cluster.queue.spec import JobSpec, SpecHead, decode_head, decode_spec, encode_spec, step_spec
+from cluster.queue.spec import SpecHead, decode_head
+from cluster.queue.standing import (
+    configure,
+    delete_schedule,
+    fire,
+    on_config,
+    on_paused,
+    on_resumed,
+    on_schedule_deleted,
+    on_schedule_fired,
+    on_schedule_set,
+    pause,
+    put_schedule,
+    resume,
+)
 from cluster.queue.state import TERMINAL, Move, TaskState
 from cluster.queue.telling import STARTED, forget, listen, reached, told
 from jobs.errors import (
     Conflict,
-    DraymanError,
-    InvalidInput,
     KeyReused,
     LeaseLost,
     NotFound,
@@ -92,10 +98,6 @@ __all__ = ["FIRST_TASK", "decide", "evolve", "evolve_all", "job_status"]
 FIRST_TASK = "0"
 #: Tasks one Tick moves on at most, so that a million due at once do not stall the commit loop.
 TICK_MAX = 2_000
-#: Longest wait before a retry, or a snooze.
-WAIT_MAX_S = 366 * 86_400.0
-#: Schedules of all tenants together.
-SCHEDULES_MAX = 100_000
 
 S = TaskState
 # Looked up several times a job, where an attribute of the enum costs as much as the rest.
@@ -159,37 +161,11 @@ def _submit(state: State, rules: Rules, command: c.Submit, now: float) -> list[e
         full = state.keys.count(now) >= rules.idempotency_keys_max
         if full and not command.admitted:
             raise Overloaded("tenant", "too many idempotency keys are in their window", 60.0)
-    submitted = _submitted(state, rules, command.job_id, spec, command.raw)
+    taken = submitted(state, rules, command.job_id, spec, command.raw)
     if not command.admitted:
-        spec, size = submitted.spec, len(submitted.raw)
+        spec, size = taken.spec, len(taken.raw)
         check_room(state, rules, spec.tenant, spec.queue, size)
-    return [submitted]
-
-
-def _submitted(
-    state: State, rules: Rules, job_id: str, spec: SpecHead, raw: bytes
-) -> e.JobSubmitted:
-    """Return the job as it is taken, in the queue that it waits in. Raises InvalidInput."""
-    queue = lane_of(state, rules, spec)
-    if queue not in rules.queues:
-        raise _no_queue(rules, "queue", queue)
-    if queue != spec.queue:
-        raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue))
-        spec = decode_head(raw)
-    _check_steps(rules, spec)
-    return e.JobSubmitted(job_id, spec, raw)
-
-
-def _check_steps(rules: Rules, spec: SpecHead) -> None:
-    """Raise InvalidInput for a step in a queue that there is not."""
-    for at, step in enumerate(spec.plan.steps if spec.plan is not None else ()):
-        if step.queue is not None and step.queue not in rules.queues:
-            raise _no_queue(rules, f"steps.{at}.queue", step.queue)
-
-
-def _no_queue(rules: Rules, field: str, name: str) -> InvalidInput:
-    known = ", ".join(sorted(rules.queues))
-    return InvalidInput(field, f"no queue {name!r}; use one of: {known}")
+    return [taken]
 
 
 def _alias(state: State, rules: Rules, command: c.Alias, now: float) -> list[e.Event]:
@@ -224,338 +200,13 @@ def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.E
     ]
 
 
-def _finish(state: State, rules: Rules, command: c.Finish, now: float) -> list[e.Event]:
-    worker, leases = command.worker, state.leases
-    found: dict[int, e.Event] = {}
-    #: What comes beside the ends: outputs to be made again before, jobs submitted after.
-    before: list[e.Event] = []
-    after: list[e.JobSubmitted | e.JobAliased] = []
-    onward: list[e.Event] = []
-    again: set[tuple[str, str]] = set()
-    for outcome, draw in zip(command.outcomes, command.draws, strict=True):
-        token = outcome.token
-        task = leases.get(token)
-        if task is None or task.worker != worker or token in found:
-            continue  # late or doubled: the lease is someone else's, or nobody's
-        kind = outcome.kind
-        if kind == "ok" and task.stop != "cancel":
-            if outcome.submits or (isinstance(task, StepTask) and task.role is _SPLIT):
-                refused = _refused_end(state, rules, task, outcome, after, now)
-                if refused:
-                    broken = _Lost("error", refused, outcome.started_at, outcome.ended_at)
-                    found[token] = _discarded(rules, task, broken, draw, now)
-                    continue
-            found[token] = e.TaskSucceeded(
-                task.job.id,
-                task.id,
-                task.attempt,
-                token,
-                outcome.started_at,
-                outcome.ended_at,
-                outcome.log,
-                outcome.output,
-            )
-        elif kind == "lost":
-            *made_again, end = _inputs_lost(rules, task, outcome, draw, now, again)
-            before += made_again
-            found[token] = end
-        else:
-            found[token] = end = _FINISH[kind](rules, task, outcome, draw, now)
-            blamed = kind == "crashed" and (outcome.alone or task.suspect)
-            onward += _onward(rules, task, end, blamed=blamed)
-    return [*before, *found.values(), *onward, *after]
-
-
-#: Ends of a lease after which the task is run again.
-_AGAIN = (e.LeaseReleased, e.AttemptFailed, e.AttemptCrashed, e.TaskSnoozed)
-
-
-def _onward(rules: Rules, task: Task, end: e.Event, *, blamed: bool) -> list[e.Event]:
-    """Return the move to the queue in which a task goes on that this one is not for.
-
-    `blamed`: its process died, or its worker, and nothing else can be the reason.
-    """
-    limits = rules.queues.get(task.line.name)
-    if limits is None or not isinstance(end, _AGAIN):
-        return []
-    if task.stop == "promote" and limits.then:
-        ran_s = max(0.0, end.ended_at - end.started_at)
-        return [e.TaskMoved(task.job.id, task.id, limits.then, "long", ran_s)]
-    if blamed and isinstance(end, e.LeaseReleased) and end.cause == "oom":
-        return [e.TaskMoved(task.job.id, task.id, limits.oom_to, "oom")]
-    return []
-
-
-def _refused_end(
-    state: State,
-    rules: Rules,
-    task: Task,
-    outcome: Any,
-    submitted: list[e.JobSubmitted | e.JobAliased],
-    now: float,
-) -> str:
-    """Return why an end cannot count, or add the jobs that are submitted with it."""
-    try:
-        refused = split_error(task, outcome.output)
-        if refused:
-            return refused
-        # One that is made again has submitted its jobs before.
-        made_again = isinstance(task, StepTask) and task.id in _plan_of(task).rebuilt
-        if outcome.submits and not made_again:
-            submitted += _submissions(state, rules, outcome.submits, submitted, now)
-    except msgspec.MsgspecError as error:
-        return f"what it left cannot be read: {error}"
-    except DraymanError as error:
-        return f"ctx.submit: {error}"
-    return ""
-
-
-def _plan_of(task: Task) -> PlanState:
-    assert task.job.plan is not None
-    return task.job.plan
-
-
-def _submissions(
-    state: State,
-    rules: Rules,
-    submissions: list[Submission],
-    before: list[e.JobSubmitted | e.JobAliased],
-    now: float,
-) -> list[e.JobSubmitted | e.JobAliased]:
-    """Return the jobs that an attempt submits, `before` those of others in the same report.
-
-    Limits of depth and keys do not apply: work is accepted from outside, this comes of it.
-    Raises InvalidInput, KeyReused, or a msgspec error.
-    """
-    found: list[e.JobSubmitted | e.JobAliased] = []
-    known = {event.job_id for event in before}
-    keys = {
-        event.spec.key: (event.job_id, event.spec.fingerprint)
-        for event in before
-        if isinstance(event, e.JobSubmitted)
-    }
-    for job_id, raw in ((one.job_id, bytes(one.spec)) for one in submissions):
-        decode_spec(raw)  # what cannot be read as a whole would only be found when it runs
-        submitted = _submitted(state, rules, job_id, decode_head(raw), raw)
-        head = submitted.spec
-        if job_id in state.jobs or job_id in known:
-            continue
-        known.add(job_id)
-        if head.key is not None:
-            holder = keys.get(head.key) or state.keys.find(head.key, now)
-            if holder is not None:
-                first, fingerprint = holder
-                if fingerprint != head.fingerprint:
-                    raise KeyReused(first)
-                found.append(e.JobAliased(job_id, first))
-                continue
-            keys[head.key] = job_id, head.fingerprint
-        found.append(submitted)
-    return found
-
-
-def _inputs_lost(
-    rules: Rules, task: Task, outcome: Any, draw: float, now: float, again: set[tuple[str, str]]
-) -> list[e.Event]:
-    """Return the outputs to be made again, and the end of the attempt that found them lost."""
-    if task.stop == "cancel":
-        return [_cancelled(task, outcome, "cancelled")]
-    plan = task.job.plan
-    try:
-        if plan is not None:
-            lost = decode_lost(outcome.output)
-            follows = lost_events(plan, task, lost, _lease_of(task, outcome), again)
-            # If all are there again it may try at once, but not for ever.
-            return follows or [_release(rules, task, "input lost", outcome=outcome)]
-    except (msgspec.MsgspecError, KeyError):
-        pass  # It names what cannot be its input: no other task could mend that.
-    return [_failed(rules, task, outcome, draw, now)]
-
-
-def _lease_of(task: Task, outcome: Any) -> dict[str, Any]:
-    return {
-        "job_id": task.job.id,
-        "task_id": task.id,
-        "attempt": task.attempt,
-        "token": task.token,
-        "started_at": outcome.started_at,
-        "ended_at": outcome.ended_at,
-        "log": outcome.log,
-    }
-
-
-def _cancelled(task: Task, outcome: Any, reason: str) -> e.Event:
-    return e.TaskCancelled(reason=reason, **_lease_of(task, outcome))
-
-
-def _failed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    cause = outcome.cause or "error"
-    failures = task.failures + 1
-    spec = _spec_of(task)
-    if failures >= spec.max_attempts:
-        return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
-    wait_s = _bounded_s(spec.retry.wait_s(failures, draw, outcome.delay_s))
-    return e.AttemptFailed(
-        error=outcome.error, cause=cause, retry_at=now + wait_s, **_lease_of(task, outcome)
-    )
-
-
-def _spec_of(task: Task) -> JobSpec:
-    """Return the job's spec, with what its step says otherwise."""
-    spec = task.job.spec
-    return step_spec(spec, task.step.spec) if isinstance(task, StepTask) else spec
-
-
-def _bounded_s(wait_s: float) -> float:
-    """Return the wait, at most a year; what is no number is no wait."""
-    return min(max(0.0, wait_s), WAIT_MAX_S) if wait_s == wait_s else 0.0
-
-
-def _discarded(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    cause = outcome.cause or "discarded"
-    return e.TaskDied(error=outcome.error, cause=cause, **_lease_of(task, outcome))
-
-
-def _snoozed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    retry_at = now + _bounded_s(outcome.delay_s or 0.0)
-    return e.TaskSnoozed(retry_at=retry_at, **_lease_of(task, outcome))
-
-
-def _stopped(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    return _release(rules, task, outcome.cause or "stopped", outcome=outcome)
-
-
-def _returned(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    return e.LeaseReleased(
-        task.job.id, task.id, task.attempt, task.token, cause="returned", started=False
-    )
-
-
-def _crashed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    if task.stop == "cancel":
-        return _cancelled(task, outcome, "cancelled")
-    if not (outcome.alone or task.suspect):
-        return _release(rules, task, outcome.cause, outcome=outcome, suspect=True)
-    return _recover(rules, task, outcome)
-
-
-def _ok_after_cancel(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:
-    return _cancelled(task, outcome, "cancelled")  # its output is dropped
-
-
-_FINISH: dict[str, Callable[[Rules, Task, Any, float, float], e.Event]] = {
-    "ok": _ok_after_cancel,
-    "failed": _failed,
-    "discarded": _discarded,
-    "snoozed": _snoozed,
-    "stopped": _stopped,
-    "returned": _returned,
-    "crashed": _crashed,
-}
-
-
-def _recover(rules: Rules, task: Task, outcome: Any) -> e.Event:
-    """Charge a recovery: its process died under it alone.
-
-    What took more memory than there is goes on where there is more, uncharged.
-    """
-    limits = rules.queues.get(task.line.name)
-    if outcome.cause == "oom" and limits is not None and limits.oom_to:
-        return e.LeaseReleased(cause="oom", **_lease_of(task, outcome))
-    if task.recoveries >= rules.recoveries_max:
-        return e.TaskDied(
-            error=outcome.error, cause=outcome.cause, charged="recovery", **_lease_of(task, outcome)
-        )
-    return e.AttemptCrashed(error=outcome.error, cause=outcome.cause, **_lease_of(task, outcome))
-
-
-def _release(
-    rules: Rules, task: Task, cause: str, *, outcome: Any, suspect: bool = False
-) -> e.Event:
-    """Make the task ready again, uncharged, unless that happened absurdly often."""
-    if task.interruptions >= rules.interruptions_max:
-        return e.TaskDied(
-            error=f"interrupted {task.interruptions} times, last by: {cause}",
-            cause=cause,
-            charged="interruption",
-            **_lease_of(task, outcome),
-        )
-    return e.LeaseReleased(
-        cause=cause, started=True, suspect=suspect or task.suspect, **_lease_of(task, outcome)
-    )
-
-
-class _Lost(msgspec.Struct, frozen=True):
-    """The outcome of an attempt whose worker cannot tell any more."""
-
-    cause: str
-    error: str
-    started_at: float
-    ended_at: float
-    log: str = ""
-
-
-def _lose_worker(state: State, rules: Rules, command: c.LoseWorker, now: float) -> list[e.Event]:
-    """Requeue all a dead worker held; charge only whom its death can be blamed on.
-
-    The one task it held, or the one suspect among them. If it held several and none was suspect,
-    nobody is charged and all become suspects: run apart, the next death names the culprit. A task
-    that the worker never said to hold did not arrive there, and is never charged.
-    """
-    tasks = [state.leases[token] for token in state.held.get(command.worker, ())]
-    known_culprit = any(task.suspect for task in tasks)
-    found: list[e.Event] = []
-    onward: list[e.Event] = []
-    for task in tasks:
-        blamed = False
-        error = f"the worker died: {command.cause}"
-        lost = _Lost(command.cause, error, task.leased_at, now)
-        if task.stop == "cancel":
-            found.append(_cancelled(task, lost, "cancelled"))
-        elif command.arrived is not None and task.token not in command.arrived:
-            found.append(_release(rules, task, command.cause, outcome=lost))
-        elif blamed := len(tasks) == 1 or task.suspect:
-            found.append(_recover(rules, task, lost))
-        else:
-            suspect = not known_culprit
-            found.append(_release(rules, task, command.cause, outcome=lost, suspect=suspect))
-        onward += _onward(rules, task, found[-1], blamed=blamed)
-    return found + onward
-
-
-def _reclaim(state: State, rules: Rules, command: c.Reclaim, now: float) -> list[e.Event]:
-    found: list[e.Event] = []
-    onward: list[e.Event] = []
-    for token in command.tokens:
-        task = state.leases.get(token)
-        if task is None or task.worker != command.worker:
-            continue
-        lost = _Lost(command.cause, "", 0.0, 0.0)
-        if task.stop == "cancel":
-            found.append(_cancelled(task, lost, "cancelled"))
-        else:
-            found.append(_release(rules, task, command.cause, outcome=lost))
-        onward += _onward(rules, task, found[-1], blamed=False)
-    return found + onward
-
-
 def _promote(state: State, rules: Rules, command: c.Promote, now: float) -> list[e.Event]:
     """Stop what can go on from its checkpoint; another runs on, and counts elsewhere."""
     task = state.leases.get(command.token)
     limits = rules.queues.get(task.line.name) if task is not None else None
     if task is None or task.stop or limits is None or not limits.then:
         return []
-    if _spec_of(task).resumable:
+    if spec_of(task).resumable:
         return [e.StopRequested(task.job.id, task.id, task.attempt, task.token, "promote")]
     return [e.TaskMoved(task.job.id, task.id, limits.then, "long", now - task.leased_at)]
 
@@ -623,7 +274,7 @@ def _dead(job: Job) -> list[Task]:
 def _advance(state: State, rules: Rules, command: c.Advance, now: float) -> list[e.Event]:
     # Notifications first: what is told of must not be mixed with what comes next.
     found: list[e.Event] = [
-        _submitted(state, rules, job_id, decode_head(raw), raw)
+        submitted(state, rules, job_id, decode_head(raw), raw)
         for teller, events in state.telling.items()
         for job_id, raw in notifications(state.jobs[teller], events, rules)
     ]
@@ -695,81 +346,6 @@ def _evict(state: State, rules: Rules, command: c.Evict, now: float) -> list[e.E
     return [e.Evicted(last[0].finished_seq)] if last else []
 
 
-def _pause(state: State, rules: Rules, command: c.PauseQueue, now: float) -> list[e.Event]:
-    return [] if _known_line(state, rules, command.queue).paused else [e.QueuePaused(command.queue)]
-
-
-def _resume(state: State, rules: Rules, command: c.ResumeQueue, now: float) -> list[e.Event]:
-    line = _known_line(state, rules, command.queue)
-    return [e.QueueResumed(command.queue)] if line.paused else []
-
-
-def _known_line(state: State, rules: Rules, name: str) -> Line:
-    if name not in rules.queues:
-        raise NotFound("queue", name)
-    return state.lines.get(name) or Line(name, state.shares)
-
-
-def _configure(state: State, rules: Rules, command: c.Configure, now: float) -> list[e.Event]:
-    if command.revision is not None and command.revision != state.config_seq:
-        raise Conflict(
-            f"the config is at revision {state.config_seq}, not {command.revision}; read it again"
-        )
-    if (command.config, command.run) == (state.config, state.config_run):
-        return []
-    config = msgspec.Raw(command.config)
-    return [e.ConfigSet(config, command.run, command.weights, command.limits)]
-
-
-def _put_schedule(state: State, rules: Rules, command: c.PutSchedule, now: float) -> list[e.Event]:
-    spec = command.spec
-    known = state.schedules.get((spec.tenant, spec.name))
-    if known is not None and known.spec == spec:
-        return []
-    if known is None and len(state.schedules) >= SCHEDULES_MAX:
-        raise Overloaded("system", f"there are {SCHEDULES_MAX:,} schedules", 60.0)
-    try:
-        _submitted(state, rules, "", decode_head(spec.job), bytes(spec.job))
-    except InvalidInput as error:
-        raise InvalidInput(f"job.{error.field}", error.reason) from None
-    return [e.ScheduleSet(spec, command.next_at)]
-
-
-def _delete_schedule(
-    state: State, rules: Rules, command: c.DeleteSchedule, now: float
-) -> list[e.Event]:
-    if (command.tenant, command.name) not in state.schedules:
-        raise NotFound("schedule", command.name)
-    return [e.ScheduleDeleted(command.tenant, command.name)]
-
-
-def _fire(state: State, rules: Rules, command: c.FireSchedule, now: float) -> list[e.Event]:
-    name = command.tenant, command.name
-    schedule = state.schedules.get(name)
-    if schedule is None or schedule.generation != command.generation:
-        return []
-    found: list[e.Event] = []
-    spec = schedule.spec
-    last = state.jobs.get(schedule.last_job)
-    busy = spec.overlap == "skip" and last is not None and not last.finished_at
-    missed = command.missed
-    for tick, job_id in command.ticks:
-        if busy:
-            found.append(e.ScheduleFired(*name, tick, command.next_at, skipped=1 + missed))
-        else:
-            job = msgspec.structs.replace(
-                decode_spec(spec.job), schedule=spec.name, scheduled_for=tick
-            )
-            raw = encode_spec(job)
-            found.append(e.ScheduleFired(*name, tick, command.next_at, job_id, missed))
-            found.append(_submitted(state, rules, job_id, decode_head(raw), raw))
-            busy = spec.overlap == "skip"
-        missed = 0
-    if not command.ticks:
-        found.append(e.ScheduleFired(*name, 0.0, command.next_at, skipped=missed))
-    return found
-
-
 def _job(state: State, job_id: str) -> Job:
     job = state.jobs.get(job_id)
     if job is None:
@@ -784,9 +360,9 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.Alias: _alias,
     c.Refuse: _refuse,
     c.Lease: _lease,
-    c.Finish: _finish,
-    c.LoseWorker: _lose_worker,
-    c.Reclaim: _reclaim,
+    c.Finish: finish,
+    c.LoseWorker: lose_worker,
+    c.Reclaim: reclaim,
     c.Cancel: _cancel,
     c.Revive: _revive,
     c.SaveRecord: _save_record,
@@ -794,14 +370,14 @@ _DECIDE: dict[type, Callable[[State, Rules, Any, float], list[e.Event]]] = {
     c.PlanCompaction: _plan_compaction,
     c.EndCompaction: _end_compaction,
     c.Evict: _evict,
-    c.PauseQueue: _pause,
-    c.ResumeQueue: _resume,
+    c.PauseQueue: pause,
+    c.ResumeQueue: resume,
     c.Promote: _promote,
     c.Purge: _purge,
-    c.Configure: _configure,
-    c.PutSchedule: _put_schedule,
-    c.DeleteSchedule: _delete_schedule,
-    c.FireSchedule: _fire,
+    c.Configure: configure,
+    c.PutSchedule: put_schedule,
+    c.DeleteSchedule: delete_schedule,
+    c.FireSchedule: fire,
 }
 
 
@@ -1124,36 +700,6 @@ def _on_unparked(state: State, event: e.TaskUnparked, at: float) -> None:
     on_unparked(state, _find(state, event), at)
 
 
-def _on_config(state: State, event: e.ConfigSet, at: float) -> None:
-    state.config, state.config_run = bytes(event.config), event.run
-    state.config_seq = state.seq + 1
-    state.shares.set(event.weights)
-    put_limits(state, event.limits, at)
-
-
-def _on_schedule_set(state: State, event: e.ScheduleSet, at: float) -> None:
-    spec = event.spec
-    new = Schedule(spec, state.seq + 1, event.next_at)
-    old = state.schedules.get((spec.tenant, spec.name))
-    if old is not None:
-        new.last_at, new.last_job = old.last_at, old.last_job
-        new.fired, new.skipped = old.fired, old.skipped
-    state.schedules[spec.tenant, spec.name] = new
-
-
-def _on_schedule_deleted(state: State, event: e.ScheduleDeleted, at: float) -> None:
-    del state.schedules[event.tenant, event.name]
-
-
-def _on_schedule_fired(state: State, event: e.ScheduleFired, at: float) -> None:
-    schedule = state.schedules[event.tenant, event.name]
-    schedule.next_at = event.next_at
-    schedule.skipped += event.skipped
-    if event.job:
-        schedule.fired += 1
-        schedule.last_at, schedule.last_job = event.tick, event.job
-
-
 def _on_checkpoint(state: State, event: e.CheckpointSaved, at: float) -> None:
     task = state.leases[event.token]
     task.checkpoint = bytes(event.value)
@@ -1216,14 +762,6 @@ def _on_worker_joined(state: State, event: e.WorkerJoined, at: float) -> None:
         del state.workers[next(iter(state.workers))]
 
 
-def _on_paused(state: State, event: e.QueuePaused, at: float) -> None:
-    state.line(event.queue).paused = True
-
-
-def _on_resumed(state: State, event: e.QueueResumed, at: float) -> None:
-    state.line(event.queue).paused = False
-
-
 _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.ManagerStarted: _on_manager_started,
     e.ManagerStopped: _on_manager_stopped,
@@ -1248,8 +786,8 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.CompactionPlanned: _on_compaction_planned,
     e.Compacted: _on_compacted,
     e.Evicted: _on_evicted,
-    e.QueuePaused: _on_paused,
-    e.QueueResumed: _on_resumed,
+    e.QueuePaused: on_paused,
+    e.QueueResumed: on_resumed,
     e.TasksAdded: on_tasks_added,
     e.TasksWithdrawn: on_tasks_withdrawn,
     e.StepEnded: on_step_ended,
@@ -1262,9 +800,9 @@ _EVOLVE: dict[type, Callable[[State, Any, float], None]] = {
     e.TaskUnparked: _on_unparked,
     e.JobEdited: _on_edited,
     e.JobPurged: _on_purged,
-    e.ConfigSet: _on_config,
-    e.ScheduleSet: _on_schedule_set,
-    e.ScheduleDeleted: _on_schedule_deleted,
-    e.ScheduleFired: _on_schedule_fired,
+    e.ConfigSet: on_config,
+    e.ScheduleSet: on_schedule_set,
+    e.ScheduleDeleted: on_schedule_deleted,
+    e.ScheduleFired: on_schedule_fired,
     e.WorkerJoined: _on_worker_joined,
 }

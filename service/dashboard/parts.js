@@ -197,6 +197,7 @@ export function dialog(title, content, { kind = "" } = {}) {
   node.addEventListener("click", (event) => { if (event.target === node) close(); });
   document.body.append(node);
   node.showModal();
+  (node.querySelector("input, select, textarea") ?? node.querySelector("footer .button"))?.focus();
   return close;
 }
 

@@ -27,7 +27,7 @@ export function virtualList({ rowOf, more, rowHeight, label }) {
     show(window_, items.slice(first, last).map((item, i) => rowOf(item, first + i)));
     if (!isDone && !isAsking && last > items.length - 2 * OVERSCAN) {
       isAsking = true;
-      more().finally(() => { isAsking = false; ask(); });
+      more().catch(() => new Promise((again) => setTimeout(again, 3000))).then(() => { isAsking = false; ask(); });
     }
   }
 

@@ -7,18 +7,30 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.support.dashboard import Board, board
+from tests.support.live import until as wait_until
 
 JOBS = 50_000
 BATCH = 5_000
 #: A screen has some twenty rows; as many again stand above and below.
 ROWS_MAX = 80
 
+#: From the click until the rows are there.
+FILTER = """async ([name, shown]) => {
+  const begun = performance.now();
+  const all = [...document.querySelectorAll(".segments button")];
+  all.find(button => button.textContent === name).click();
+  const isThere = () => document.querySelector("[data-row]")?.textContent.includes(shown);
+  while (!isThere()) await new Promise(requestAnimationFrame);
+  return performance.now() - begun;
+}"""
+FILTERS = [("failed", "shop.reject"), ("completed", "shop.tick")]
+
 pytestmark = [pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
 def full(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("full")) as one, one.client() as client:
+    with board(tmp_path_factory.mktemp("full"), compact_after_s=5.0) as one, one.client() as client:
         needle = client.submit("shop.reject", {}, labels={"needle": "here"})
         client.wait(needle["id"], timeout_s=60)
         for first in range(0, JOBS, BATCH):
@@ -28,6 +40,7 @@ def full(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boa
             ]
             assert all("id" in line for line in client.submit_many(lines))
             client.wait(client.submit("shop.tick", {})["id"], timeout_s=120)
+        wait_until(lambda: any((one.folder / "store/history/jobs").rglob("*.parquet")))
         yield one
 
 
@@ -49,20 +62,12 @@ def test_a_list_of_fifty_thousand_stays_small_and_answers_a_filter_at_once(
     assert page.evaluate("document.querySelectorAll('*').length") < 2_000
     expect(page.locator(".note")).to_contain_text("+ jobs")
 
-    took = []
-    for name in ("failed", "completed", "all", "failed", "completed"):
-        page.get_by_role("button", name=name, exact=True).click()
-        shown = "shop.reject" if name == "failed" else "shop.tick"
-        page.locator("[data-row]", has_text=shown).first.wait_for()
-        asked = page.evaluate(
-            "performance.getEntriesByType('resource')"
-            ".filter(one => one.name.includes('/v1/jobs?')).at(-1).duration"
-        )
-        took.append(asked)
+    took = [page.evaluate(FILTER, [name, shown]) for name, shown in FILTERS * 3]
+    page.get_by_role("button", name="Clear").click()
     page.get_by_label("Search jobs").fill("needle=here")
     page.keyboard.press("Enter")
-    expect(rows).to_have_count(1)
+    expect(rows).to_have_count(1, timeout=20_000)
 
-    print("a filter took", [f"{ms:.0f} ms" for ms in took])
+    print("a filter took", sorted(f"{ms:.0f} ms" for ms in took))
     assert max(took) < 5_000
     context.close()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -53,9 +54,11 @@ class Board:
         return Client(self.url, self.token)
 
 
-async def _run(one: Board, workers: int, ready: threading.Event, over: asyncio.Event) -> None:
+async def _run(
+    one: Board, workers: int, ready: threading.Event, over: asyncio.Event, **settings: Any
+) -> None:
     objects = LocalObjects(one.folder / "store")
-    async with life(objects, pools=POOLS) as now:
+    async with life(objects, pools=POOLS, **settings) as now:
         app = create_app(now.gateway, Registry.load([JOBS]), objects, ApiSettings())
         config = uvicorn.Config(app, port=one.port, log_level="warning", lifespan="off")
         server = uvicorn.Server(config)
@@ -83,13 +86,15 @@ async def _run(one: Board, workers: int, ready: threading.Event, over: asyncio.E
 
 
 @contextmanager
-def board(folder: Path, workers: int = 2) -> Iterator[Board]:
+def board(folder: Path, workers: int = 2, **settings: Any) -> Iterator[Board]:
     """Run one in a thread of its own."""
     one, ready = Board(folder), threading.Event()
     loop = asyncio.new_event_loop()
     over = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=[_run(one, workers, ready, over)], daemon=True
+        target=loop.run_until_complete,
+        args=[_run(one, workers, ready, over, **settings)],
+        daemon=True,
     )
     thread.start()
     try:

@@ -17,7 +17,9 @@ const FILTERS = ["status", "type", "queue", "label", "tenant"];
 export function open(view) {
   view.title("Jobs");
   const filter = Object.fromEntries(FILTERS.map((name) => [name, view.params[name] ?? ""]));
-  let items = [], next = null, isFirst = true, known = { types: [], queues: [] }, asked = 0, error = null;
+  let items = [], next = null, isFirst = true, known = { types: [], queues: [] }, error = null;
+  /** Counts filters: what was asked for an earlier one is thrown away. */
+  let era = 0;
 
   const list = virtualList({ rowOf: row, more, label: "Jobs", rowHeight: () => (matchMedia("(max-width: 720px)").matches ? 64 : 45) });
   const head = h("div", { class: "toolbar" });
@@ -27,28 +29,22 @@ export function open(view) {
   view.root.append(head, note, h("div", { class: "panel list" }, list.node), rest);
 
   async function load() {
-    const mine = ++asked;
+    const mine = era;
     const page = await get(query("/v1/jobs", { ...filter, limit: PAGE }));
-    if (mine !== asked) return;
-    if (isFirst || !items.length) {
+    if (mine !== era) return;
+    if (isFirst) {
       items = page.jobs;
       next = page.next_after;
     } else {
-      // What is new goes on top, what is known is brought up to date where it stands.
+      // What is new goes on top, what is known is brought up to date where it stands; and within
+      // the page that was read, whatever no longer matches is gone.
       const fresh = new Map(page.jobs.map((job) => [job.id, job]));
-      const places = new Map(items.map((job, i) => [job.id, i]));
-      const added = page.jobs.filter((job) => !places.has(job.id));
-      const lowest = page.jobs.at(-1);
-      items = items.map((job) => fresh.get(job.id) ?? job);
-      if (lowest && page.next_after !== null) {
-        const from = places.get(lowest.id) ?? -1;
-        // Within the page that was read, whatever no longer matches is gone.
-        items = items.filter((job, i) => i > from || fresh.has(job.id));
-      } else {
-        items = items.filter((job) => fresh.has(job.id));
-        next = null;
-      }
+      const known = new Set(items.map((job) => job.id));
+      const added = page.jobs.filter((job) => !known.has(job.id));
+      const last = page.next_after === null ? items.length - 1 : items.findLastIndex((job) => fresh.has(job.id));
+      items = items.map((job) => fresh.get(job.id) ?? job).filter((job, i) => i > last || fresh.has(job.id));
       items = [...added, ...items];
+      if (page.next_after === null) next = null;
     }
     isFirst = false;
     error = null;
@@ -57,9 +53,9 @@ export function open(view) {
 
   async function more() {
     if (next === null || items.length >= ROWS_MAX) return;
-    const mine = asked, after = next;
+    const mine = era, after = next;
     const page = await get(query("/v1/jobs", { ...filter, limit: 5 * PAGE, after }));
-    if (mine !== asked && after !== next) return;
+    if (mine !== era || after !== next) return;
     const known = new Set(items.map((job) => job.id));
     items = [...items, ...page.jobs.filter((job) => !known.has(job.id))];
     next = page.next_after;
@@ -71,6 +67,7 @@ export function open(view) {
     items = [];
     next = null;
     isFirst = true;
+    era += 1;
     history.replaceState(null, "", query("/jobs", filter));
     drawHead();
     following.changed();
@@ -86,7 +83,8 @@ export function open(view) {
     list.set(items, next === null || items.length >= ROWS_MAX);
     const isFiltered = FILTERS.some((name) => filter[name]);
     show(note, error ? "" : isFirst ? "" : `${count(items.length)}${next === null ? "" : "+"} ${items.length === 1 ? "job" : "jobs"}${isFiltered ? " match" : ""}`);
-    show(rest, error ? trouble(error) : !isFirst && !items.length && (isFiltered
+    const isNothing = !isFirst && !items.length && next === null;
+    show(rest, error ? trouble(error) : !isFirst && !items.length && next !== null ? h("p", { class: "quiet", role: "status" }, "Looking further back …") : isNothing && (isFiltered
       ? empty("No job matches", "History keeps finished jobs as long as the operator said. Try fewer filters.")
       : empty("No jobs yet", "Submit one from the form (press c), or with:", curl("/v1/jobs", { type: "…", params: {} }))));
     list.node.parentElement.hidden = !items.length;
@@ -139,7 +137,9 @@ function search({ known, set }) {
     if (UUID.test(word)) return [["Job", shortId(word), { open: word }]];
     const label = /^([^=\s]+)=(.*)$/.exec(word);
     const all = label ? [["Label", word, { label: word }]] : [];
-    all.push(...known().types.filter((one) => one.name.toLowerCase().includes(low)).slice(0, 5).map((one) => ["Type", one.name, { type: one.name }]));
+    const place = (one) => one.name.toLowerCase().indexOf(low);
+    const types = known().types.filter((one) => place(one) >= 0).sort((a, b) => place(a) - place(b));
+    all.push(...types.slice(0, 5).map((one) => ["Type", one.name, { type: one.name }]));
     all.push(...known().queues.filter((one) => one.name.toLowerCase().includes(low)).slice(0, 3).map((one) => ["Queue", one.name, { queue: one.name }]));
     all.push(...STATUSES.filter((name) => name.startsWith(low)).map((name) => ["Status", name, { status: name }]));
     return all;

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from cluster.queue import commands as c
-from cluster.queue import engine
 from cluster.queue import events as e
+from cluster.queue import standing
 from cluster.queue.model import QueueLimits, Rules
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.snapshot import dump, load
@@ -160,7 +160,7 @@ def test_an_unknown_queue_is_refused_when_it_is_put(book: Rulebook) -> None:
 def test_there_are_so_many_schedules_and_no_more(
     book: Rulebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "SCHEDULES_MAX", 2)
+    monkeypatch.setattr(standing, "SCHEDULES_MAX", 2)
     put(book, a_schedule("a"))
     put(book, a_schedule("b"))
 
