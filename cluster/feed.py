@@ -174,8 +174,8 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
 #: After these a job does nothing any more, unless an operator revives it.
 LAST = frozenset({"job.completed", "job.failed", "job.cancelled"})
 
-#: Of the events of a lease: what is told beside the attempt.
-_ENDED = ("error", "cause", "retry_at", "reason", "queue")
+#: What else of an event is told, where it has that.
+_MORE = ("error", "cause", "retry_at", "reason", "queue")
 
 _PENDING, _PROCESSING = "pending", "processing"
 
@@ -188,7 +188,6 @@ _OF_JOB: dict[type[e.Event], tuple[str, str | None]] = {
     e.AttemptFailed: ("attempt.failed", _PENDING),
     e.AttemptCrashed: ("attempt.failed", _PENDING),
     e.LeaseReleased: ("attempt.released", _PENDING),
-    e.InputsLost: ("attempt.released", _PENDING),
     e.TaskSnoozed: ("attempt.snoozed", _PENDING),
     e.TaskDied: ("job.failed", "failed"),
     e.TaskCancelled: ("job.cancelled", "cancelled"),
@@ -198,8 +197,8 @@ _OF_JOB: dict[type[e.Event], tuple[str, str | None]] = {
     e.JobEdited: ("job.edited", None),
     e.JobPurged: ("job.purged", "failed"),
 }
-#: What it is to a job with steps. Those that are to the job what they are to any other are above.
-_OF_PLAN: dict[type[e.Event], tuple[str, str | None]] = {
+#: What it is to a job with steps, where that is something else.
+_OF_PLAN = _OF_JOB | {
     e.TaskReady: ("task.ready", None),
     e.TaskLeased: ("task.started", _PROCESSING),
     e.TaskSucceeded: ("task.succeeded", None),
@@ -216,16 +215,14 @@ _OF_PLAN: dict[type[e.Event], tuple[str, str | None]] = {
     e.OutputLost: ("task.output_lost", None),
     e.PlanStopped: ("job.stopping", _PROCESSING),
     e.JobRevived: ("job.redriven", _PENDING),
-    e.JobRefused: ("job.failed", "failed"),
-    e.JobEdited: ("job.edited", None),
-    e.JobPurged: ("job.purged", "failed"),
 }
 
 
 def message_of(seq: int, at: float, event: e.Event, facts: Facts) -> Message | None:
     """Return what watchers are told of an event, or None if that is nobody's business.
 
-    The same for an event of memory and for one that was read in the journal.
+    The same for one of memory and for one that was read in the journal; but its queue is the one
+    that the job is in by now.
     """
     found = _type_of(seq, at, event, facts)
     return None if found is None else _message(seq, at, event, facts, *found)
@@ -253,7 +250,7 @@ def _message(
         data["step"] = event.step
     if attempt := getattr(event, "attempt", None):
         data["attempt"] = attempt
-    for name in _ENDED:
+    for name in _MORE:
         if value := getattr(event, name, None):
             data[name] = _moment(value) if name == "retry_at" else value[:ERROR_MAX]
     if isinstance(event, e.InputsLost):

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,12 @@ class Executor:
         from cluster.store.objects import open_store
 
         return open_store(self._config.store_url)
+
+    @cached_property
+    def _endpoints(self) -> Any:
+        from cluster.endpoints import Endpoints
+
+        return Endpoints(self._open_store())
 
     @property
     def _is_async(self) -> bool:
@@ -953,9 +960,7 @@ class Executor:
 
     def _endpoint(self, held: Held, call: Call) -> Answer:
         """Look up a webhook endpoint of the attempt's tenant, or disable it. Blocks."""
-        from cluster.endpoints import Endpoints
-
-        endpoints, tenant = Endpoints(self._open_store()), held.spec().tenant
+        endpoints, tenant = self._endpoints, held.spec().tenant
         if call.op == "disable_endpoint":
             reason = msgspec.json.decode(call.value, type=str)
             endpoints.disable(tenant, call.key, reason, time.time())

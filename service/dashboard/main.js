@@ -49,6 +49,7 @@ function go(path, { replace = false } = {}) {
 
 addEventListener("popstate", render);
 document.addEventListener("click", (event) => {
+  if (!event.target.closest?.(".side, .bottom")) document.body.classList.remove("menu-open");
   const link = event.target.closest?.("a[href]");
   if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   if (link.hasAttribute("download") || link.target || link.origin !== location.origin) return;

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from cluster.views import JobQuery, JobView, WorkerView
+from cluster.views import JobQuery, JobStatus, JobView, WorkerView
 from service.api import Api
 from service.auth import Caller
 from service.openapi import answers
@@ -23,7 +23,7 @@ TENANTS_KEPT = 1_000
 #: Jobs that are looked at. More tell hardly more, and cost the manager time.
 COMPLETED_MAX, OTHERS_MAX = 200, 50
 BINS, BIN_S = 60, 10
-STATUSES = ("completed", "failed", "cancelled")
+STATUSES: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
 
 
 def router(api: Api) -> APIRouter:

@@ -1,11 +1,5 @@
-"""A browser, and a Drayman in this process with something of everything in it.
+"""A browser, and a Drayman in this process with something of everything in it."""
 
-Debian's Chromium; Playwright's own is never downloaded. Without it the tests are skipped, in CI
-they fail.
-"""
-
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.client import Client
+from tests.support.browser import chromium
 from tests.support.dashboard import Board, board
 
 #: What must never run, in places that each want other quotes.
@@ -30,30 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(120))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is not installed")
-        pytest.skip("needs Debian's chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Chromium starts no sandbox of its own for root, which CI is.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def drayman(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     with board(tmp_path_factory.mktemp("board")) as one:
         yield one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shop(drayman: Board) -> dict[str, str]:
     """Jobs of every kind that are over, by a name each."""
     with drayman.client() as client:

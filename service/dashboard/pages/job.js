@@ -29,7 +29,8 @@ export function open(view) {
     view.title(`${state.job.type} · ${words(state.job.status)}`);
     draw();
     await Promise.all([readLog(), readTasks()]);
-    if (OVER.includes(state.job.status)) following.stop();
+    // A failed one may be redriven, from wherever.
+    if (OVER.includes(state.job.status) && state.job.status !== "failed") following.stop();
   }
 
   async function readLog() {
@@ -81,14 +82,14 @@ export function open(view) {
     if (job.status === "failed") {
       found.push(button("Retry", { icon: "retry", kind: "primary", key: "retry", onclick: () => acted(() => post(`${base}/retry`), "It has a new budget of attempts") }));
     }
-    found.push(h("a", { class: "button", href: `/submit?type=${enc(job.type)}`, "data-key": "again" }, icon("submit"), h("span", null, "Another")));
+    found.push(h("a", { class: "button", href: `/submit?type=${enc(job.type)}`, "data-key": "again" }, icon("submit"), h("span", null, "Submit another")));
     return found;
   }
 
   function draw() {
     const { job, attempts } = state;
     show(view.root, page(
-      h("span", { class: "job-title" }, job.type, status(job.status, job.stopping ? `stopping: ${job.stopping}` : "")),
+      h("span", { class: "job-title" }, job.type, h("span", { role: "status" }, status(job.status, job.stopping ? `stopping: ${job.stopping}` : ""))),
       { sub: [h("span", { class: "mono" }, job.id), copyButton(job.id, "Copy the id")], actions: actions(job) },
       banner(job),
       progress(job),
