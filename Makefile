@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test test-long test-fast test-live-s3 simulate chaos demo check docs docs-check bench bench-quick bench-peers pins hooks clean
+.PHONY: help setup fmt lint type test test-long soak test-fast test-live-s3 simulate chaos demo check docs docs-check bench bench-quick bench-peers pins hooks clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +34,13 @@ type: setup ## check types
 	$(BIN)/mypy
 
 test: setup ## run every test but the longest, those that start Ray included (minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long and not soak'
 
 test-long: setup ## run the tests that kill and start whole clusters (minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'long and not soak'
+
+soak: setup ## run the tests that watch rates, estimates and streams for minutes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
 
 test-fast: setup ## run the tests that start no Ray
 	$(BIN)/python -m pytest -n 2 -m 'not live'

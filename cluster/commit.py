@@ -107,6 +107,8 @@ class CommitLog:
         self.durable = 0
         #: Called with events once they are durable: the number of the first, all, their moments.
         self.on_durable: Callable[[int, list[Event], list[float]], None] | None = None
+        #: The same, of whoever makes traces.
+        self.trace: Callable[[list[Event], list[float]], None] | None = None
         #: Bytes written in this life.
         self.bytes_written = 0
         self._journal, self._snapshots, self._journal_id = journal, snapshots, journal_id
@@ -157,7 +159,12 @@ class CommitLog:
 
     def _apply(self, events: list[Event], now: float) -> None:
         batch = self._open
-        evolve_all(self.state, events, now)
+        try:
+            evolve_all(self.state, events, now)
+        except Exception as error:
+            # Nothing but a replay brings state and journal together again.
+            self._on_fatal(Unavailable(f"an event could not be applied: {error!r}"))
+            raise
         if not batch.events:
             self._wake.set()
         batch.events += events
@@ -271,4 +278,6 @@ class CommitLog:
             self.bytes_written += size
             if self.on_durable is not None:
                 self.on_durable(first, batch.events, batch.ats)
+            if self.trace is not None:
+                self.trace(batch.events, batch.ats)
             return

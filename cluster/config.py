@@ -7,6 +7,7 @@ each `drayman up` begins with its own file. Rule: whatever it names exists in it
 import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -37,7 +38,9 @@ BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 LABEL = re.compile(rf"(?:[a-zA-Z0-9][a-zA-Z0-9.-]{{0,252}}/)?{_LABEL}")
 LABEL_WANTED = re.compile(rf"!?(?:{_LABEL}|in\({_LABEL}(?:, ?{_LABEL})*\))")
-URL = re.compile(r"https?://[^/\s]+(/\S*)?")
+URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?(/\S*)?")
+#: One start in eleven days: with much less, arithmetic with moments fails.
+RATE_MIN = 1e-6
 #: Resources that Ray has words of its own for.
 NOT_CUSTOM = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -137,6 +140,8 @@ class Config(
     bytes_max: Annotated[int, Meta(ge=1)] = 4 << 30
     #: What waited longer gets one turn in ten whatever its priority.
     ageing_s: Seconds = 60.0
+    #: Dead letters kept to be redriven; of more the oldest are let go, and are in history alone.
+    dead_letters_max: Annotated[int, Meta(ge=1)] = 100_000
 
     @property
     def all_queues(self) -> dict[str, QueueLimits]:
@@ -205,17 +210,17 @@ class Config(
                 yield at, f"use 1 to {LIMIT_CHARS} characters; only the last may be a '*'"
             if limit.rate is None and limit.concurrency is None:
                 yield at, "says neither rate nor concurrency"
-            if limit.rate is not None and not (0 < limit.rate <= 100_000):
+            if limit.rate is not None and not (RATE_MIN <= limit.rate <= 100_000):
                 yield (
                     f"{at}.rate",
-                    f"use more than 0 starts a second, and 100,000 at most, got {limit.rate:g}",
+                    f"use {RATE_MIN:f} to 100,000 starts a second, got {limit.rate:g}",
                 )
             if limit.rate is None and limit.burst != 1:
                 yield f"{at}.burst", "says how many of a rate may start at once; give the rate"
         if self.default_queue not in queues:
             yield "default_queue", f"no queue {self.default_queue[:100]!r}; there are: {known}"
         url = self.alerts.dead_letters_url
-        if url and not URL.fullmatch(url):
+        if url and not _is_url(url):
             yield "alerts.dead_letters_url", "is no URL that begins with http:// or https://"
 
 
@@ -224,6 +229,13 @@ def place(*names: str) -> str:
     return ".".join(
         name if BARE.fullmatch(name) else msgspec.json.encode(name[:100]).decode() for name in names
     )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return URL.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:  # its brackets hold no address, or there is no such port
+        return False
 
 
 def _of_name(at: str, name: str) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,7 @@ from cluster.queries import NO_SPEC, Query
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.refusals import Refusals
+from cluster.signals import Signal
 from cluster.store.contract import Objects
 from cluster.tasks import PAGE_MAX
 from cluster.views import (
@@ -539,6 +540,10 @@ class Gateway:
     async def dead_counts(self, query: DeadLetterQuery) -> list[DeadCount]:
         """Return how many dead letters match, by queue, type and cause."""
         return await self._ask(Query("dead_counts", dead=query), list[DeadCount])
+
+    async def signals(self) -> list[Signal]:
+        """Return what became of attempts, by queue and type, since the manager began."""
+        return await self._ask(Query("signals"), list[Signal])
 
     async def redrive(
         self, query: DeadLetterQuery, *, rate: float = 0.0, spec: JobSpec | None = None

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Coroutine, Iterable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -59,11 +60,13 @@ from cluster.rates import Rates
 from cluster.schedules import Scheduler
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings
+from cluster.signals import Signals
 from cluster.space import SpaceGuard
 from cluster.store.identity import open_identity, require_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import Objects, open_store, probe
 from cluster.store.snapshot import Snapshots
+from cluster.tracing import Span, Tracer
 from cluster.views import Evicted
 from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound, Overloaded
 
@@ -105,6 +108,8 @@ COMPACT_FINISHED = 100_000
 COMPACT_ROWS_A_SEGMENT = 100
 #: Jobs that leave memory in one tick: few enough that no reply waits for it.
 EVICT_MAX = 2_000
+#: Dead letters let go in one second, where there are too many.
+PURGE_MAX = 10_000
 #: Part of the grace of a drain that the workers get: the rest is for their word to be committed.
 DRAIN_PART = 0.9
 #: How long after its first sign a worker may take to its first report: imports on a busy machine.
@@ -132,8 +137,10 @@ class Manager:
         intake: IntakeFolder,
         space: SpaceGuard,
         new_id: Callable[[], str],
+        put_span: Callable[[Span], None] | None = None,
     ) -> None:
         self._commit = commit
+        self._tracer = None if put_span is None else Tracer(commit.state, put_span)
         self._intake = intake
         #: Whether all that lay in intake when this manager began has been taken over.
         self._is_folded = False
@@ -147,6 +154,7 @@ class Manager:
         #: Workers declared dead: whatever they still say is answered with `drop`.
         self._gone: dict[str, str] = {}
         self._rates = Rates(clock)
+        self._signals = Signals(clock)
         self._pools = Pools(
             workers, commit.state, self._sessions, self._rates, go=self._go, adopt=self._welcome
         )
@@ -203,6 +211,9 @@ class Manager:
                 f"the store {self._settings.store} is in use by cluster {owner}, which did not "
                 "stop in good order; if it is really gone, start with --take-over"
             )
+        if self._tracer is not None:
+            self._tracer.begin()
+            self._commit.trace = self._tracer.observe
         await self._commit.claim(lambda number: ManagerStarted(number, cluster_id, version))
         self._writer = self._go(self._commit.write_forever())
         # First of all: what waits in intake may be for a queue that only a live change brought.
@@ -448,6 +459,7 @@ class Manager:
             del session.progress[token]
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
+        self._signals.ended(tasks)
         finished = list({job.id: job for task in tasks if (job := task.job).finished_at}.values())
         ended: dict[str, tuple[list[float], list[float]]] = {}
         for task in tasks:
@@ -548,23 +560,53 @@ class Manager:
         if gap > GAP_S:
             for session in self._sessions.values():
                 session.seen_at += gap
-        self._pass_time()
-        self._promote(now)
-        self._scheduler.look()
-        self._feed.tick()
+        parts: list[Callable[[], object]] = [
+            self._pass_time,
+            self._promote,
+            self._scheduler.look,
+            self._feed.tick,
+            self._evict,
+            self._doubt_silent,
+            self._free_hostages,
+            self._take_back,
+        ]
         if now - self._sized_at >= LOOK_S:
             self._sized_at = now
-            self._pools.look()
-            if self._alerts.look(self._operator.config):
-                self._dispatch()
+            parts += [self._pools.look, self._alert, self._let_go_of_dead]
+        for part in parts:
+            try:
+                part()
+            except Exception as error:
+                # A defect of ours in one of them is no reason for time to stand still.
+                log.error("tick_failed", part=part.__qualname__, exc_info=error)
+
+    def _evict(self) -> None:
         self._commit.run(c.Evict(EVICT_MAX))
+
+    def _let_go_of_dead(self) -> None:
+        """Purge the oldest dead letters where there are more than are kept."""
+        dead = self._state.dead
+        surplus = len(dead) - self._operator.config.dead_letters_max
+        if surplus <= 0:
+            return
+        oldest = islice(
+            (t.job for t in dead.values() if t.job.finished_at), min(surplus, PURGE_MAX)
+        )
+        for job_id in list(dict.fromkeys(job.id for job in oldest)):
+            self._commit.run(c.Purge(job_id))
+        log.warning("dead_letters_let_go", surplus=surplus)
+
+    def _alert(self) -> None:
+        if self._alerts.look(self._operator.config):
+            self._dispatch()
+
+    def _doubt_silent(self) -> None:
+        now = self._clock.monotonic()
         for session in self._sessions.values():
             silent_s = 0.0 if session.owed or session.lost else now - session.seen_at
             if silent_s > self._heartbeat_timeout_s(session):
                 session.lost = LEASE_LOST
                 self._go(self._give_up(session))
-        self._free_hostages()
-        self._take_back()
 
     def _pass_time(self) -> None:
         if self._commit.run(c.Tick()):
@@ -587,8 +629,9 @@ class Manager:
         self._pass_time()
         self._watch_openings()
 
-    def _promote(self, now: float) -> None:
+    def _promote(self) -> None:
         """Move on what runs longer than its queue is for."""
+        now = self._clock.monotonic()
         queues = self._commit.rules.queues
         longest = {name: q.max_run_s for name, q in queues.items() if q.max_run_s is not None}
         if not longest:
@@ -863,6 +906,8 @@ class Manager:
             command = c.Cancel if query.op == "cancel" else c.Revive
             self._command(command(self._state.aliases.get(query.job_id, query.job_id)))
             return self._reader.job(query.job_id, query.tenant)
+        if query.op == "signals":
+            return self._signals.all()
         if query.op == "fold":
             return await self._intake.fold(query.folds)
         if self._operator.knows(query.op):
@@ -927,6 +972,7 @@ async def build(
     store: Objects | None = None,
     aside: Offload | None = None,
     new_store: bool = True,
+    put_span: Callable[[Span], None] | None = None,
 ) -> Manager:
     """Open the store the settings name, check it, and return a manager that is not started.
 
@@ -971,4 +1017,5 @@ async def build(
             clock=clock,
             offload=offload,
         ),
+        put_span=put_span,
     )

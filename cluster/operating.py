@@ -16,6 +16,7 @@ from cluster.config import Config, decode_config, encode_config
 from cluster.pools import Pools
 from cluster.queries import NO_SPEC, Query, Reader
 from cluster.queue import commands as c
+from cluster.queue.endings import WAIT_MAX_S
 from cluster.schedules import Scheduler
 from cluster.sessions import Session
 from cluster.views import QueueView, WorkerView
@@ -162,7 +163,7 @@ class Operator:
         now, raw = self._commit.now(), b"" if query.spec == NO_SPEC else bytes(query.spec)
         revived = 0
         for job in jobs:
-            due_at = now + revived / query.rate if query.rate else 0.0
+            due_at = now + min(revived / query.rate, WAIT_MAX_S) if query.rate else 0.0
             try:
                 self._command(c.Revive(job.id, due_at, raw), dispatch=False)
             except Conflict as error:  # one that cannot be is no reason to leave the others

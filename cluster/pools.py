@@ -185,7 +185,7 @@ class Pools:
         )
         spare = math.ceil(foreign / pool.concurrency)
         most = pool.max + spare if pool.max else 0
-        return max(pool.min + spare, min(most, math.ceil(work / pool.concurrency)))
+        return max(pool.min + spare, math.ceil(min(most, work / pool.concurrency)))
 
     def _members(self, pool: str) -> list[Session]:
         return [s for s in self._sessions.values() if s.pool == pool]

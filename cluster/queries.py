@@ -113,6 +113,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
         "pause_schedule",
         "resume_schedule",
         "events",
+        "signals",
     ]
     job_id: str = ""
     tenant: str | None = None

@@ -15,10 +15,11 @@ import structlog
 from cluster.commit import CommitLog
 from cluster.cron import jitter_of, next_tick, ticks
 from cluster.queue import commands as c
+from cluster.queue.admission import check_room, lane_of
 from cluster.queue.schedule import Schedule, ScheduleSpec
 from cluster.queue.spec import decode_head, decode_spec, encode_spec
 from cluster.views import ScheduleView
-from jobs.errors import NotFound
+from jobs.errors import InvalidInput, NotFound, Overloaded
 
 __all__ = ["Scheduler"]
 
@@ -28,6 +29,10 @@ log = structlog.get_logger(__name__)
 MISSED_S = 60.0
 #: Ticks fired in one commit; more follow in the next.
 AT_ONCE = 500
+#: One look takes about so long at most: what is due beyond that fires at the next.
+LOOK_MAX_S = 0.05
+#: A schedule that has to wait for room is looked at again after so long.
+HELD_S = 1.0
 #: A jump of the clock beyond this is doubted for so long.
 JUMP_S, DOUBT_S = 3600.0, 60.0
 
@@ -58,14 +63,23 @@ class Scheduler:
         if self._doubts() or not self._heap:
             return
         fired = False
-        now = self._clock.wall()
+        now, until = self._clock.wall(), self._clock.monotonic() + LOOK_MAX_S
         heap = self._heap
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and self._clock.monotonic() < until:
             _, tenant, name, generation = heapq.heappop(heap)
             schedule = self._commit.state.schedules.get((tenant, name))
             if schedule is None or schedule.generation != generation:
                 continue
-            fired = self._fire(schedule, now) or fired
+            if self._is_full(schedule):
+                # Rather late than one more where nobody else may add any; its catch-up says
+                # what becomes of ticks that are too late then.
+                heapq.heappush(heap, (now + HELD_S, tenant, name, generation))
+                continue
+            try:
+                fired = self._fire(schedule, now) or fired
+            except InvalidInput as error:  # its time zone is gone, say: that stops no other
+                log.error("schedule_stopped", tenant=tenant, name=name, error=str(error))
+                continue
             self._watch(schedule)
         if fired:
             self._fired()
@@ -78,6 +92,19 @@ class Scheduler:
             log.warning("clock_jumped", ahead_s=round(ahead_s), doubted_for_s=DOUBT_S)
             self._doubt_until = self._clock.monotonic() + DOUBT_S
         return self._clock.monotonic() < self._doubt_until
+
+    def _is_full(self, schedule: Schedule) -> bool:
+        """Whether a job like the schedule's would be refused from outside."""
+        state, rules = self._commit.state, self._commit.rules
+        head = decode_head(schedule.spec.job)
+        queue = lane_of(state, rules, head)
+        if queue not in rules.queues:
+            return False  # it is skipped
+        try:
+            check_room(state, rules, head.tenant, queue, len(schedule.spec.job))
+        except Overloaded:
+            return True
+        return False
 
     def _watch(self, schedule: Schedule) -> None:
         spec, tick = schedule.spec, schedule.next_at
@@ -100,6 +127,7 @@ class Scheduler:
             more = next_at is not None and next_at <= now
             kept = fresh if spec.catch_up == "none" or fresh or more else late[-1:]
         commands = [(tick, self._new_id()) for tick in kept]
+        before = schedule.fired
         self._commit.run(
             c.FireSchedule(
                 spec.tenant,
@@ -110,7 +138,9 @@ class Scheduler:
                 len(due) - len(kept),
             )
         )
-        return bool(kept)
+        if kept and schedule.fired == before and spec.overlap == "allow":
+            log.warning("schedule_without_queue", tenant=spec.tenant, name=spec.name)
+        return schedule.fired > before
 
     # --- what its owner says ------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     http_allow: str = ""
     #: Where people reach this Drayman, for links in what is sent to them.
     public_url: str = ""
+    #: Where spans of traces go: OTLP over HTTP, the whole URL. Empty: there are none.
+    otlp: str = ""
 
     def extend_path(self) -> None:
         """Let modules in `python_path` be imported in this process."""

@@ -182,6 +182,7 @@ class Context:
         workdir: Path,
         checkpoint: Any = None,
         scheduled_for: datetime | None = None,
+        traceparent: str | None = None,
     ) -> None:
         self._runtime = runtime
         self.job_id = job_id
@@ -194,6 +195,8 @@ class Context:
         self.resumed_from = checkpoint
         #: The tick of the schedule that submitted the job, with time zone; None if none did.
         self.scheduled_for = scheduled_for
+        #: W3C trace context of this attempt, for spans of your own and for calls to others.
+        self.traceparent = traceparent
         self.files = Files(runtime, workdir, f"{job_id}/{task_id}")
 
     @property

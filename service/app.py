@@ -7,13 +7,14 @@ goes wrong is answered with a problem (`problems.py`), including paths that do n
 import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.follow import Follower
 from cluster.store.contract import Objects
@@ -47,6 +48,7 @@ from service.routes import (
     uploads,
 )
 from service.submission import Submissions
+from service.tracing import TRACED_PATHS, Traced
 
 __all__ = ["create_app"]
 
@@ -74,10 +76,12 @@ def create_app(
     settings: ApiSettings | None = None,
     *,
     journal: Objects | None = None,
+    tracer: Any = None,
 ) -> FastAPI:
     """Return the API over `gateway`, for the types of `registry` and those that are deployed.
 
-    `journal` is where the journal lies, if not in the store.
+    `journal` is where the journal lies, if not in the store. With a `tracer` (OpenTelemetry's),
+    what submits has a span.
     """
     settings = settings or ApiSettings()
     catalog = Catalog(registry, store)
@@ -122,8 +126,12 @@ def create_app(
 
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(RequestValidationError, refuse)
+    busiest: ASGIApp = endpoint
+    if tracer is not None:
+        busiest = Traced(endpoint, tracer)
+        app.add_middleware(Traced, tracer=tracer, paths=TRACED_PATHS)
     app.add_middleware(Door, metrics=api.metrics)
-    app.busiest = Door(endpoint, api.metrics, route=SUBMIT)
+    app.busiest = Door(busiest, api.metrics, route=SUBMIT)
     described: dict[str, object] = {}
 
     def openapi() -> dict[str, object]:

@@ -22,6 +22,8 @@ from service import (
     cli_run,
     cli_schedule,
     cli_sql,
+    cli_top,
+    cli_watch,
 )
 from service.cli_show import EXIT_UNREACHABLE, EXIT_USAGE, Settings, complain
 from service.target import TOKEN_ENV, URL_ENV, NoTarget
@@ -57,6 +59,8 @@ def settings(
 for commands in (
     cli_run,
     cli_jobs,
+    cli_watch,
+    cli_top,
     cli_plan,
     cli_code,
     cli_operate,

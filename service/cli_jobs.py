@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -11,28 +11,19 @@ from service.cli_code import bundle_of, send
 from service.cli_show import (
     EXIT_FAILED,
     EXIT_USAGE,
+    JobId,
     JsonFlag,
     age,
     connect,
-    exit_code,
-    follow,
     note,
     print_json,
     print_table,
     seconds,
     show_job,
-    termination_interrupts,
 )
+from service.cli_watch import wait_for
 
-if TYPE_CHECKING:
-    from service.client import Client
-
-__all__ = ["JobId", "given_params", "pairs", "register", "wait_for"]
-
-#: What shells use for a command ended by Ctrl-C.
-EXIT_INTERRUPTED = 130
-
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+__all__ = ["given_params", "pairs", "register"]
 
 
 def submit(
@@ -115,7 +106,7 @@ def submit(
         if wait:
             if not as_json:
                 note(job["id"])
-            wait_for(client, job["id"], as_json, cancel_on_interrupt)
+            wait_for(context, client, job["id"], as_json, cancel_on_interrupt)
         elif as_json:
             print_json(job)
         else:
@@ -130,34 +121,6 @@ def status(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> 
         print_json(job)
     else:
         show_job(job)
-
-
-def watch(
-    context: typer.Context,
-    job_id: JobId,
-    cancel_on_interrupt: Annotated[
-        bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job.")
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Follow a job until it ends; exit 1 if it fails."""
-    with connect(context, waits=True) as client:
-        wait_for(client, job_id, as_json, cancel_on_interrupt)
-
-
-def logs(
-    context: typer.Context,
-    job_id: JobId,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Print what a job's finished attempts printed."""
-    with connect(context) as client:
-        text = client.logs(job_id, attempt)
-    if as_json:
-        print_json({"id": job_id, "log": text})
-    else:
-        typer.echo(text, nl=False)
 
 
 def result(
@@ -270,28 +233,9 @@ def upload(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (submit, status, watch, logs, result, cancel, retry, types, upload):
+    for command in (submit, status, result, cancel, retry, types, upload):
         app.command()(command)
     app.command("list")(list_jobs)
-
-
-def wait_for(client: "Client", job_id: str, as_json: bool, cancel_on_interrupt: bool) -> NoReturn:
-    """Wait for the end of a job and show it; exit as it ended."""
-    try:
-        with termination_interrupts():
-            job = client.wait(job_id) if as_json else follow(client, job_id)
-    except KeyboardInterrupt:
-        if cancel_on_interrupt:
-            client.cancel(job_id)
-            note(f"{job_id} is being cancelled")
-        else:
-            note(f"{job_id} goes on; `drayman watch {job_id}` follows it again")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    if as_json:
-        print_json(job)
-    else:
-        show_job(job)
-    raise typer.Exit(exit_code(job))
 
 
 def given_params(text: str | None, param: list[str] | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Commands for whoever operates Drayman."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -123,7 +124,7 @@ def dead_letters(
     print_table(["ID", "TYPE", "DEAD FOR", "CAUSE", "ERROR"], rows, "no dead letters")
 
 
-def _show_counts(found: "list[Json]", as_json: bool) -> None:
+def _show_counts(found: "Sequence[Json]", as_json: bool) -> None:
     if as_json:
         print_json(found)
         return

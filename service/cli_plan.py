@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli_code import bundle_of, send
-from service.cli_jobs import JobId, wait_for
 from service.cli_show import (
+    JobId,
     JsonFlag,
     chunks_text,
     connect,
@@ -31,6 +31,7 @@ from service.cli_show import (
     state_text,
     step_text,
 )
+from service.cli_watch import wait_for
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -80,7 +81,7 @@ def workflow(
         if wait:
             if not as_json:
                 note(job["id"])
-            wait_for(client, job["id"], as_json, cancel_on_interrupt)
+            wait_for(context, client, job["id"], as_json, cancel_on_interrupt)
         elif as_json:
             print_json(job)
         else:
@@ -175,7 +176,7 @@ def register(app: typer.Typer) -> None:
 # --- workflows --------------------------------------------------------------------------------
 
 
-def _steps(file: str) -> "tuple[list[Json], Json]":
+def _steps(file: str) -> "tuple[list[Json], dict[str, Any]]":
     """Return the steps and the other fields of a workflow. Raises BadParameter."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()

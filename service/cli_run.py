@@ -64,6 +64,9 @@ def up(
     public_url: Annotated[
         str, typer.Option(help="Where people reach it, for links in mails and webhooks.")
     ] = "",
+    otlp: Annotated[
+        str, typer.Option(help="Send traces to this OpenTelemetry collector (OTLP over HTTP).")
+    ] = "",
     config: Annotated[
         Path | None,
         typer.Option(help="Queues, tenants, limits and pools: a drayman.toml."),
@@ -114,6 +117,7 @@ def up(
             config=config,
             http_allow=",".join(http_allow or ()),
             public_url=public_url,
+            otlp=otlp,
             pools=tuple(pool or ()),
             replicas=replicas,
             compact_after_s=compact_after,

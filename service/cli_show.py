@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:  # importing the client costs more than most commands do
-    from service.client import Client, Json
+    from service.client import AsyncClient, Client, Json
 
 __all__ = [
     "EXIT_DONE",
     "EXIT_FAILED",
     "EXIT_UNREACHABLE",
     "EXIT_USAGE",
+    "JobId",
     "JsonFlag",
     "Settings",
     "age",
     "chunks_text",
     "complain",
     "connect",
+    "connect_async",
     "eta_text",
     "exit_code",
-    "follow",
+    "message_text",
     "note",
+    "plain",
     "print_json",
     "print_json_list",
     "print_table",
@@ -41,6 +44,7 @@ __all__ = [
     "show_job",
     "span",
     "state_text",
+    "status_text",
     "step_text",
     "termination_interrupts",
 ]
@@ -50,12 +54,10 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE = 0, 1, 2, 3
 #: A command that a person waits for gives up soon; one that waits for a job outlasts a restart.
 PATIENCE_S, PATIENCE_WAITING_S = 4.0, 120.0
 
-#: Bars of steps beside that of the whole job.
-STEP_BARS_MAX = 12
-
 #: Columns of a table that goes to no terminal, and what is between two of them.
 WIDTH, GAP = 100, "  "
 
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
 
 
@@ -76,12 +78,33 @@ def connect(context: typer.Context, *, waits: bool = False) -> "Client":
     return Client(settings.url, settings.token, patience_s=patience_s)
 
 
+def connect_async(context: typer.Context) -> "AsyncClient":
+    """Return a client that waits for several jobs at once."""
+    from service.client import AsyncClient
+
+    settings: Settings = context.obj
+    return AsyncClient(settings.url, settings.token, patience_s=PATIENCE_WAITING_S)
+
+
 # --- texts ------------------------------------------------------------------------------------
+
+
+#: What a terminal would obey, or show in another order than it is: controls and directions.
+_UNFIT = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "\u2421"}
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
+)
+
+
+def plain(text: str) -> str:
+    """Return a text that came from a job, such that a terminal only shows it."""
+    return text.translate(_UNFIT)
 
 
 def note(text: str) -> None:
     """Tell the person something that is not the answer."""
-    typer.echo(text, err=True)
+    typer.echo(plain(text), err=True)
 
 
 def complain(text: str, problem: Any = None) -> None:
@@ -89,7 +112,7 @@ def complain(text: str, problem: Any = None) -> None:
     if problem is not None and "--json" in sys.argv:
         typer.echo(json.dumps(problem), err=True)
     else:
-        typer.echo(f"drayman: {text}", err=True)
+        typer.echo(f"drayman: {plain(text)}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -116,7 +139,8 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], nothing: s
     if not rows:
         note(nothing)
         return
-    cells = [list(titles), *[["" if cell is None else str(cell) for cell in row] for row in rows]]
+    texts = [["" if cell is None else plain(str(cell)) for cell in row] for row in rows]
+    cells = [list(titles), *texts]
     columns = [column for column in zip(*cells, strict=True) if any(column)]
     widths = _fitted(columns)
     for row in zip(*columns, strict=True):
@@ -186,7 +210,7 @@ def show_job(job: "Json") -> None:
     rows: list[tuple[str, Any]] = [
         ("id", job["id"]),
         ("type", job["type"]),
-        ("status", _status(job)),
+        ("status", status_text(job)),
         ("queue", job["queue"]),
         ("attempts", _attempts(job)),
     ]
@@ -217,7 +241,7 @@ def show_job(job: "Json") -> None:
     rows += [("file", f"{file['name']} ({file['bytes']:,} bytes)") for file in job["files"]]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        typer.echo(f"{name.ljust(width)}  {value}")
+        typer.echo(plain(f"{name.ljust(width)}  {value}"))
 
 
 def _attempts(job: "Json") -> str:
@@ -253,8 +277,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 500 else f"{text[:500]} ... (`drayman result` shows all)"
 
 
-def _status(job: "Json") -> str:
-    """Return the status with what there is to say about it."""
+def status_text(job: "Json") -> str:
+    """Return a job's status with what there is to say about it."""
     more: list[str] = []
     if job["stopping"]:
         more.append(f"stopping: {job['stopping']}")
@@ -271,87 +295,16 @@ def _status(job: "Json") -> str:
     return f"{job['status']} ({', '.join(filter(None, more))})" if any(more) else job["status"]
 
 
-def _progress(progress: "Json", steps: "list[Json]") -> str:
+def _progress(progress: "Json", steps: "Iterable[Json]") -> str:
     fraction = progress["fraction"]
-    told = ["" if fraction is None else f"{fraction:.0%}", _message(progress, steps)]
+    told = ["" if fraction is None else f"{fraction:.0%}", message_text(progress, steps)]
     return " ".join(filter(None, told))
 
 
-def _message(progress: "Json", steps: "list[Json]") -> str:
+def message_text(progress: "Json", steps: "Iterable[Json]") -> str:
+    """Return what a running job says of its progress, and how many of its tasks failed."""
     failed = sum(step["failed"] for step in steps)
     return ", ".join(filter(None, [progress["message"], f"{failed:,} failed" if failed else ""]))
-
-
-def follow(client: "Client", job_id: str) -> "Json":
-    """Show the job's progress on stderr until it ends; return it."""
-    if sys.stderr.isatty():
-        return _follow_with_a_bar(client, job_id)
-    told = ""
-    for job in client.watch(job_id):
-        if (text := _status(job)) != told:
-            note(f"{job_id}  {text}")
-            told = text
-    return job
-
-
-def _follow_with_a_bar(client: "Client", job_id: str) -> "Json":
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskID,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.fields[name]}"),
-        TextColumn("{task.fields[status]:<10}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("", total=None, name="", status="")
-        of_steps: dict[str, TaskID] = {}
-        for job in client.watch(job_id):
-            progress = job["progress"] or {"fraction": None, "message": ""}
-            fraction = progress["fraction"]
-            waiting = job["status"] != "processing"
-            bars.update(
-                bar,
-                status=job["status"],
-                description=escape(_status(job) if waiting else _message(progress, job["steps"])),
-                total=None if fraction is None else 1.0,
-                completed=fraction or 0.0,
-            )
-            busy = _busy(job)
-            for step in busy:
-                name = step["name"]
-                if name not in of_steps:
-                    of_steps[name] = bars.add_task("", total=None, name=name, status="")
-                chunks = step["chunks"]
-                bars.update(
-                    of_steps[name],
-                    status=step["state"],
-                    description=escape(step["type"] if chunks is None else chunks_text(step)),
-                    total=chunks,
-                    completed=step["done"],
-                )
-            names = {step["name"] for step in busy}
-            for name, step_bar in of_steps.items():
-                bars.update(step_bar, visible=name in names)
-    return job
-
-
-def _busy(job: "Json") -> list["Json"]:
-    """Return the steps that have a bar of their own: what runs, and what failed."""
-    named = (step for step in job["steps"] if step["name"])
-    busy = [step for step in named if step["state"] in ("running", "failed")]
-    return busy[:STEP_BARS_MAX]
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def _read_toml(path: Path) -> Table:
         return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise InvalidInput("config", f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of bytes, of TOML, of a number too long
         raise InvalidInput("config", f"{path} is not TOML: {error}") from None
 
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.errors import InvalidInput
 from service import deployment, launch
-from service.client import Client
+from service.client import Client, Job
 from service.demo_data import write_flights
 from service.edge import LOOPBACK, free_port, port_is_free
 
@@ -101,7 +101,7 @@ def _show(
         ended = _watch(client, {report["id"]: "report", video["id"]: "film"})
         for job in ended:
             if job["status"] != "completed":
-                why = (job["error"] or {}).get("message", "")
+                why = job["error"]["message"] if job["error"] else ""
                 say(f"{job['type']} is {job['status']}: {why}")
                 return EXIT_FAILED
         pdf = client.download(client.files(report["id"])[0], folder)
@@ -117,7 +117,7 @@ def _show(
     return EXIT_DONE
 
 
-def _tell(say: Say, report: dict[str, Any], rows: int, video: dict[str, Any]) -> None:
+def _tell(say: Say, report: dict[str, Any], rows: int, video: Job) -> None:
     made = video["result"]
     sizes = ", ".join(f"{one['width']}x{one['height']}" for one in made["renditions"])
     flights = f"{report['headline']['flights']:,} of {rows:,} flights"
@@ -125,20 +125,20 @@ def _tell(say: Say, report: dict[str, Any], rows: int, video: dict[str, Any]) ->
     say(f"    {made['segments']} segments of film, each encoded on its own, joined to {sizes}.")
 
 
-def _watch(client: Client, jobs: dict[str, str]) -> list[dict[str, Any]]:
+def _watch(client: Client, jobs: dict[str, str]) -> list[Job]:
     """Show the jobs' progress until all ended; return them in order."""
     columns = (TextColumn("    {task.description:<46}"), BarColumn(), TimeElapsedColumn())
-    ended: dict[str, dict[str, Any]] = {}
+    ended: dict[str, Job] = {}
     with Progress(*columns, console=Console(), transient=True) as bars:
         shown = {job_id: bars.add_task(name, total=1.0) for job_id, name in jobs.items()}
         while len(ended) < len(jobs):
             for job_id in [job_id for job_id in jobs if job_id not in ended]:
                 job = client.status(job_id)
-                progress = job["progress"] or {}
-                told = progress.get("message") or job["status"]
+                progress = job["progress"] or {"fraction": None, "message": ""}
+                told = progress["message"] or job["status"]
                 bars.update(
                     shown[job_id],
-                    completed=progress.get("fraction") or 0.0,
+                    completed=progress["fraction"] or 0.0,
                     description=f"{jobs[job_id]}: {told}",
                 )
                 if job["finished_at"] is not None:

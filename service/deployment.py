@@ -28,6 +28,7 @@ from service.config_file import read_config
 from service.edge import confine_replica
 from service.launch import Cluster, Run, Settings
 from service.runfile import RunFolder, write_private
+from service.tracing import traces_url
 
 __all__ = [
     "DRAIN_GRACE_S",
@@ -84,6 +85,7 @@ def cluster_settings(run: Run, config: Config) -> ClusterSettings:
         output_dirs=_resolved(settings.output_dirs),
         http_allow=settings.http_allow or os.environ.get(HTTP_ALLOW_ENV, ""),
         public_url=settings.public_url or os.environ.get(PUBLIC_URL_ENV, ""),
+        otlp=traces_url(settings.otlp),
     )
 
 
@@ -121,6 +123,7 @@ def check_config(settings: Settings) -> None:
     starting_config(settings, os.cpu_count() or 1, 1)
     Allowed.parse(settings.http_allow)
     checked_public_url(settings.public_url)
+    traces_url(settings.otlp)
 
 
 def start_cluster(run: Run) -> Cluster:
@@ -197,6 +200,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
         from cluster.actors.port import manager_handle
         from cluster.slim import rarely_collect, take_turns
         from service.app import create_app
+        from service.tracing import request_tracer
 
         configure_logging()
         settings.extend_path()
@@ -207,6 +211,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
             store,
             ApiSettings(run=nonce),
             journal=open_store(settings.journal) if settings.journal else None,
+            tracer=request_tracer(settings.otlp) if settings.otlp else None,
         )
         rarely_collect()
         take_turns()

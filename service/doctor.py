@@ -1,4 +1,4 @@
-"""Is this machine fit for Drayman, and does what runs here listen only where it should?
+"""Is this machine fit for Drayman, and is what runs here well?
 
 Rule 1: it changes nothing. Rule 2: each finding says what to do about it, if there is anything.
 """
@@ -9,17 +9,17 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 
 from jobs.errors import DraymanError
 from jobs.registry import Registry
+from service.diagnosis import diagnose
 from service.edge import haproxy_binary
+from service.finding import Finding, Level
 from service.runfile import RunFile, RunFolder, find_descendants, is_alive, state_dir
 
 __all__ = ["Finding", "examine"]
@@ -30,19 +30,6 @@ FILES_MIN = 4096
 MEMORY_MIN_BYTES, DISK_MIN_BYTES = 2 * GIB, 2 * GIB
 #: Ray's object store lies there; it falls back to /tmp, slowly, where there is too little.
 SHM_MIN_BYTES = 256 * 1024 * 1024
-
-Level = Literal["ok", "note", "wrong"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at."""
-
-    check: str
-    level: Level
-    text: str
-    #: The numbers in it, for programs.
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def examine(state: Path | None = None) -> list[Finding]:
@@ -124,6 +111,10 @@ def _runs(runs: RunFolder) -> Iterator[Finding]:
             continue
         yield Finding(name, "ok", f"{run.url}, edge {run.edge}, store {run.store}")
         yield from _listeners(name, run)
+        if run.ready:
+            yield from diagnose(name, run.url, Path(run.token_path).read_text().strip(), run.store)
+        else:
+            yield Finding(f"{name} answers", "note", "it is starting")
 
 
 def _listeners(name: str, run: RunFile) -> Iterator[Finding]:

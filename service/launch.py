@@ -99,6 +99,8 @@ class Settings:
     http_allow: str = ""
     #: Where people reach it, for links in mails and webhooks.
     public_url: str = ""
+    #: A collector of OpenTelemetry, like `http://localhost:4318`.
+    otlp: str = ""
     #: The store's folder is mounted on every node of the Ray that is joined.
     shared_mount: bool = False
     #: New work is refused while the store's disk has less room (MiB).

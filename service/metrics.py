@@ -6,10 +6,17 @@ Rule: a label has few values. Tenants, keys of limits and jobs are none.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
+from cluster.signals import BOUNDS_S, Signal, Spread
 from cluster.views import DeadCount, QueueView, WorkerView
 from jobs.errors import Overloaded, Unavailable
 
@@ -121,10 +128,11 @@ class Metrics:
         queues: list[QueueView] | None,
         workers: list[WorkerView] | None,
         dead: list[DeadCount] | None,
+        signals: list[Signal] | None,
     ) -> bytes:
         """Return everything in Prometheus' text format; None: the manager did not answer."""
         gauges = CollectorRegistry()
-        gauges.register(_Snapshot(queues, workers, dead))
+        gauges.register(_Snapshot(queues, workers, dead, signals))
         return generate_latest(self._registry) + generate_latest(gauges)
 
 
@@ -136,12 +144,14 @@ class _Snapshot:
         queues: list[QueueView] | None,
         workers: list[WorkerView] | None,
         dead: list[DeadCount] | None,
+        signals: list[Signal] | None,
     ) -> None:
         self._queues, self._workers, self._dead = queues, workers, dead
+        self._signals = signals
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges."""
-        up = None not in (self._queues, self._workers, self._dead)
+        up = None not in (self._queues, self._workers, self._dead, self._signals)
         yield GaugeMetricFamily("drayman_manager_up", "1 if the manager answered", value=int(up))
         for name, (text, read) in _QUEUE_GAUGES.items():
             gauge = GaugeMetricFamily(f"drayman_queue_{name}", text, labels=["queue"])
@@ -165,3 +175,33 @@ class _Snapshot:
             for pool, members in sorted(pools.items()):
                 gauge.add_metric([pool], float(sum_up(members)))
             yield gauge
+        yield from self._attempts()
+
+    def _attempts(self) -> Iterable[Metric]:
+        labels = ["queue", "type"]
+        ended = CounterMetricFamily(
+            "drayman_attempts", "Attempts that ended, by how", labels=[*labels, "outcome"]
+        )
+        wait = HistogramMetricFamily(
+            "drayman_attempt_wait_seconds", "From ready to started", labels=labels
+        )
+        run = HistogramMetricFamily(
+            "drayman_attempt_run_seconds", "From started to ended", labels=labels
+        )
+        for signal in self._signals or ():
+            kind = [signal.queue, signal.type]
+            for outcome, count in signal.outcomes.items():
+                ended.add_metric([*kind, outcome], count)
+            wait.add_metric(kind, _buckets(signal.wait), signal.wait.sum)
+            run.add_metric(kind, _buckets(signal.run), signal.run.sum)
+        yield ended
+        yield wait
+        yield run
+
+
+def _buckets(spread: Spread) -> list[tuple[str, float]]:
+    """Return the counts up to each bound, as Prometheus has them."""
+    bounds = [*map(str, BOUNDS_S), "+Inf"]
+    return [
+        (bound, float(sum_)) for bound, sum_ in zip(bounds, accumulate(spread.counts), strict=True)
+    ]

@@ -13,6 +13,7 @@ from cluster.feed import Watch, Watched
 from cluster.protocol import Accepted, Refused
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec
+from cluster.signals import Signal
 from cluster.views import (
     AttemptView,
     DeadCount,
@@ -97,6 +98,9 @@ class Gateway(Protocol):
 
     async def dead_counts(self, query: DeadLetterQuery) -> list[DeadCount]:
         """Return how many dead letters match, by queue, type and cause."""
+
+    async def signals(self) -> list[Signal]:
+        """Return what became of attempts, by queue and type, since the manager began."""
 
     async def purge(self, query: DeadLetterQuery) -> int:
         """Let every matching failed job go for good; return how many."""

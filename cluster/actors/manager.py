@@ -24,6 +24,7 @@ from cluster.actors.port import CALLS, FATAL_EXIT, MANAGER, manager_handle, rayl
 from cluster.actors.workers import WORKER_PREFIX, WORKER_START_S, RayWorkers
 from cluster.settings import NAMESPACE, ClusterSettings
 from cluster.slim import rarely_collect, take_turns, without_pandas
+from cluster.spans import SpanExporter
 from cluster.store.journal import Fenced
 from cluster.telemetry import configure_logging
 from cluster.wire import Endpoint, WireServer
@@ -88,6 +89,10 @@ class QueueManager:
             # at each restart would never end.
             self._settings = msgspec.structs.replace(self._settings, take_over=False)
 
+        self._spans: SpanExporter | None = None
+        if self._settings.otlp:
+            self._spans = SpanExporter(self._settings.otlp)
+
         async def begin() -> plain_manager.Manager:
             manager = await plain_manager.build(
                 self._settings,
@@ -100,6 +105,7 @@ class QueueManager:
                 compactor=RayCompactor(self._settings),
                 aside=aside,
                 new_store=not again,
+                put_span=self._spans.put if self._spans is not None else None,
             )
             await manager.start(VERSION)
             return manager
@@ -164,6 +170,8 @@ class QueueManager:
     async def drain(self, grace_s: float) -> None:
         """Let every worker finish or hand back its work, then stop deciding."""
         await self._manager.drain(grace_s)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
 
 async def _patiently(

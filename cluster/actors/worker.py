@@ -18,6 +18,7 @@ from cluster.protocol import NODE_LOST
 from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV, ClusterSettings
 from cluster.slim import rarely_collect, without_pandas
 from cluster.telemetry import configure_logging
+from cluster.trace_context import TRACED_ENV
 from cluster.worker import worker as plain_worker
 from cluster.worker.memory import MIB
 from jobs.buckets import OWN_URLS_ENV
@@ -79,6 +80,8 @@ class Worker:
             os.environ[HTTP_ALLOW_ENV] = cluster.http_allow
         if cluster.public_url:
             os.environ[PUBLIC_URL_ENV] = cluster.public_url
+        if cluster.otlp:
+            os.environ[TRACED_ENV] = "1"
         self._worker = plain_worker.Worker(
             name=name,
             pool=pool_settings.name,

@@ -19,7 +19,7 @@ from cluster.queue.plan import PlanState, Role, StepTask, decode_lost, lost_even
 from cluster.queue.spec import JobSpec, decode_head, decode_spec, step_spec
 from jobs.errors import DraymanError, KeyReused
 
-__all__ = ["finish", "lose_worker", "reclaim", "spec_of"]
+__all__ = ["WAIT_MAX_S", "finish", "lose_worker", "reclaim", "spec_of"]
 
 #: Longest wait before a retry, or a snooze.
 WAIT_MAX_S = 366 * 86_400.0
@@ -271,10 +271,12 @@ _FINISH: dict[str, Callable[[Rules, Task, Any, float, float], e.Event]] = {
 def _recover(rules: Rules, task: Task, outcome: Any) -> e.Event:
     """Charge a recovery: its process died under it alone.
 
-    What took more memory than there is goes on where there is more, uncharged.
+    What took more memory than there is goes on where there is more, uncharged; but not for ever,
+    where lanes lead back from there.
     """
     limits = rules.queues.get(task.line.name)
-    if outcome.cause == "oom" and limits is not None and limits.oom_to:
+    free = task.interruptions < rules.interruptions_max
+    if outcome.cause == "oom" and limits is not None and limits.oom_to and free:
         return e.LeaseReleased(cause="oom", **_lease_of(task, outcome))
     if task.recoveries >= rules.recoveries_max:
         return e.TaskDied(

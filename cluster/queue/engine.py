@@ -688,6 +688,7 @@ def _on_moved(state: State, event: e.TaskMoved, at: float) -> None:
         line.chunks += sign * is_chunk
         line.bytes += sign * (len(job.raw) if job.plan is None else 0)
     task.line = new
+    task.ticket = 0  # it was one of the other line
     if job.plan is None:
         job.queue = intern(event.queue)
     if task.state is _READY:

@@ -52,12 +52,11 @@ S = TaskState
 
 def limit_of(state: State, key: str) -> Limit | None:
     """Return the limit of a key: its own, or that of the longest pattern it begins with."""
-    limits = state.limits
-    found = limits.get(key)
+    found = state.limits.get(key)
     if found is not None:
         return found
-    patterns = [p for p in limits if p.endswith("*") and key.startswith(p[:-1])]
-    return limits[max(patterns, key=len)] if patterns else None
+    pattern = next((begin for begin in state.patterns if key.startswith(begin)), None)
+    return None if pattern is None else state.limits[f"{pattern}*"]
 
 
 def gates_of(state: State, task: Task) -> list[Gate]:
@@ -155,7 +154,10 @@ def give_back(state: State, task: Task, token: int, at: float) -> None:
     if full is None:
         for gate in gates:
             _side(state, gate, task).ready[task] = None
-        task.line.push_front(task)
+        if task.ticket:
+            task.line.push_front(task)
+        else:  # it was moved here meanwhile, and has no place to go back to
+            task.line.push(task)
     else:
         task.move(Move.PARKED)
         _side(state, full, task).push_first(task)
@@ -373,7 +375,7 @@ def put_limits(state: State, limits: dict[str, Limit], at: float) -> None:
     before = list(state.gates.values())
     for held in (state.gates, state.opening, state.openings):
         held.clear()
-    state.limits = limits
+    state.limit_by(limits)
     for task in tasks:
         if task.state is S.LEASED:
             for gate in gates_of(state, task):

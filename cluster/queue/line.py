@@ -15,6 +15,7 @@ are newcomers. Everything costs O(log n) of what has work.
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -448,6 +449,10 @@ class Bucket:
         self.tenants = {n: t for n, t in self.tenants.items() if t.size or t.start > served}
         self._tidy_at = 2 * len(self.tenants) + ADDED_UP
 
+    def first(self) -> "Task":
+        """Return the task that is next."""
+        return self.turns.heap[0][2].first()
+
     def in_turn(self) -> "Iterator[Task]":
         """Yield the tasks as they would be served. Nothing may change meanwhile."""
         return self.turns.in_turn(self._cost)
@@ -578,15 +583,21 @@ class Priorities:
             for task in bucket.in_turn():
                 yield priority, task
             return
+        # The highest is looked at in each turn, the others when it is theirs, or above them all is
+        # done: there may be two thousand.
         heads: list[tuple[int, Task, Iterator[Task]]] = []
-        for priority, bucket in filled:
-            tasks = bucket.in_turn()
-            heads.append((priority, next(tasks), tasks))
+        unseen = iter(filled)
         turn = self.turns
-        while heads:
+        while True:
             turn += 1
             at = 0
-            if turn % AGED_TURN == 0 and len(heads) > 1:
+            is_aged = turn % AGED_TURN == 0
+            if is_aged or not heads:
+                for priority, bucket in unseen if is_aged else islice(unseen, 1):
+                    heads.append((priority, bucket.first(), islice(bucket.in_turn(), 1, None)))
+                if not heads:
+                    return
+            if is_aged and len(heads) > 1:
                 at = min(range(1, len(heads)), key=lambda i: (heads[i][1].ready_at, i))
                 if heads[at][1].ready_at > aged_before:
                     at = 0

@@ -610,6 +610,8 @@ class State:
         self.shares = Shares()
         #: By key or pattern, as set; and those that hold something, by key.
         self.limits: dict[str, Limit] = {}
+        #: What keys begin with that a pattern stands for, the longest first.
+        self.patterns: list[str] = []
         self.gates: dict[str, Gate] = {}
         #: Sides of gates, by key and queue, at which something waits for which there is room now;
         #: and (moment, key, queue) of those where only time is lacking.
@@ -626,6 +628,9 @@ class State:
         self.learned: dict[str, Learned] = {}
         #: By tenant and name.
         self.schedules: dict[tuple[str, str], Schedule] = {}
+        #: What they take, by tenant, and all of them.
+        self.planned_ahead: dict[str, Usage] = {}
+        self.all_ahead = Usage()
         #: Events that somebody wants to hear of, by job; and those that were reached and are to be
         #: told of in the same commit, each with its number and moment (see `telling.py`).
         self.tellers: dict[str, tuple[str, ...]] = {}
@@ -651,6 +656,34 @@ class State:
         self.total.jobs += sign
         self.total.bytes += size
         self.line(job.queue).bytes += size
+
+    def limit_by(self, limits: dict[str, Limit]) -> None:
+        """Let these limits hold."""
+        self.limits = limits
+        patterns = (key[:-1] for key in limits if key.endswith("*"))
+        self.patterns = sorted(patterns, key=len, reverse=True)
+
+    def keep(self, schedule: Schedule) -> None:
+        """Hold a schedule, in place of one of its name."""
+        spec = schedule.spec
+        self.drop(spec.tenant, spec.name)
+        self.schedules[spec.tenant, spec.name] = schedule
+        own = self.planned_ahead.setdefault(spec.tenant, Usage())
+        for usage in (own, self.all_ahead):
+            usage.jobs += 1
+            usage.bytes += spec.size
+
+    def drop(self, tenant: str, name: str) -> None:
+        """Hold a schedule no more, if there is one of this name."""
+        schedule = self.schedules.pop((tenant, name), None)
+        if schedule is None:
+            return
+        own = self.planned_ahead[tenant]
+        for usage in (own, self.all_ahead):
+            usage.jobs -= 1
+            usage.bytes -= schedule.spec.size
+        if not own.jobs:
+            del self.planned_ahead[tenant]
 
     def learn(self, job_type: str, run_s: float) -> None:
         """Take in how long an attempt of a type ran."""

@@ -34,6 +34,11 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     request: msgspec.Raw
     job: msgspec.Raw
 
+    @property
+    def size(self) -> int:
+        """How many bytes of JSON it has."""
+        return len(memoryview(self.request)) + len(memoryview(self.job))
+
 
 class Schedule(msgspec.Struct, eq=False):
     """A schedule and where it is."""

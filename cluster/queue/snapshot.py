@@ -351,7 +351,8 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
         elif kind == "config":
             config = msgspec.msgpack.decode(data, type=_Config)
             state.config, state.config_run = config.config, config.run
-            state.config_seq, state.limits = config.seq, config.limits
+            state.config_seq = config.seq
+            state.limit_by(config.limits)
             state.shares.set(config.weights)
         elif kind == "gate":
             gates[name] = msgspec.msgpack.decode(data, type=_Gate)
@@ -359,7 +360,7 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
             state.learned[name] = Learned(msgspec.msgpack.decode(data, type=list[float]))
         elif kind == "schedule":
             schedule = msgspec.json.decode(data, type=Schedule)
-            state.schedules[schedule.spec.tenant, name] = schedule
+            state.keep(schedule)
         elif kind == "worker":
             facts = msgspec.msgpack.decode(data, type=_Worker)
             state.workers[name] = WorkerFacts(facts.pool, facts.node, facts.code)

@@ -10,8 +10,8 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.admission import submitted
 from cluster.queue.limits import put_limits
-from cluster.queue.model import Line, Rules, State
-from cluster.queue.schedule import Schedule
+from cluster.queue.model import Line, Rules, State, Usage
+from cluster.queue.schedule import Schedule, ScheduleSpec
 from cluster.queue.spec import decode_head, decode_spec, encode_spec
 from jobs.errors import Conflict, InvalidInput, NotFound, Overloaded
 
@@ -30,8 +30,10 @@ __all__ = [
     "resume",
 ]
 
-#: Schedules of all tenants together.
-SCHEDULES_MAX = 100_000
+#: Schedules of all tenants together, and what they take; of both a tenant may hold up to `GREED`
+#: times what is left over, as of what `room.py` shares.
+SCHEDULES_MAX, SCHEDULES_BYTES_MAX = 100_000, 256 << 20
+GREED = 4
 
 
 # --- decide -----------------------------------------------------------------------------------
@@ -72,13 +74,28 @@ def put_schedule(state: State, rules: Rules, command: c.PutSchedule, now: float)
     known = state.schedules.get((spec.tenant, spec.name))
     if known is not None and known.spec == spec:
         return []
-    if known is None and len(state.schedules) >= SCHEDULES_MAX:
-        raise Overloaded("system", f"there are {SCHEDULES_MAX:,} schedules", 60.0)
+    _check_share(state, spec, known)
     try:
         submitted(state, rules, "", decode_head(spec.job), bytes(spec.job))
     except InvalidInput as error:
         raise InvalidInput(f"job.{error.field}", error.reason) from None
     return [e.ScheduleSet(spec, command.next_at)]
+
+
+def _check_share(state: State, spec: ScheduleSpec, known: Schedule | None) -> None:
+    """Raise Overloaded where there is no room for a schedule, or its tenant has its share."""
+    total, own = state.all_ahead, state.planned_ahead.get(spec.tenant) or Usage()
+    more = spec.size - (known.spec.size if known is not None else 0)
+    for what, most, taken, mine, amount in (
+        ("schedules", SCHEDULES_MAX, total.jobs, own.jobs, int(known is None)),
+        ("bytes of schedules", SCHEDULES_BYTES_MAX, total.bytes, own.bytes, more),
+    ):
+        left = most - taken
+        if amount > max(0, left):
+            raise Overloaded("system", f"{most:,} {what} are all there is room for", 60.0)
+        if amount > 0 and mine + amount > GREED * left:
+            told = f"tenant {spec.tenant!r} has its share of {most:,} {what}"
+            raise Overloaded("tenant", told, 60.0, spec.tenant)
 
 
 def delete_schedule(
@@ -102,20 +119,28 @@ def fire(state: State, rules: Rules, command: c.FireSchedule, now: float) -> lis
     busy = spec.overlap == "skip" and last is not None and not last.finished_at
     missed = command.missed
     for tick, job_id in command.ticks:
-        if busy:
+        job = None if busy else _job_of(state, rules, spec, tick, job_id)
+        if job is None:
             found.append(e.ScheduleFired(*name, tick, command.next_at, skipped=1 + missed))
         else:
-            job = msgspec.structs.replace(
-                decode_spec(spec.job), schedule=spec.name, scheduled_for=tick
-            )
-            raw = encode_spec(job)
-            found.append(e.ScheduleFired(*name, tick, command.next_at, job_id, missed))
-            found.append(submitted(state, rules, job_id, decode_head(raw), raw))
+            found += [e.ScheduleFired(*name, tick, command.next_at, job_id, missed), job]
             busy = spec.overlap == "skip"
         missed = 0
     if not command.ticks:
         found.append(e.ScheduleFired(*name, 0.0, command.next_at, skipped=missed))
     return found
+
+
+def _job_of(
+    state: State, rules: Rules, spec: ScheduleSpec, tick: float, job_id: str
+) -> e.JobSubmitted | None:
+    """Return what a tick submits; None where its queue was taken away."""
+    job = msgspec.structs.replace(decode_spec(spec.job), schedule=spec.name, scheduled_for=tick)
+    raw = encode_spec(job)
+    try:
+        return submitted(state, rules, job_id, decode_head(raw), raw)
+    except InvalidInput:
+        return None
 
 
 # --- evolve -----------------------------------------------------------------------------------
@@ -137,12 +162,12 @@ def on_schedule_set(state: State, event: e.ScheduleSet, at: float) -> None:
     if old is not None:
         new.last_at, new.last_job = old.last_at, old.last_job
         new.fired, new.skipped = old.fired, old.skipped
-    state.schedules[spec.tenant, spec.name] = new
+    state.keep(new)
 
 
 def on_schedule_deleted(state: State, event: e.ScheduleDeleted, at: float) -> None:
     """Forget a schedule."""
-    del state.schedules[event.tenant, event.name]
+    state.drop(event.tenant, event.name)
 
 
 def on_schedule_fired(state: State, event: e.ScheduleFired, at: float) -> None:

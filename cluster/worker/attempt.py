@@ -38,8 +38,9 @@ from cluster.protocol import (
     Output,
     Submission,
 )
-from cluster.queue.spec import JobSpec
+from cluster.queue.spec import JobSpec, decode_spec
 from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV
+from cluster.trace_context import TRACED_ENV, attempt_context
 from cluster.views import TaskPage, TaskView
 from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.ephemeral import EphemeralFile
@@ -165,6 +166,8 @@ class AttemptContext(Context):
             value: Any = Files(self._attempt, self._attempt.workdir(), task)
         elif name == "resumed_from":
             value = msgspec.json.decode(self._attempt.assignment.checkpoint)
+        elif name == "traceparent":
+            value = self._attempt.traceparent()
         else:
             raise AttributeError(f"Context has no attribute {name!r}")
         setattr(self, name, value)
@@ -228,6 +231,17 @@ class Attempt:
         self._workdir: Path | None = None
         self._moved: Moved | None = None
         self._shown_at = 0.0
+
+    def traceparent(self) -> str | None:
+        """Return the trace context of what it does."""
+        mine = self.assignment
+        return attempt_context(
+            decode_spec(mine.spec).traceparent,
+            mine.job_id,
+            mine.task_id,
+            mine.attempt,
+            traced=TRACED_ENV in os.environ,
+        )
 
     # --- the runtime --------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ def submission(
         asked.max_attempts or definition.max_attempts,
         definition.retry,
         asked.labels,
-        traceparent=mine.traceparent,
+        traceparent=attempt.traceparent(),
         code=attempt.assignment.code,
         plan=plan,
         parent=attempt.assignment.job_id,

@@ -137,6 +137,8 @@ async def notify_webhook(ctx: Context, params: WebhookParams) -> Delivered:
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": " ".join(signatures),
     }
+    if ctx.traceparent is not None:
+        headers["traceparent"] = ctx.traceparent
     began = time.monotonic()
     answer = await post(url, headers, body.encode())
     elapsed_s = round(time.monotonic() - began, 3)

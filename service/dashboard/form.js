@@ -238,7 +238,6 @@ function optional(schema, at) {
   const toggle = button("", { icon: "submit", kind: "small", onclick: () => { inner ? drop() : put(undefined); } });
   const error = h("p", { class: "error", role: "alert" });
   function label() {
-    toggle.lastChild.remove?.();
     toggle.replaceChildren(icon(inner ? "close" : "submit"), h("span", null, inner ? `Without ${nameOf(schema, at)}` : `Add ${nameOf(schema, at)}`));
     toggle.removeAttribute("aria-label");
   }

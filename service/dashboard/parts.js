@@ -155,12 +155,15 @@ export function table(columns, rows, { label } = {}) {
 
 // --- telling, asking --------------------------------------------------------------------------
 
-const toasts = h("div", { class: "toasts", role: "status", "aria-live": "polite" });
+const toasts = h("div", { class: "toasts", role: "status", "aria-live": "polite", popover: "manual" });
 
 export function toast(text, tone = "") {
   if (!toasts.isConnected) document.body.append(toasts);
   const one = h("div", { class: `toast ${tone}` }, text);
   toasts.append(one);
+  // Shown anew it lies above a dialog that was opened since.
+  toasts.hidePopover();
+  toasts.showPopover();
   while (toasts.children.length > 4) toasts.firstChild.remove();
   setTimeout(() => one.remove(), tone === "bad" ? 9000 : 4000);
 }

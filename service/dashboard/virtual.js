@@ -39,7 +39,16 @@ export function virtualList({ rowOf, more, rowHeight, label }) {
   addEventListener("resize", ask);
   return {
     node: box,
-    set(list, done) { items = list; isDone = done; ask(); },
+    /** Show these. `above` are new at the top: who has scrolled past it goes on seeing the same. */
+    set(list, done, above = 0) {
+      items = list;
+      isDone = done;
+      if (above && box.getBoundingClientRect().top < 0) {
+        box.style.height = `${items.length * rowHeight()}px`;
+        scrollBy({ top: above * rowHeight(), behavior: "instant" });
+        draw();
+      } else ask();
+    },
     /** Bring the row into view, and focus it. */
     reach(index) {
       const height = rowHeight(), top = box.getBoundingClientRect().top + index * height;

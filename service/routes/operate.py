@@ -79,9 +79,10 @@ def router(api: Api) -> APIRouter:
         """Return counters of this process and gauges of the whole system."""
         try:
             queues, workers = await api.gateway.queues(), await api.gateway.workers()
-            text = api.metrics.render(queues, workers, await dead.counts(queues))
+            signals = await api.gateway.signals()
+            text = api.metrics.render(queues, workers, await dead.counts(queues), signals)
         except Unavailable:
-            text = api.metrics.render(None, None, None)
+            text = api.metrics.render(None, None, None, None)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     return routes

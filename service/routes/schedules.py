@@ -76,6 +76,8 @@ def router(api: Api) -> APIRouter:
             "malformed",
             "too-large",
             "invalid-input",
+            "tenant-overloaded",
+            "overloaded",
             description="It was there: replaced, or left as it is if it is the same.",
         )
         | answers(201, Schedule, description="It is new."),

@@ -59,13 +59,14 @@ _KEYS = [
         "a job type's own `unique_for_s`; `Idempotency-Key` ranks before it.",
     ),
 ]
+_TRACE = header("traceparent", "W3C trace context, kept with the job.")
 _HEADERS = [
     *_KEYS,
     header(
         "Prefer",
         "`wait=N` answers with the finished job if it ends within N seconds (at most 30).",
     ),
-    header("traceparent", "W3C trace context, kept with the job."),
+    _TRACE,
 ]
 _PROBLEMS = (
     "malformed",
@@ -210,7 +211,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
             description="One result a line, in order.",
             media_type="application/x-ndjson",
         ),
-        openapi_extra=body(BatchLine, "application/x-ndjson") | {"parameters": _KEYS},
+        openapi_extra=body(BatchLine, "application/x-ndjson") | {"parameters": [*_KEYS, _TRACE]},
     )
     async def submit_batch(request: Request) -> Response:
         """Submit up to 10,000 jobs, one a line. A line that is wrong does not stop the others.
@@ -229,7 +230,7 @@ def router(api: Api, submit: SubmitEndpoint) -> APIRouter:
             key = RequestKey.of(sent.get(b"idempotency-key"), sent.get(b"drayman-request-id"))
             lines = _lines(data, api.settings.batch_lines_max)
             api.gateway.check_room(len(lines) - lines.count(b""), len(data), tenant)
-            results = await _batch(api, caller, key, lines)
+            results = await _batch(api, caller, key, lines, sent.get(b"traceparent"))
         finally:
             bodies.release(tenant, data)
         return Response(
@@ -291,7 +292,7 @@ def _lines(data: bytes, lines_max: int) -> list[bytes]:
 
 
 async def _batch(
-    api: Api, caller: Caller, key: RequestKey, lines: list[bytes]
+    api: Api, caller: Caller, key: RequestKey, lines: list[bytes], trace: bytes | None
 ) -> list[BatchResult]:
     """Submit what is right of the lines; return a result for each, in order.
 
@@ -300,7 +301,8 @@ async def _batch(
     now = time.time()
     parts: list[asyncio.Task[list[BatchResult]]] = []
     for first in range(0, len(lines), LINES_AT_ONCE):
-        made = await _specs(api, caller, key, lines[first : first + LINES_AT_ONCE], first, now)
+        some = lines[first : first + LINES_AT_ONCE]
+        made = await _specs(api, caller, key, some, first, now, trace)
         # A task each: what was begun goes on when the client leaves.
         parts.append(asyncio.create_task(_submit(api, made, first)))
         await asyncio.sleep(0)
@@ -308,7 +310,13 @@ async def _batch(
 
 
 async def _specs(
-    api: Api, caller: Caller, key: RequestKey, lines: list[bytes], first: int, now: float
+    api: Api,
+    caller: Caller,
+    key: RequestKey,
+    lines: list[bytes],
+    first: int,
+    now: float,
+    trace: bytes | None,
 ) -> list[_Made]:
     """Return, for each line, its spec or why there is none; `first` lines were before these.
 
@@ -337,7 +345,8 @@ async def _specs(
             made.append(away)
         else:
             try:
-                made.append(make(request, caller, key.line(number, request.idempotency_key), now))
+                own = key.line(number, request.idempotency_key)
+                made.append(make(request, caller, own, now, trace))
             except Exception as error:
                 made.append(_reason(error, number))
     return made

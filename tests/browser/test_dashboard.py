@@ -121,7 +121,7 @@ def test_a_token_that_is_revoked_ends_the_session(browser: Any, drayman: Board) 
 
 @pytest.mark.parametrize(
     "view",
-    ["light", *(pytest.param(view, marks=pytest.mark.long) for view in ("dark", "phone"))],
+    ["light", *(pytest.param(view, marks=pytest.mark.soak) for view in ("dark", "phone"))],
 )
 def test_every_page_has_no_serious_fault_for_those_who_see_or_reach_it_otherwise(
     browser: Any, drayman: Board, shop: dict[str, str], view: str
@@ -374,3 +374,21 @@ def test_the_first_paint_comes_at_once(page: Any) -> None:
 
     print(f"first paint after {painted_ms:.0f} ms")
     assert painted_ms < 5_000
+
+
+def test_who_has_scrolled_goes_on_seeing_the_same_rows(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    for _ in client.submit_many([{"type": "shop.tick"}] * 60):
+        pass
+    page.goto(f"{drayman.url}/jobs")
+    expect(page.locator("[data-row='5']")).to_be_attached()
+    page.evaluate("scrollTo(0, 900)")
+    row = page.locator("[data-row='30']")
+    expect(row).to_be_attached()
+    seen, top = row.get_attribute("href"), row.bounding_box()["y"]
+
+    client.submit("shop.tick", {})
+
+    expect(page.locator("[data-row='31']")).to_have_attribute("href", seen)
+    assert abs(page.locator(f"a[href='{seen}']").bounding_box()["y"] - top) < 1

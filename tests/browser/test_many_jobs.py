@@ -25,7 +25,7 @@ FILTER = """async ([name, shown]) => {
 }"""
 FILTERS = [("failed", "shop.reject"), ("completed", "shop.tick")]
 
-pytestmark = [pytest.mark.long]
+pytestmark = [pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")

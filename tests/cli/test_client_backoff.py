@@ -36,7 +36,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.client.time", clock)
+    for module in ("core", "drive", "jobs"):
+        monkeypatch.setattr(f"service.client.{module}.time", clock)
     return clock
 
 

@@ -410,7 +410,7 @@ def test_the_client_walks_tasks_and_saves_their_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.client.TASKS_PAGE", 7)
+    monkeypatch.setattr("service.client.jobs.TASKS_PAGE", 7)
     with Client(server.url, server.token()) as client:
         everything = list(client.tasks(printed))
         some = list(client.tasks(printed, after=3, limit=9))

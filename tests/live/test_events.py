@@ -91,7 +91,7 @@ def test_an_event_comes_through_the_edge_as_it_happens(
 
 
 @pytest.mark.live
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_over_the_deaths_of_replicas_and_of_the_manager_every_event_comes_once_in_order(
     tmp_path: Path,

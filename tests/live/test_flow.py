@@ -18,7 +18,7 @@ from tests.support.flow import Receiver, configured, moment, most_within, second
 from tests.support.flow_jobs import marks
 from tests.support.live import WAIT_S, LiveDrayman, until
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(300)]
 
 RATE, BURST = 10, 5
 #: So that one worker alone could not make all the calls.
@@ -110,7 +110,7 @@ def has_begun(client: Client, job_id: str) -> bool:
 # --- limits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lasts_s", [20, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lasts_s", [20, pytest.param(60, marks=pytest.mark.soak)])
 def test_two_workers_call_an_api_as_often_as_its_limit_allows_and_no_more(
     client: Client, even: Receiver, bursty: Receiver, lasts_s: int
 ) -> None:
@@ -240,7 +240,6 @@ def test_long_job_in_the_fast_lane_goes_on_in_the_slow_one_without_a_new_attempt
     until(lambda: len(workers_of(client, "fast")) == 2)
 
 
-@pytest.mark.long
 def test_short_jobs_do_not_feel_a_long_one_that_leaves_their_lane_with_its_checkpoint(
     client: Client, tmp_path: Path
 ) -> None:
@@ -312,7 +311,7 @@ def test_job_that_runs_out_of_memory_ends_where_there_is_more_of_it(client: Clie
 # --- estimates ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_mixed_jobs_start_when_they_were_told_they_would(client: Client) -> None:
     kinds = {"flow.quick": 0.02, "flow.usual": 0.08, "flow.lasting": 0.2}
     warm = [{"type": k, "params": {"lasts_s": s}} for k, s in kinds.items() for _ in range(20)]
@@ -348,7 +347,7 @@ def submitted(client: Client, jobs: list[Json]) -> list[str]:
 # --- overload -------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_overload_is_refused_with_a_time_to_come_back_and_what_was_accepted_is_done(
     drayman: LiveDrayman, client: Client, tmp_path: Path
 ) -> None:

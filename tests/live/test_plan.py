@@ -13,7 +13,7 @@ import pytest
 from service.client import Client
 from tests.support.live import WAIT_S, LiveDrayman, until
 
-pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.soak, pytest.mark.timeout(300)]
 
 RATE, RUN_S, WORKERS, JOBS = 30.0, 0.1, 4, 750
 #: Of chances that are neither lucky nor unlucky: run as numbers alone these jobs wait 59 ms, where

@@ -10,7 +10,7 @@ from service.client import Client, Json
 from tests.support.flow import configured, workers_of
 from tests.support.live import WAIT_S, LiveDrayman, until
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(300)]
 
 MOST = 3
 #: No node has so many.
@@ -71,7 +71,6 @@ def pools_with(client: Client, name: str, **changes: Any) -> Json:
     return {name: pools[name] | changes}
 
 
-@pytest.mark.long
 def test_pool_grows_with_what_waits_and_goes_to_nothing_without(client: Client) -> None:
     assert workers_of(client, "elastic") == []
 

@@ -11,7 +11,7 @@ from tests.live.test_kills import kill_manager
 from tests.support.flow import moment
 from tests.support.live import WAIT_S, LiveDrayman, until
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(300)]
 
 EVERY_SECOND = "* * * * * *"
 KILLS, BETWEEN_S = 3, 3.0
@@ -71,7 +71,6 @@ def test_every_second_has_its_job_and_none_while_it_is_paused(client: Client) ->
     )
 
 
-@pytest.mark.long
 def test_each_tick_has_exactly_one_job_across_kills_of_the_manager(
     drayman: LiveDrayman, client: Client
 ) -> None:

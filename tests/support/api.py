@@ -255,7 +255,10 @@ class RunningApi:
 
 @asynccontextmanager
 async def running_api(
-    settings: ApiSettings | None = None, *, types: Iterable[JobDefinition] = ()
+    settings: ApiSettings | None = None,
+    *,
+    types: Iterable[JobDefinition] = (),
+    tracer: Any = None,
 ) -> AsyncIterator[RunningApi]:
     """Start an API over a new store; `types` are known beside its own."""
     store = MemoryObjects()
@@ -293,7 +296,11 @@ async def running_api(
         sleep=patience.sleep,
     )
     app = create_app(
-        gateway, Registry([greet, greet_once, *types]), store, settings or ApiSettings(run="run-1")
+        gateway,
+        Registry([greet, greet_once, *types]),
+        store,
+        settings or ApiSettings(run="run-1"),
+        tracer=tracer,
     )
     running = RunningApi(app, manager, port, store, TokenStore(store))
     try:

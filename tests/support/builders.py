@@ -207,6 +207,7 @@ def canonical(state: State) -> dict[str, Any]:
         "schedules": {
             name: msgspec.structs.asdict(schedule) for name, schedule in state.schedules.items()
         },
+        "planned_ahead": (state.planned_ahead, state.all_ahead),
     }
 
 

@@ -145,6 +145,8 @@ class Exchange:
             # An API that repeats a token does so without the word before it.
             secrets += [value, value.rpartition(" ")[2]]
         headers = httpx.Headers({"User-Agent": "drayman"})
+        if ctx.traceparent is not None:
+            headers["traceparent"] = ctx.traceparent
         headers.update(params.headers)
         content = None
         if isinstance(params.body, str):

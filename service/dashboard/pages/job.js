@@ -94,7 +94,7 @@ export function open(view) {
       banner(job),
       progress(job),
       facts(job),
-      h("div", { class: "columns wide" },
+      h("div", { class: `columns wide ${job.status}` },
         h("div", { class: "stack" },
           job.steps.length > 1 && section("Steps", { key: "steps", aside: `${job.steps.filter((one) => one.state === "succeeded").length} of ${job.steps.length} done` },
             graph(job.steps, (name) => { state.step = state.step === name ? null : name; draw(); }, state.step)),

@@ -32,7 +32,9 @@ export function open(view) {
     const mine = era;
     const page = await get(query("/v1/jobs", { ...filter, limit: PAGE }));
     if (mine !== era) return;
-    if (isFirst) {
+    const isNew = isFirst;
+    let added = [];
+    if (isNew) {
       items = page.jobs;
       next = page.next_after;
     } else {
@@ -40,7 +42,7 @@ export function open(view) {
       // the page that was read, whatever no longer matches is gone.
       const fresh = new Map(page.jobs.map((job) => [job.id, job]));
       const known = new Set(items.map((job) => job.id));
-      const added = page.jobs.filter((job) => !known.has(job.id));
+      added = page.jobs.filter((job) => !known.has(job.id));
       const last = page.next_after === null ? items.length - 1 : items.findLastIndex((job) => fresh.has(job.id));
       items = items.map((job) => fresh.get(job.id) ?? job).filter((job, i) => i > last || fresh.has(job.id));
       items = [...added, ...items];
@@ -48,7 +50,7 @@ export function open(view) {
     }
     isFirst = false;
     error = null;
-    draw();
+    draw(isNew ? 0 : added.length);
   }
 
   async function more() {
@@ -70,8 +72,8 @@ export function open(view) {
     era += 1;
     history.replaceState(null, "", query("/jobs", filter));
     drawHead();
-    following.changed();
-    load().catch(broke);
+    following.stop();
+    following = start();
   }
 
   function broke(problem) {
@@ -79,8 +81,8 @@ export function open(view) {
     draw();
   }
 
-  function draw() {
-    list.set(items, next === null || items.length >= ROWS_MAX);
+  function draw(above = 0) {
+    list.set(items, next === null || items.length >= ROWS_MAX, above);
     const isFiltered = FILTERS.some((name) => filter[name]);
     show(note, error ? "" : isFirst ? "" : `${count(items.length)}${next === null ? "" : "+"} ${items.length === 1 ? "job" : "jobs"}${isFiltered ? " match" : ""}`);
     const isNothing = !isFirst && !items.length && next === null;
@@ -115,9 +117,11 @@ export function open(view) {
     drawHead();
   }, () => {});
   view.root.addEventListener("past-end", pastEnd);
-  const following = view.follow(query("/v1/events", { type: filter.type, queue: filter.queue }), {
+  // Not with the status: of what leaves it one wants to hear, too.
+  const start = () => view.follow(query("/v1/events", { ...filter, status: "" }), {
     refresh: () => load().catch((problem) => { if (isFirst) broke(problem); throw problem; }),
   });
+  let following = start();
   if (view.params.focus) head.querySelector("input").focus();
   return () => { following.stop(); list.stop(); view.root.removeEventListener("past-end", pastEnd); };
 }

@@ -228,3 +228,34 @@ def test_a_step_moves_alone() -> None:
     assert book.job("a").finished_at
     assert {name: line.depth for name, line in book.state.lines.items()} == {"fast": 0, "slow": 0}
     assert canonical(book.replayed()) == canonical(book.state)
+
+
+def test_what_runs_out_of_memory_where_lanes_lead_in_a_circle_ends() -> None:
+    lanes = {
+        "fast": QueueLimits(max_run_s=1.0, then="big"),
+        "big": QueueLimits(oom_to="fast"),
+    }
+    book = Rulebook(some_rules(limits=lanes, interruptions_max=5, recoveries_max=3))
+    book.submit("a", queue="fast")
+    for _ in range(5 + 3 + 1):
+        assert not book.job("a").finished_at
+        (token,) = book.lease("w1", queues=["fast", "big"])
+        book.do(c.Promote(token))
+        book.finish(token, "crashed", cause="oom", alone=True)
+
+    assert book.task("a").state is TaskState.DEAD
+
+
+def test_what_was_moved_while_leased_and_comes_back_unused_takes_a_place_of_its_own() -> None:
+    book = Rulebook(RULES)
+    token = book.running("moved", queue="fast")
+    book.submit("there", queue="slow")
+    book.do(c.Promote(token))
+
+    book.finish(token, "returned")
+
+    order = [task.job.id for _, task in book.state.lines["slow"].in_turn()]
+    assert order == ["there", "moved"]
+    tokens = book.lease("w1", 2, ["slow"])
+    assert [book.state.leases[token].job.id for token in tokens] == order
+    assert canonical(book.replayed()) == canonical(book.state)

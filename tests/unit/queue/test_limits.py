@@ -9,6 +9,7 @@ import pytest
 from cluster.protocol import FileInfo, Outcome, Output
 from cluster.queue import commands as c
 from cluster.queue import events as e
+from cluster.queue.dispatch import AHEAD_SEEN
 from cluster.queue.limits import AHEAD_S, LEAD_S, USED, limit_of, next_opening
 from cluster.queue.model import Limit
 from cluster.queue.snapshot import dump, load
@@ -652,3 +653,18 @@ def test_limits_loaded_from_a_snapshot_go_on_where_they_were(book: Rulebook) -> 
                 one.finish(token, "returned" if one.state.seq % 5 == 0 else "ok")
     assert canonical(other.state) == canonical(book.state)
     assert all(job.finished_at for job in book.state.order)
+
+
+def test_who_takes_ahead_does_not_look_through_all_that_count_against_limits(
+    book: Rulebook,
+) -> None:
+    book.rules = some_rules(depth_max=10_000)
+    book.configure({"k:*": ONE})
+    for n in range(AHEAD_SEEN):
+        book.submit(f"limited-{n}", limits=(f"k:{n}",))
+    book.submit("free")
+
+    ahead = book.do(c.Lease("w1", ["default"], 1, ahead=True))
+
+    assert [event for event in ahead if isinstance(event, e.TaskLeased)] == []
+    assert len(leased(book, "w1", AHEAD_SEEN + 1)) == AHEAD_SEEN + 1

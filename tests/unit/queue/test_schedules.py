@@ -169,6 +169,40 @@ def test_there_are_so_many_schedules_and_no_more(
     put(book, a_schedule("a", cron="0 * * * *"))  # one that there is may change
 
 
+def test_one_tenant_leaves_room_for_the_schedules_of_others(
+    book: Rulebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "SCHEDULES_MAX", 10)
+    for n in range(8):
+        put(book, a_schedule(f"s{n}"))
+
+    with pytest.raises(Overloaded) as refused:
+        book.do(c.PutSchedule(a_schedule("s8"), None))
+
+    assert (refused.value.scope, refused.value.name) == ("tenant", "t")
+    put(book, a_schedule("s0", cron="0 * * * *"))
+    put(book, a_schedule(tenant="u"))
+    book.do(c.DeleteSchedule("t", "s1"))
+    put(book, a_schedule("s8"))
+
+
+def test_schedules_take_so_many_bytes_and_no_more(
+    book: Rulebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = a_spec(labels={"text": "x" * 1_000})
+    size = a_schedule(job=large).size
+    monkeypatch.setattr(standing, "SCHEDULES_BYTES_MAX", 2 * size)
+    put(book, a_schedule("a", job=large))
+
+    with pytest.raises(Overloaded) as refused:
+        book.do(c.PutSchedule(a_schedule("b", job=a_spec(labels={"text": "x" * 3_000})), None))
+
+    assert (refused.value.scope, refused.value.name) == ("system", "")
+    put(book, a_schedule("b"))
+    put(book, a_schedule("a"))  # it takes less than before
+    assert book.state.all_ahead.bytes == 2 * a_schedule().size
+
+
 def test_schedules_survive_a_snapshot(book: Rulebook) -> None:
     generation = put(book, a_schedule(timezone="Europe/Berlin", jitter_s=2.5, ends_at=NOON + 1e6))
     put(book, a_schedule(tenant="u", paused=True), None)

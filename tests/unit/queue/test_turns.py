@@ -223,3 +223,18 @@ def test_a_line_loaded_from_a_snapshot_serves_in_the_same_order(book: Rulebook) 
             )
             assert one == two
     assert canonical(other.state) == canonical(book.state)
+
+
+def test_of_many_priorities_turns_go_as_if_each_were_looked_at(book: Rulebook) -> None:
+    book.rules = some_rules(("default", "splits"), depth_max=10_000, ageing_s=60.0)
+    for priority in range(-20, 20):
+        simple(book, f"{priority}", priority=priority)
+    first = serve(book, 9)
+    book.pass_time(61.0)
+
+    rest = serve(book, 31)
+
+    assert first == [str(n) for n in range(19, 10, -1)]
+    # Each tenth turn is for the oldest below the highest; all are as old, so for the next of them.
+    assert rest[:3] == ["9", "10", "8"]
+    assert sorted(map(int, first + rest)) == list(range(-20, 20))
