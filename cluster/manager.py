@@ -594,7 +594,7 @@ class Manager:
         )
         for job_id in list(dict.fromkeys(job.id for job in oldest)):
             self._commit.run(c.Purge(job_id))
-        log.warning("dead_letters_let_go", surplus=surplus)
+        log.warning("dead_letters_let_go", count=surplus)
 
     def _alert(self) -> None:
         if self._alerts.look(self._operator.config):

@@ -28,6 +28,10 @@ SUBMIT = [
     ("POST", "/v1/schedules/y/run"),
     ("POST", "/v1/schedules/y/pause"),
     ("POST", "/v1/schedules/y/resume"),
+    ("PUT", "/v1/endpoints/y"),
+    ("DELETE", "/v1/endpoints/y"),
+    ("POST", "/v1/endpoints/y/rotate"),
+    ("POST", "/v1/endpoints/y/test"),
 ]
 READ = [
     ("GET", "/v1/jobs"),
@@ -47,6 +51,8 @@ READ = [
     ("GET", "/v1/queues"),
     ("GET", "/v1/schedules"),
     ("GET", "/v1/schedules/y"),
+    ("GET", "/v1/endpoints"),
+    ("GET", "/v1/endpoints/y"),
     ("GET", "/v1/overview"),
     ("GET", "/metrics"),
 ]

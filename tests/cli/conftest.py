@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 import uvicorn
 
 from service.cli import main
 from tests.support.api import RunningApi, ScriptedWorker, running_api
+
+# What the server logs in this process is no output of the command before it.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 
 
 class Server:
@@ -52,7 +56,13 @@ class Server:
         async with running_api() as self.api:
             self.loop = asyncio.get_running_loop()
             config = uvicorn.Config(
-                self.api.app, host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
+                self.api.app,
+                host="127.0.0.1",
+                port=0,
+                log_level="error",
+                ws="none",
+                lifespan="off",
+                timeout_graceful_shutdown=1,  # streams of events would stay open
             )
             self._server = _Announced(config, self._listens)
             await self._server.serve()

@@ -54,6 +54,7 @@ def version(folder: Path, word: str) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_code_is_brought_replaced_and_found_again(own: LiveDrayman, tmp_path: Path) -> None:
     v1, v2 = version(tmp_path / "v1", "v1"), version(tmp_path / "v2", "v2")
     begun, opened, cure = tmp_path / "begun", tmp_path / "opened", tmp_path / "cure"

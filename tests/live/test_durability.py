@@ -44,6 +44,7 @@ def is_haproxy(line: str) -> bool:
     return Path(line.split(" ")[0]).name.startswith("haproxy")
 
 
+@pytest.mark.long
 def test_pending_jobs_outlive_a_kill_of_everything(own: LiveDrayman, tmp_path: Path) -> None:
     with own.client() as client:
         greeting = client.submit("greet", {"name": "Ada"}, key="ada")["id"]
@@ -205,6 +206,7 @@ def synced(call: str) -> bool:
     return call.startswith(SYNCS) and call.endswith("= 0")
 
 
+@pytest.mark.long
 def test_no_job_is_acknowledged_before_a_slow_disk_has_it(
     drayman: LiveDrayman, strace: str, tmp_path: Path
 ) -> None:

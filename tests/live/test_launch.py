@@ -204,6 +204,7 @@ def test_a_live_run_and_a_foreign_server_on_the_port_are_told_apart(drayman: Dra
     assert answers(run)
 
 
+@pytest.mark.long
 def test_after_everything_was_killed_the_next_up_on_the_port_starts_cleanly(
     drayman: Drayman, edge: str
 ) -> None:
@@ -224,6 +225,7 @@ def test_after_everything_was_killed_the_next_up_on_the_port_starts_cleanly(
     assert not Path(first.folder).exists()
 
 
+@pytest.mark.long
 def test_haproxy_does_not_outlive_a_ray_that_was_killed(drayman: Drayman) -> None:
     process, run = drayman.up(free_port(), available(Edge.HAPROXY))
 
@@ -242,6 +244,7 @@ def answers_at_all(port: int) -> bool:
         return sock.connect_ex((LOOPBACK, port)) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vital", ["raylet", "gcs_server"])
 def test_up_ends_with_an_error_when_ray_dies_under_it(drayman: Drayman, vital: str) -> None:
     process, run = drayman.up(free_port(), "proxy")
@@ -256,6 +259,7 @@ def test_up_ends_with_an_error_when_ray_dies_under_it(drayman: Drayman, vital: s
     assert drayman.runs.all() == []
 
 
+@pytest.mark.long
 def test_two_detached_draymans_run_side_by_side_and_take_ray_jobs(drayman: Drayman) -> None:
     ports = [free_port(), free_port()]
     edge = Edge.choose(None).value

@@ -83,6 +83,7 @@ def answers(drayman: LiveDrayman) -> int:
     return answer.status_code
 
 
+@pytest.mark.long
 def test_nothing_is_lost_on_a_bucket_whose_server_and_whose_manager_are_killed_under_load(
     weed: Weed, own: LiveDrayman, tmp_path: Path
 ) -> None:

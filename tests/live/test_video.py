@@ -48,6 +48,7 @@ def frames(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
+@pytest.mark.long
 def test_kill_of_a_worker_costs_the_segment_it_encoded_and_leaves_no_encoder(
     drayman: LiveDrayman, client: Client, film: Path, tmp_path: Path
 ) -> None:
