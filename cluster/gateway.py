@@ -169,6 +169,7 @@ class Gateway:
         self.check_room(1, len(raw))
         if self._refusals and (refusal := self._refusals.of(spec, len(raw))) is not None:
             raise refusal
+        floods = self._refusals.ask(spec) if self._refusals else []
         submission = Submission(self._new_id(), msgspec.Raw(raw))
         [result] = await self._line_up([submission], len(raw)).answer
         if isinstance(result, Refused):
@@ -176,6 +177,8 @@ class Gateway:
             if isinstance(error, Overloaded):
                 self._refusals.note(spec, len(raw), error)
             raise error
+        for flood in floods:
+            flood.until = 0.0  # there is room
         return result
 
     async def submit_many(self, specs: Sequence[JobSpec]) -> list[Accepted | Refused]:

@@ -364,6 +364,9 @@ class Manager:
             self._wake_waiters()
         drop = session.has_too_many(self._state)
         if lost or again:
+            if session.newcomer:
+                newcomer, session.newcomer = session.newcomer, ""
+                self._lease(session, min(1, session.free + session.prefetch), first=newcomer)
             # Idle workers first: what was taken back for them must not come straight back here,
             # and what follows in a plan is not to wait until they ask again.
             self._lease(session, session.free)
@@ -478,11 +481,11 @@ class Manager:
                 for waiter in self._waiting.pop(job.id, ()):
                     waiter.set()
 
-    def _lease(self, session: Session, limit: int, *, ahead: bool = False) -> None:
+    def _lease(self, session: Session, limit: int, *, ahead: bool = False, first: str = "") -> None:
         if limit <= 0 or session.leaving or session.paused or self._draining:
             return
         queues = self._pools.queues_of(session)
-        events = self._commit.run(c.Lease(session.worker, queues, limit, ahead))
+        events = self._commit.run(c.Lease(session.worker, queues, limit, ahead, first))
         if events:
             leases = self._state.leases
             session.assign(
@@ -713,7 +716,7 @@ class Manager:
                     continue
                 ahead = [t for t in session.held if t not in session.started and t in state.leases]
                 if ahead and all(_goes_before(task, state.leases[token]) for token in ahead):
-                    session.recall = ahead
+                    session.recall, session.newcomer = ahead, submission.job_id
                     session.release()
                     return
 

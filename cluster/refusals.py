@@ -21,6 +21,9 @@ ASKED, WITHIN_S = 20, 1.0
 #: How long they are not asked: a part of what the refused ones are told to wait. A twentieth of
 #: what is full ends in that time (see `pressure`), so one in a hundred while none is asked.
 PART, HOLD_MAX_S = 0.2, 0.25
+#: After that one is asked, and for so long, or until it is accepted, no other.
+PROBE_S = 0.05
+SCOPES = ("tenant", "queue", "system")
 #: Reasons known at once.
 KNOWN_MAX = 10_000
 
@@ -60,12 +63,26 @@ class Refusals:
         if full is None or now - full.since >= WITHIN_S:
             if len(self._full) >= KNOWN_MAX:
                 self._forget(now)
-            full = self._full[key] = _Full(now)
+            # A flood that goes on is known from its first refusal in the next second.
+            goes_on = full is not None and full.count > ASKED and now - full.since < 2 * WITHIN_S
+            full = self._full[key] = _Full(now, ASKED if goes_on else 0)
         full.count += 1
         if full.count > ASKED:
             full.until = now + min(HOLD_MAX_S, PART * error.retry_after_s)
             full.size = size if error.unit == "bytes" else 0
             full.error = error.args
+
+    def ask(self, spec: JobSpec) -> list[_Full]:
+        """Return the floods in which this one is asked of; others wait for what it is told."""
+        until = self._monotonic() + PROBE_S
+        found = [
+            full
+            for scope in SCOPES
+            if (full := self._full.get(_key(scope, spec))) is not None and full.count > ASKED
+        ]
+        for full in found:
+            full.until = until
+        return found
 
     def of_tenant(self, tenant: str) -> Overloaded | None:
         """Return why whatever the tenant submits is refused now, if it is."""
@@ -73,8 +90,7 @@ class Refusals:
 
     def of(self, spec: JobSpec, size: int) -> Overloaded | None:
         """Return why a job whose spec takes `size` bytes is refused now, if it is."""
-        scopes = ("tenant", "queue", "system")
-        return next((e for s in scopes if (e := self._held(_key(s, spec), size))), None)
+        return next((e for s in SCOPES if (e := self._held(_key(s, spec), size))), None)
 
     def _held(self, key: Key, size: int) -> Overloaded | None:
         full = self._full.get(key)

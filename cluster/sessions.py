@@ -45,6 +45,8 @@ class Session:
         #: Assignments for the next orders.
         self.next: list[Assignment] = []
         self.recall: list[int] = []
+        #: The job for which it was asked to give back what it had not begun.
+        self.newcomer = ""
         #: Stops it was told of; they are repeated with every later reply, but wake nobody again.
         self.told: set[tuple[int, str]] = set()
         #: Set when a parked report should be answered.

@@ -70,6 +70,8 @@ class Lease(msgspec.Struct, frozen=True):
     limit: int
     #: It takes them before it can start them.
     ahead: bool = False
+    #: A job that goes first if it waits; turns are charged as ever.
+    first: str = ""
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):

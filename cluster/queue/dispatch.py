@@ -13,6 +13,7 @@ from itertools import chain, islice
 
 from cluster.queue.limits import gates_of, has_room
 from cluster.queue.model import Line, State, Task
+from cluster.queue.state import TaskState
 
 __all__ = ["pick"]
 
@@ -28,12 +29,13 @@ def pick(
     now: float,
     *,
     ahead: bool = False,
+    first: str = "",
     aged_before: float = -1.0,
 ) -> list[Task]:
     """Return up to `limit` ready tasks for `worker`, next first. Changes nothing.
 
-    `ahead`: it takes them before it can start them. `aged_before`: what was ready by then has
-    waited for long.
+    `ahead`: it takes them before it can start them. `first` names a job that goes before all if it
+    waits. `aged_before`: what was ready by then has waited for long.
     """
     names = dict.fromkeys(queues)  # a queue named twice is served once
     lines = [line for name in names if (line := state.lines.get(name)) and not line.paused]
@@ -45,12 +47,26 @@ def pick(
     else:
         turns = heapq.merge(*(line.in_turn(aged_before) for line in lines), key=_order)
     candidates: Iterator[Task] = (task for _, task in turns)
+    newcomer = _ready_task(state, first, lines) if first else None
+    if newcomer is not None:
+        others = (task for task in candidates if task is not newcomer)
+        candidates = chain((newcomer,), others)
     suspect = _suspect_for(state, worker, lines)
     if suspect is not None:
         candidates = chain((suspect,), candidates)
     if state.gates:
         candidates = _within_limits(state, candidates, ahead, now)
     return list(islice(candidates, limit))
+
+
+def _ready_task(state: State, job_id: str, lines: list[Line]) -> Task | None:
+    """Return the task of a job that has one, if it waits in one of these lines."""
+    job = state.jobs.get(job_id)
+    if job is None or job.plan is not None:
+        return None
+    [task] = job.tasks
+    is_next = task.state is TaskState.READY and not task.suspect and task.line in lines
+    return task if is_next else None
 
 
 def _within_limits(

@@ -194,6 +194,7 @@ def _lease(state: State, rules: Rules, command: c.Lease, now: float) -> list[e.E
                 command.limit,
                 now,
                 ahead=command.ahead,
+                first=command.first,
                 aged_before=now - rules.ageing_s,
             )
         )
