@@ -21,7 +21,8 @@ from cluster.feed import Watch
 from cluster.pools import Pools
 from cluster.protocol import Fold
 from cluster.queue.engine import job_status
-from cluster.queue.model import Gate, Job, Limit, Line, PastAttempt, QueueLimits, Side, Task
+from cluster.queue.limits import place_of
+from cluster.queue.model import Job, Limit, Line, PastAttempt, QueueLimits, Task
 from cluster.queue.plan import PlanState, Role, decode_finished, task_name
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec
@@ -351,18 +352,8 @@ class Reader:
             line = task.line
             return 0 if task.suspect else line.position(task)
         if task.state is S.PARKED:
-            return self._side_of(task)[1].position(task)
+            return place_of(self._state, task)[1].position(task)
         return None
-
-    def _side_of(self, task: Task) -> tuple[Gate, Side]:
-        """Return where a parked task waits."""
-        return next(
-            (gate, side)
-            for key in task.limits
-            if (gate := self._state.gates.get(key)) is not None
-            and (side := gate.sides.get(task.line.name)) is not None
-            and task in side
-        )
 
     def _eta(self, queue: str, position: int | None) -> EtaView | None:
         line = self._state.lines.get(queue)
@@ -383,7 +374,7 @@ class Reader:
     def _why(self, task: Task) -> str | None:
         """Return what a task that has not begun waits for, in words."""
         if task.state is S.PARKED:
-            gate, _ = self._side_of(task)
+            gate, _ = place_of(self._state, task)
             return f"limit {gate.key}: {_limit_text(gate.limit)}"
         if task.state is not S.READY:
             return None

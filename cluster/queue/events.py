@@ -346,7 +346,7 @@ class JobPurged(Event, frozen=True):
 
 
 class TaskMoved(TaskEvent, frozen=True):
-    """The task waits, or runs, in another queue from now on: `long`, `oom`, or `known long`."""
+    """The task waits, or runs, in another queue from now on: `long` or `oom`."""
 
     kind = "task_moved"
     queue: str

@@ -32,6 +32,7 @@ __all__ = [
     "on_unparked",
     "openings",
     "pass_gates",
+    "place_of",
     "put_limits",
     "recall",
     "restore_gates",
@@ -167,7 +168,7 @@ def give_back(state: State, task: Task, token: int, at: float) -> None:
 
 def recall(state: State, task: Task, at: float) -> None:
     """Put a task in line again that stepped back for one that was picked beside it."""
-    _, side = _place(state, task)
+    _, side = place_of(state, task)
     side.remove(task)
     task.move(Move.UNPARKED)
     for gate in gates_of(state, task):
@@ -315,7 +316,7 @@ def openings(state: State, at: float, limit: int, aged_before: float) -> Iterato
 
 def on_unparked(state: State, task: Task, at: float) -> None:
     """Put a parked task in line, or park it where it lacks room still."""
-    gate, side = _place(state, task)
+    gate, side = place_of(state, task)
     side.remove(task, served=True)
     task.move(Move.UNPARKED)
     gates = gates_of(state, task)
@@ -336,12 +337,14 @@ def on_unparked(state: State, task: Task, at: float) -> None:
     _settle(state, gate, side, at)
 
 
-def _place(state: State, task: Task) -> tuple[Gate, Side]:
+def place_of(state: State, task: Task) -> tuple[Gate, Side]:
     """Return where a parked task waits."""
     return next(
         (gate, side)
-        for gate in gates_of(state, task)
-        if (side := gate.sides.get(task.line.name)) is not None and task in side
+        for key in task.limits  # not `gates_of`, which makes those that are not there
+        if (gate := state.gates.get(key)) is not None
+        and (side := gate.sides.get(task.line.name)) is not None
+        and task in side
     )
 
 

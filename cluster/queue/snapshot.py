@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.queue.limits import is_idle, limit_of, restore_gates, settle_gates
+from cluster.queue.limits import is_idle, limit_of, place_of, restore_gates, settle_gates
 from cluster.queue.line import BucketMark, Priorities, marks_of, put_marks
 from cluster.queue.model import (
     Effect,
@@ -295,19 +295,9 @@ def _task_row(state: State, task: Task) -> _Task:
         once={key: (e.token, e.value) for key, e in (task.once or {}).items()},
         needs=task.needs if isinstance(task, StepTask) else [],
         queue=task.line.name,
-        gate=_gate_of(state, task) if task.state is S.PARKED else "",
+        gate=place_of(state, task)[0].key if task.state is S.PARKED else "",
         begins=state.starts.get(task.token, 0.0),
         **{name: getattr(task, name) for name in _PLAIN},
-    )
-
-
-def _gate_of(state: State, task: Task) -> str:
-    return next(
-        gate.key
-        for key in task.limits
-        if (gate := state.gates.get(key)) is not None
-        and (side := gate.sides.get(task.line.name)) is not None
-        and task in side
     )
 
 
