@@ -204,6 +204,8 @@ def test_only_the_chunk_of_a_killed_worker_runs_again(
     # Every worker has one now, so whatever else has begun is about to be reported.
     done = runs(tmp_path) - Counter([*busy, "split"])
     until(lambda: states(drayman, job_id)["succeeded"] == len(done) + 1)
+    # What a worker took ahead is an attempt of it if it dies with it: until it has given it back.
+    until(lambda: line(client)["leased"] == len(busy))
 
     kill(worker_pid(drayman, client, job_id, busy[0]), handlers[0])
     begun(tmp_path, busy[0], 2)
