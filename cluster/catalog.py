@@ -15,7 +15,7 @@ import msgspec
 
 from jobs.definition import PLACEHOLDER, JobDefinition
 from jobs.fan_out import DEFAULT_AT_ONCE, FanOut
-from jobs.retry import RetryPolicy
+from jobs.retry import DEFAULT_RETRY, RetryPolicy
 from jobs.workflow import Workflow
 
 __all__ = ["StepCard", "TypeCard", "card_of", "limit_keys"]
@@ -50,7 +50,7 @@ class TypeCard(msgspec.Struct, frozen=True, omit_defaults=True):
     summary: str = ""
     timeout_s: float | None = None
     grace_s: float = 10.0
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = DEFAULT_RETRY
     unique_for_s: float | None = None
     unique_by: list[str] = []
     expected_s: float | None = None

@@ -32,7 +32,6 @@ from cluster.protocol import (
     NODE_LOST,
     WORKER_DIED,
     Accepted,
-    Assignment,
     Batch,
     BatchReply,
     OrderlyStop,
@@ -463,22 +462,28 @@ class Manager:
         for token in [t for t in session.checkpoints if t not in live]:
             del session.checkpoints[token]
         self._signals.ended(tasks)
-        finished = list({job.id: job for task in tasks if (job := task.job).finished_at}.values())
         ended: dict[str, tuple[list[float], list[float]]] = {}
+        before = session.ended_at
         for task in tasks:
+            started_at, ended_at = task.started_at, task.ended_at
             if task.state in TERMINAL:
-                runs, gaps = ended.setdefault(task.line.name, ([], []))
-                runs.append(task.ended_at - task.started_at)
-                gap_s = task.started_at - session.ended_at
-                if 0 <= gap_s < TURN_S and task.ready_at <= session.ended_at and not task.limits:
-                    gaps.append(gap_s)
-            session.ended_at = max(session.ended_at, task.ended_at)
+                times = ended.get(task.line.name)
+                if times is None:
+                    times = ended[task.line.name] = ([], [])
+                times[0].append(ended_at - started_at)
+                gap_s = started_at - before
+                if 0 <= gap_s < TURN_S and task.ready_at <= before and not task.limits:
+                    times[1].append(gap_s)
+            if ended_at > before:
+                before = ended_at
+        session.ended_at = before
         for queue, (runs, gaps) in ended.items():
             self._rates.finished(queue, len(runs), runs, gaps)
-        self._pressure.ended(job.tenant for job in finished)
+        finished = {job.id: job for task in tasks if (job := task.job).finished_at}
+        self._pressure.ended(job.tenant for job in finished.values())
         if self._waiting:
-            for job in finished:
-                for waiter in self._waiting.pop(job.id, ()):
+            for job_id in finished:
+                for waiter in self._waiting.pop(job_id, ()):
                     waiter.set()
 
     def _lease(self, session: Session, limit: int, *, ahead: bool = False, first: str = "") -> None:
@@ -487,14 +492,17 @@ class Manager:
         queues = self._pools.queues_of(session)
         events = self._commit.run(c.Lease(session.worker, queues, limit, ahead, first))
         if events:
-            leases = self._state.leases
+            leases, starts = self._state.leases, self._state.starts
+            tasks = [leases[event.token] for event in events if isinstance(event, TaskLeased)]
             session.assign(
-                [self._assignment(leases[e.token]) for e in events if isinstance(e, TaskLeased)]
+                [
+                    assignment_of(task, self._after(task), starts.get(task.token, 0.0))
+                    for task in tasks
+                ]
             )
 
-    def _assignment(self, task: Task) -> Assignment:
-        after = self._cleared_of(task.past[-1].worker) if task.past else ""
-        return assignment_of(task, after, self._state.starts.get(task.token, 0.0))
+    def _after(self, task: Task) -> str:
+        return self._cleared_of(task.past[-1].worker) if task.past else ""
 
     def _cleared_of(self, worker: str) -> str:
         """Return the worker that ran a task before if nothing of that one may live any more.

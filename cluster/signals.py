@@ -4,7 +4,7 @@ Memory only: it starts anew with the manager, as a counter may. Rule: kinds are 
 posts workflows may make up types without end; from `KINDS_MAX` on they count as `other`.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable
 
 import msgspec
@@ -28,6 +28,15 @@ OTHER = "other"
 #: Lines of the log a second about tasks that died; the next that is written says how many were not.
 DEATHS_LOGGED = 20
 
+# Looked up for each attempt, where an attribute of the enum costs as much as the rest.
+_READY, _DEAD = TaskState.READY, TaskState.DEAD
+#: Of states that an attempt may end in; the others say nothing of how it ended.
+_OUTCOMES = {
+    TaskState.SUCCEEDED: "succeeded",
+    TaskState.DEAD: "died",
+    TaskState.CANCELLED: "cancelled",
+}
+
 
 class Spread(msgspec.Struct):
     """Seconds: how many up to each bound, how many above all, and their sum."""
@@ -35,10 +44,16 @@ class Spread(msgspec.Struct):
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
     sum: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum += seconds
+    def add(self, many_s: list[float]) -> None:
+        """Count so many; clocks of two machines may say that one took less than nothing."""
+        many_s.sort()
+        counts, below = self.counts, 0
+        for i, bound_s in enumerate(BOUNDS_S):
+            upto = bisect_right(many_s, bound_s, below)
+            counts[i] += upto - below
+            below = upto
+        counts[-1] += len(many_s) - below
+        self.sum += sum(many_s[bisect_right(many_s, 0.0) :])
 
 
 class Signal(msgspec.Struct):
@@ -66,28 +81,32 @@ class Signals:
 
     def ended(self, tasks: Iterable[Task]) -> None:
         """Count attempts that ended just now; those that never started are none."""
+        ended: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
         for task in tasks:
-            if not task.started_at:
+            started_at = task.started_at
+            if not started_at:
                 continue
-            state = task.state
-            kind = task.job.type
-            if isinstance(task, StepTask):
+            state, job = task.state, task.job
+            kind = job.type
+            if job.plan is not None and isinstance(task, StepTask):
                 kind = task.step.spec.type or kind
-            queue = task.line.name
-            signal = self._kinds.get((queue, kind)) or self._open(queue, kind)
-            if state is TaskState.SUCCEEDED:
-                outcome = "succeeded"
-            elif state is TaskState.DEAD:
-                outcome = "died"
-                self._log_death(task, kind)
-            elif state is TaskState.CANCELLED:
-                outcome = "cancelled"
-            else:
+            outcome = _OUTCOMES.get(state)
+            if outcome is None:
                 outcome = task.past[-1].outcome if task.past else "released"
-            signal.outcomes[outcome] = signal.outcomes.get(outcome, 0) + 1
-            signal.run.add(max(0.0, task.ended_at - task.started_at))
-            if state is not TaskState.READY:  # else it waits anew by now
-                signal.wait.add(max(0.0, task.started_at - task.ready_at))
+            elif state is _DEAD:
+                self._log_death(task, kind)
+            which = (task.line.name, kind, outcome)
+            times = ended.get(which)
+            if times is None:
+                times = ended[which] = ([], [])
+            times[0].append(task.ended_at - started_at)
+            if state is not _READY:  # else it waits anew by now
+                times[1].append(started_at - task.ready_at)
+        for (queue, kind, outcome), (runs, waits) in ended.items():
+            signal = self._kinds.get((queue, kind)) or self._open(queue, kind)
+            signal.outcomes[outcome] = signal.outcomes.get(outcome, 0) + len(runs)
+            signal.run.add(runs)
+            signal.wait.add(waits)
 
     def _open(self, queue: str, kind: str) -> Signal:
         if len(self._kinds) >= KINDS_MAX:

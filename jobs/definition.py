@@ -5,13 +5,13 @@ import math
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from jobs.context import Context
-from jobs.retry import RetryPolicy
+from jobs.retry import DEFAULT_RETRY, RetryPolicy
 
 __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
@@ -50,7 +50,7 @@ class JobDefinition:
     timeout_s: float | None = None
     #: After a requested stop, how long until the attempt's processes are killed.
     grace_s: float = 10.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy = DEFAULT_RETRY
     #: Equal requests within this window are one job. Needs no key from the caller.
     unique_for_s: float | None = None
     #: Which params make requests equal; empty means all of them.
@@ -172,7 +172,7 @@ def declared(
         has_queue=queue is not None,
         queue=queue or ("io" if inspect.iscoroutinefunction(handler) else "default"),
         max_attempts=max_attempts,
-        retry=retry or RetryPolicy(),
+        retry=retry or DEFAULT_RETRY,
         **rest,
     )
 

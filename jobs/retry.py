@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-__all__ = ["RetryPolicy"]
+__all__ = ["DEFAULT_RETRY", "RetryPolicy"]
 
 NUMBER_MAX = sys.float_info.max
 #: By how much a wait that is named may be shorter or longer, as a share of it.
@@ -55,3 +55,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         except OverflowError:
             ceiling = self.max_s if self.base_s else 0.0
         return draw * ceiling
+
+
+#: Of who says nothing. One object: what is the default itself is not written into a job's spec, and
+#: so read by nobody; an equal one would be.
+DEFAULT_RETRY = RetryPolicy()

@@ -47,7 +47,8 @@ def submitted(state: State, rules: Rules, job_id: str, spec: SpecHead, raw: byte
     if queue != spec.queue:
         raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue))
         spec = decode_head(raw)
-    check_steps(rules, spec)
+    if spec.plan is not None:
+        check_steps(rules, spec)
     return JobSubmitted(job_id, spec, raw)
 
 
@@ -75,8 +76,9 @@ def tenant_limits(rules: Rules, tenant: str) -> TenantLimits:
 def check_room(state: State, rules: Rules, tenant: str, queue: str, size: int) -> None:
     """Raise Overloaded where a job of `size` bytes is too much."""
     own = tenant_limits(rules, tenant)
-    usage = state.usage.get(tenant) or Usage()
-    _check("tenant", tenant, usage.jobs, usage.bytes + size, own.depth_max, own.bytes_max)
+    if own is not NO_LIMITS:
+        usage = state.usage.get(tenant) or Usage()
+        _check("tenant", tenant, usage.jobs, usage.bytes + size, own.depth_max, own.bytes_max)
     limits, line = rules.queues[queue], state.lines.get(queue)
     if limits.draining:
         told = f"queue {queue!r} is drained: it takes nothing new"
@@ -90,10 +92,13 @@ def check_room(state: State, rules: Rules, tenant: str, queue: str, size: int) -
 def _check(
     scope: str, name: str, jobs: int, size: int, jobs_max: int | None, bytes_max: int | None
 ) -> None:
-    what = f"{scope} {name!r} is full" if name else "the system is full"
     if jobs_max is not None and jobs >= jobs_max:
-        told = f"{what}: {jobs_max:,} unfinished jobs"
+        told = f"{_full(scope, name)}: {jobs_max:,} unfinished jobs"
         raise Overloaded(scope, told, RETRY_AFTER_S, name, jobs_max)
     if bytes_max is not None and size > bytes_max:
-        told = f"{what}: its unfinished jobs take {bytes_max:,} bytes"
+        told = f"{_full(scope, name)}: its unfinished jobs take {bytes_max:,} bytes"
         raise Overloaded(scope, told, RETRY_AFTER_S, name, bytes_max, "bytes")
+
+
+def _full(scope: str, name: str) -> str:
+    return f"{scope} {name!r} is full" if name else "the system is full"

@@ -8,8 +8,9 @@ paused queue gives nothing. Rule 4: what counts against a limit is never given a
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from operator import itemgetter
 
 from cluster.queue.limits import gates_of, has_room
 from cluster.queue.model import Line, State, Task
@@ -19,6 +20,8 @@ __all__ = ["pick"]
 
 #: Who takes ahead looks at so many: what it misses is given when it is free.
 AHEAD_SEEN = 256
+#: The task of a turn.
+_TASK: Callable[[tuple[int, Task]], Task] = itemgetter(1)
 
 
 def pick(
@@ -41,12 +44,9 @@ def pick(
     lines = [line for name in names if (line := state.lines.get(name)) and not line.paused]
     if limit <= 0 or not lines:
         return []
-    turns: Iterator[tuple[int, Task]]
-    if len(lines) == 1:
-        turns = lines[0].in_turn(aged_before)
-    else:
-        turns = heapq.merge(*(line.in_turn(aged_before) for line in lines), key=_order)
-    candidates: Iterator[Task] = (task for _, task in turns)
+    turns = [line.in_turn(aged_before) for line in lines]
+    ordered = turns[0] if len(turns) == 1 else heapq.merge(*turns, key=_order)
+    candidates: Iterator[Task] = map(_TASK, ordered)
     newcomer = _ready_task(state, first, lines) if first else None
     if newcomer is not None:
         others = (task for task in candidates if task is not newcomer)

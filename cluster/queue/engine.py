@@ -402,7 +402,7 @@ def _ended(state: State, task: Task, at: float) -> None:
     job.finished_at = at
     job.finished_seq = state.seq + 1  # the event that is being applied
     job.revision += 1
-    state.count(job, -1)
+    state.count(job, -1, task.line)
     if task.state is not _DEAD:
         state.finished.append(job)  # a dead letter stays: it may be redriven
     if state.tellers:
@@ -446,7 +446,6 @@ def _new_job(state: State, job_id: str, spec: SpecHead, raw: bytes, at: float) -
         job.limits = tuple(map(intern, spec.limits))
     state.jobs[job_id] = job
     state.order.add(job)
-    state.count(job, 1)
     return job
 
 
@@ -461,6 +460,7 @@ def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
     job = _new_job(state, event.job_id, decode_head(raw), raw, at)
     past = PastAttempt(0, "refused", "", 0.0, 0.0, at, event.error, event.cause)
     line = state.line(job.queue)
+    state.count(job, 1, line)
     task = Task(job, line, FIRST_TASK, S.DEAD, past=[past], ended_at=at)
     job.tasks = (task,)
     line.counts[S.DEAD] += 1
@@ -472,6 +472,8 @@ def _on_refused(state: State, event: e.JobRefused, at: float) -> None:
 def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
     spec = event.spec
     job = _new_job(state, event.job_id, spec, event.raw, at)
+    line = state.line(job.queue)
+    state.count(job, 1, line)
     if spec.key is not None:
         state.keys.add(spec.key, job.id, spec.fingerprint, spec.key_expires_at, at)
     if spec.notify:
@@ -486,7 +488,6 @@ def _on_submitted(state: State, event: e.JobSubmitted, at: float) -> None:
         adopt_plan(state, job, PlanState(spec.plan))
         look(state, job)
         return
-    line = state.line(spec.queue)
     if spec.run_at is not None and spec.run_at > at:
         task = Task(job, line, FIRST_TASK, S.WAITING, due_at=spec.run_at)
         state.timers.add(spec.run_at, task)
@@ -643,7 +644,7 @@ def _on_redriven(state: State, event: e.TaskRedriven, at: float) -> None:
     job = task.job
     if job.finished_at and job.plan is None:
         job.finished_at = 0.0
-        state.count(job, 1)
+        state.count(job, 1, task.line)
     if event.due_at:
         task.move(Move.REDRIVEN_LATER)
         task.due_at = event.due_at

@@ -107,14 +107,12 @@ def _room_at(gate: Gate, count: int, at: float) -> float:
 
 def line_up(state: State, task: Task, at: float) -> None:
     """Put a task that became READY in line, or park it."""
-    if _admit(state, task, at):
+    if not (state.limits and task.limits) or _admit(state, task, at):
         task.line.push(task)
 
 
 def _admit(state: State, task: Task, at: float) -> bool:
     """Take a place at each gate of a READY task; park it at the first that has none."""
-    if not (state.limits and task.limits):
-        return True
     gates = gates_of(state, task)
     # Who waits already goes first.
     full = next((g for g in gates if _has_waiting(g, task) or not _has_place(g, task, at)), None)

@@ -15,7 +15,7 @@ are newcomers. Everything costs O(log n) of what has work.
 
 import heapq
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -125,8 +125,15 @@ class _Turns(Generic[T]):
 
     def serve(self, taker: T, cost: float) -> None:
         """Charge a turn."""
-        self.served = max(taker.start, self.served + cost / (self.waiting + 1))
-        self.charge(taker, cost)
+        start, waiting = taker.start, self.waiting
+        reached = self.served + cost / (waiting + 1)
+        self.served = reached if reached > start else start
+        if waiting == 1 and taker.waits and len(self.heap) == 1:
+            # As `charge` would, where most tasks pass: there is one tenant, with one flow.
+            taker.start = start = start + cost
+            self.heap[0] = (start, taker.order, taker)
+        else:
+            self.charge(taker, cost)
 
     def charge(self, taker: T, cost: float) -> None:
         """Move the tag, back too: a turn that came to nothing is given back."""
@@ -253,8 +260,9 @@ class Flow(_Taker):
             return
         if tasks[head] is task:
             tasks[head] = None
-            self.head = head + 1
-            self._trim()
+            self.head = head = head + 1
+            if head > SLACK or type(tasks[head]) is _Hole:
+                self._trim()
             return
         at = self._index(task.ticket)
         tasks[at] = _Hole(task.ticket)
@@ -327,8 +335,8 @@ class Tenant(_Taker):
         self.turns: _Turns[Flow] = _Turns()
         self._tidy_at = ADDED_UP
 
-    def flow(self, key: int | str) -> Flow:
-        """Return the flow of a key, to which a task is about to be added."""
+    def enter(self, key: int | str) -> Flow:
+        """Return the flow of a key that has no tasks, to which one is about to be added."""
         flow = self.flows.get(key)
         if flow is None:
             if len(self.flows) >= self._tidy_at:
@@ -336,8 +344,7 @@ class Tenant(_Taker):
                 self.flows = {k: f for k, f in self.flows.items() if f.size or f.start > served}
                 self._tidy_at = 2 * len(self.flows) + ADDED_UP
             flow = self.flows[key] = Flow(key)
-        if not flow.size:
-            self.turns.enter(flow)
+        self.turns.enter(flow)
         return flow
 
     def reset(self) -> None:
@@ -415,7 +422,7 @@ class Bucket:
         self.size -= 1
         if not flow.size:
             tenant.turns.leave(flow)
-        if served:
+        if served and tenant.size:
             tenant.turns.serve(flow, 1.0)
         if not tenant.size:
             tenant.reset()
@@ -430,18 +437,25 @@ class Bucket:
         return flow is not None and flow.has(task)
 
     def _flow(self, task: "Task") -> Flow:
-        name = task.job.tenant
-        tenant = self.tenants.get(name)
-        if tenant is None or not (tenant.size or tenant.start > self.turns.served):
+        """Return where a task is about to be added, which is counted already."""
+        tenant = self.tenants.get(task.job.tenant)
+        if tenant is None or not tenant.size:
+            tenant = self._enter(task.job.tenant, tenant)
+        tenant.size += 1
+        self.size += 1
+        key = flow_key(task)
+        flow = tenant.flows.get(key)
+        return flow if flow is not None and flow.size else tenant.enter(key)
+
+    def _enter(self, name: str, tenant: Tenant | None) -> Tenant:
+        """Let a tenant that had no tasks take turns."""
+        if tenant is None or tenant.start <= self.turns.served:
             # One that would start where any new one does is a new one: it may have been forgotten.
             if len(self.tenants) >= self._tidy_at:
                 self._forget()
             tenant = self.tenants[name] = Tenant(name)
-        if not tenant.size:
-            self.turns.enter(tenant)
-        tenant.size += 1
-        self.size += 1
-        return tenant.flow(flow_key(task))
+        self.turns.enter(tenant)
+        return tenant
 
     def _forget(self) -> None:
         """Forget tenants that would start where any new one does."""
@@ -580,8 +594,7 @@ class Priorities:
         filled = [(p, self.buckets[p]) for p in self._order if self.buckets[p].size]
         if len(filled) == 1:
             [(priority, bucket)] = filled
-            for task in bucket.in_turn():
-                yield priority, task
+            yield from zip(repeat(priority), bucket.in_turn(), strict=False)
             return
         # The highest is looked at in each turn, the others when it is theirs, or above them all is
         # done: there may be two thousand.

@@ -15,7 +15,7 @@ from msgspec import Meta
 from cluster.queue.line import Priorities, Shares
 from cluster.queue.schedule import Schedule
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.queue.state import TERMINAL, UNFINISHED, Move, TaskState, moved
+from cluster.queue.state import TERMINAL, Move, TaskState, moved
 
 if TYPE_CHECKING:
     from cluster.queue.plan import PlanState
@@ -58,6 +58,10 @@ ORDER_BLOCK = 1024
 
 #: Attempts of a type of which it is remembered how long they ran: so many make it known.
 LEARNED_RUNS = 20
+
+# Looked up several times a job, where an attribute of the enum costs as much as the rest.
+_READY, _LEASED, _PARKED = TaskState.READY, TaskState.LEASED, TaskState.PARKED
+_WAITING, _BACKING_OFF = TaskState.WAITING, TaskState.BACKING_OFF
 
 #: Below so many openings there is nothing to tidy.
 OPENINGS_MIN = 64
@@ -276,7 +280,7 @@ class Line(Priorities):
         if task.suspect:
             self.suspects[task] = None
         else:
-            super().push(task)
+            self.bucket(task.job.priority).push(task)
 
     def restore(self, task: Task) -> None:
         """Put a READY task that has its ticket, the highest of its flow, in its place."""
@@ -297,12 +301,21 @@ class Line(Priorities):
         if task.suspect:
             del self.suspects[task]
         else:
-            super().remove(task, served=served)
+            self.turns += served
+            self.buckets[task.job.priority].remove(task, served=served)
 
     @property
     def depth(self) -> int:
         """How many tasks wait or run; chunks are bounded by their jobs' windows."""
-        return sum(self.counts[state] for state in UNFINISHED) - self.chunks
+        counts = self.counts
+        return (
+            counts[_READY]
+            + counts[_LEASED]
+            + counts[_WAITING]
+            + counts[_BACKING_OFF]
+            + counts[_PARKED]
+            - self.chunks
+        )
 
 
 class Gate:
@@ -541,13 +554,7 @@ class Usage(msgspec.Struct):
 class Learned(msgspec.Struct):
     """How long the last attempts of a type ran, in seconds, oldest first."""
 
-    runs: list[float] = []
-
-    def add(self, run_s: float) -> None:
-        """Take in one more."""
-        self.runs.append(run_s)
-        if len(self.runs) > LEARNED_RUNS:
-            del self.runs[0]
+    runs: deque[float]
 
     @property
     def usual_s(self) -> float | None:
@@ -643,19 +650,19 @@ class State:
             line = self.lines[name] = Line(name, self.shares)
         return line
 
-    def count(self, job: Job, sign: int) -> None:
-        """Count a job among those that are unfinished, or no more."""
-        size = sign * len(job.raw)
-        usage = self.usage.get(job.tenant)
+    def count(self, job: Job, sign: int, line: Line) -> None:
+        """Count a job of this queue among those that are unfinished, or no more."""
+        size, tenant, total = sign * len(job.raw), job.tenant, self.total
+        usage = self.usage.get(tenant)
         if usage is None:
-            usage = self.usage[job.tenant] = Usage()
+            usage = self.usage[tenant] = Usage()
         usage.jobs += sign
         usage.bytes += size
         if not usage.jobs:
-            del self.usage[job.tenant]
-        self.total.jobs += sign
-        self.total.bytes += size
-        self.line(job.queue).bytes += size
+            del self.usage[tenant]
+        total.jobs += sign
+        total.bytes += size
+        line.bytes += size
 
     def limit_by(self, limits: dict[str, Limit]) -> None:
         """Let these limits hold."""
@@ -689,5 +696,5 @@ class State:
         """Take in how long an attempt of a type ran."""
         learned = self.learned.get(job_type)
         if learned is None:
-            learned = self.learned[job_type] = Learned([])
-        learned.add(run_s)
+            learned = self.learned[job_type] = Learned(deque(maxlen=LEARNED_RUNS))
+        learned.runs.append(run_s)

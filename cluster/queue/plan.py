@@ -615,7 +615,7 @@ def on_job_ended(state: State, event: e.JobEnded, at: float) -> None:
     job.finished_at = at
     job.finished_seq = state.seq + 1
     job.revision += 1
-    state.count(job, -1)
+    state.count(job, -1, state.line(job.queue))
     if event.reason:
         job.reason = event.reason
     failed = plan_status(job) == "failed"
@@ -646,7 +646,7 @@ def on_job_revived(state: State, event: e.JobRevived, at: float) -> None:
     plan = job.plan
     assert plan is not None
     job.finished_at = 0.0
-    state.count(job, 1)
+    state.count(job, 1, state.line(job.queue))
     plan.stop = ""
     for task in plan.waiting.values():
         task.line.counts[S.WAITING] += 1

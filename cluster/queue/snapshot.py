@@ -21,7 +21,6 @@ from cluster.queue.model import (
     Gate,
     GatewayMarks,
     Job,
-    Learned,
     Limit,
     Line,
     PastAttempt,
@@ -223,7 +222,7 @@ def dump(state: State, through: int | None = None) -> Iterator[Row]:
         sides = {n: _Side(s.turns, _marks(s)) for n, s in sorted(gate.sides.items())}
         yield "gate", key, _encode(_Gate(gate.tat, sides, gate.last, gate.before))
     for name, learned in state.learned.items():
-        yield "learned", name, _encode(learned.runs)
+        yield "learned", name, _encode(list(learned.runs))
     for (_, name), schedule in state.schedules.items():
         yield "schedule", name, msgspec.json.encode(schedule)
     for name, facts in state.workers.items():
@@ -347,7 +346,8 @@ def load(rows: Iterable[Row], state: State | None = None) -> State:
         elif kind == "gate":
             gates[name] = msgspec.msgpack.decode(data, type=_Gate)
         elif kind == "learned":
-            state.learned[name] = Learned(msgspec.msgpack.decode(data, type=list[float]))
+            for run_s in msgspec.msgpack.decode(data, type=list[float]):
+                state.learn(name, run_s)
         elif kind == "schedule":
             schedule = msgspec.json.decode(data, type=Schedule)
             state.keep(schedule)
@@ -460,7 +460,7 @@ def _put(state: State, job: Job, ready: list[Task], leased: list[Task]) -> None:
     state.jobs[job.id] = job
     state.order.add(job)
     if not job.finished_at:
-        state.count(job, 1)
+        state.count(job, 1, state.line(job.queue))
     for task in job.tasks:
         if not (job.purged and task.state is S.DEAD):
             task.line.counts[task.state] += 1

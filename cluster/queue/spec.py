@@ -6,7 +6,7 @@ encodes it once, and those bytes go through the manager into the journal and on 
 
 import msgspec
 
-from jobs.retry import RetryPolicy
+from jobs.retry import DEFAULT_RETRY, RetryPolicy
 
 __all__ = [
     "NO_PARAMS",
@@ -109,7 +109,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float | None = None
     grace_s: float = 10.0
     max_attempts: int = 3
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = DEFAULT_RETRY
     labels: dict[str, str] = {}
     #: Hex hash of tenant and idempotency key, or None.
     key: str | None = None

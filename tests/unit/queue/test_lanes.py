@@ -107,7 +107,7 @@ def test_one_that_runs_too_long_is_stopped_and_goes_on_from_its_checkpoint_uncha
         0,
     )
     assert book.job("a").queue == "slow"
-    assert book.state.learned["test.job"].runs == [2.0]
+    assert list(book.state.learned["test.job"].runs) == [2.0]
     assert canonical(book.replayed()) == canonical(book.state)
 
 
