@@ -47,6 +47,8 @@ DRAIN_GRACE_S = 5.0
 #: One replica answers thousands of requests a second; the bound only has to exceed what its
 #: gateway lets wait, which refuses in milliseconds.
 ONGOING_MAX = 30_000
+#: Objects that a replica lets gather between two looks for garbage: some milliseconds of it.
+REPLICA_YOUNG = 2_000
 ADMIN = "drayman-up"
 #: Ray puts it on every node.
 NODE_LABEL = "ray.io/node-id"
@@ -213,7 +215,7 @@ def _builder(settings: ClusterSettings, nonce: str) -> Any:
             journal=open_store(settings.journal) if settings.journal else None,
             tracer=request_tracer(settings.otlp) if settings.otlp else None,
         )
-        rarely_collect()
+        rarely_collect(REPLICA_YOUNG)
         take_turns()
         return app
 

@@ -36,11 +36,11 @@ class RayCompactor:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = msgspec.json.encode(settings)
-        self._placement = placement(settings, "DEFAULT")
+        # A process that ran one exits with it: it has grown by the whole state.
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_compact)
+        self._task = task.options(**placement(settings, "DEFAULT"))
 
     async def compact(self, plan: bytes) -> bytes:
         """Carry out an encoded CompactionPlan; return an encoded CompactionDone."""
-        # A process that ran one exits with it: it has grown by the whole state.
-        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_compact)
-        reply: bytes = await task.options(**self._placement).remote(self._settings, plan)
+        reply: bytes = await self._task.remote(self._settings, plan)
         return reply
