@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGED_TURN",
+    "OWED_MAX",
     "Bucket",
     "BucketMark",
     "Flow",
@@ -35,6 +36,8 @@ __all__ = [
 
 #: Of so many turns one is for what has waited longest, if it waited long.
 AGED_TURN = 10
+#: Turns that someone may be before all others, for those that were given back.
+OWED_MAX = 10
 #: Slots before the first task of a flow that are not given back at once.
 SLACK = 1_024
 #: Positions are added up where so few take turns, and estimated beyond.
@@ -129,22 +132,32 @@ class _Turns(Generic[T]):
         reached = self.served + cost / (waiting + 1)
         self.served = reached if reached > start else start
         if waiting == 1 and taker.waits and len(self.heap) == 1:
-            # As `charge` would, where most tasks pass: there is one tenant, with one flow.
+            # The same in short, where most tasks pass: there is one tenant, with one flow.
             taker.start = start = start + cost
             self.heap[0] = (start, taker.order, taker)
         else:
-            self.charge(taker, cost)
+            taker.start = start + cost
+            if taker.waits:
+                heap, entry = self.heap, (taker.start, taker.order, taker)
+                if heap[0][2] is taker:
+                    heapq.heapreplace(heap, entry)
+                else:
+                    heapq.heappush(heap, entry)
+                self._tidy()
 
-    def charge(self, taker: T, cost: float) -> None:
-        """Move the tag, back too: a turn that came to nothing is given back."""
-        taker.start += cost
-        if taker.waits:
-            heap, entry = self.heap, (taker.start, taker.order, taker)
-            if heap[0][2] is taker:
-                heapq.heapreplace(heap, entry)
-            else:
-                heapq.heappush(heap, entry)
-            self._tidy()
+    def give_back(self, taker: T, cost: float) -> None:
+        """Undo the charge of a turn that came to nothing.
+
+        It puts nobody more than `OWED_MAX` turns before what was reached, which is where whoever
+        comes begins: of hundreds that someone alone took ahead, none was taken from those.
+        """
+        owed = min(taker.start, self.served - OWED_MAX * cost)
+        start = max(taker.start - cost, owed)
+        if start != taker.start:
+            taker.start = start
+            if taker.waits:
+                heapq.heappush(self.heap, (start, taker.order, taker))
+                self._tidy()
 
     def _tidy(self) -> None:
         """Keep a live entry at the top, and not many others than live ones."""
@@ -398,9 +411,9 @@ class Bucket:
         """Put a task back where its ticket says, and give back the turn that it took."""
         tenant = self.tenants.get(task.job.tenant)
         if tenant is not None:
-            self.turns.charge(tenant, -self._shares.cost(tenant.name))
+            self.turns.give_back(tenant, self._shares.cost(tenant.name))
             if (flow := tenant.flows.get(flow_key(task))) is not None:
-                tenant.turns.charge(flow, -1.0)
+                tenant.turns.give_back(flow, 1.0)
         self._flow(task).insert(task)
 
     def push_first(self, task: "Task") -> None:

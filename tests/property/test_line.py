@@ -18,7 +18,15 @@ from hypothesis.stateful import (
 )
 
 from cluster.queue import line as lines
-from cluster.queue.line import ADDED_UP, AGED_TURN, Priorities, Shares, marks_of, put_marks
+from cluster.queue.line import (
+    ADDED_UP,
+    AGED_TURN,
+    OWED_MAX,
+    Priorities,
+    Shares,
+    marks_of,
+    put_marks,
+)
 from cluster.queue.model import Job, Line, Task
 from cluster.queue.state import TaskState
 
@@ -57,6 +65,10 @@ class Turns:
         self.reached = max(tag, self.reached + amount / (len(self.orders) + 1))
         self.tags[who] = tag + amount
 
+    def give_back(self, who: Any, amount: float) -> None:
+        owed = min(self.tags[who], self.reached - OWED_MAX * amount)
+        self.tags[who] = max(self.tags[who] - amount, owed)
+
     def next(self, among: Any) -> Any:
         return min(among, key=lambda who: (self.tags[who], self.orders[who]))
 
@@ -88,9 +100,9 @@ class Naive:
     def give_back(self, task: Task, *, first: bool) -> None:
         tenant, key = task.job.tenant, self.key(task)
         if tenant in self.turns.tags:
-            self.turns.tags[tenant] -= cost(tenant)
+            self.turns.give_back(tenant, cost(tenant))
         if key in (turns := self.flows.setdefault(tenant, Turns())).tags:
-            turns.tags[key] -= 1.0
+            turns.give_back(key, 1.0)
         flow = self.tasks.get((tenant, key), [])
         before = [one for one in flow if one.ticket < task.ticket]
         self.add(task, at=0 if first else len(before))

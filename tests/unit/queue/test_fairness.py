@@ -9,7 +9,7 @@ import pytest
 
 from cluster.protocol import FileInfo, Output
 from cluster.queue import line as lines
-from cluster.queue.line import AGED_TURN
+from cluster.queue.line import AGED_TURN, OWED_MAX
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec
 from tests.support.builders import Rulebook, canonical, some_rules
@@ -156,6 +156,36 @@ def test_a_turn_that_came_to_nothing_is_given_back_to_its_tenant(book: Rulebook)
         book.finish(token, "returned")
 
     assert [task.job.id for _, task in line.in_turn()] == before
+
+
+def test_whoever_gives_back_what_it_took_ahead_keeps_nobody_waiting_for_as_long(
+    book: Rulebook,
+) -> None:
+    flood(book, "greedy", 500)
+    ahead = book.lease("w1", 400)
+    flood(book, "before", 1)
+    for token in ahead[20:]:
+        book.finish(token, "returned")
+    flood(book, "after", 1)
+
+    assert {"before", "after"} <= set(serve(book, OWED_MAX + 3))
+
+
+def test_a_job_that_gives_back_what_it_took_ahead_keeps_no_other_of_its_tenant_waiting(
+    book: Rulebook,
+) -> None:
+    book.submit("f", plan=Plan([StepSpec(fans_out=True, at_once=400)]))
+    [split] = book.lease("w1")
+    output = Output(chunks=500, manifest=FileInfo("m", "p", 1, "x"))
+    book.finish(split, "ok", output=msgspec.Raw(msgspec.json.encode(output)))
+    ahead = book.lease("w1", 300)
+    book.submit("before")
+    for token in ahead[20:]:
+        book.finish(token, "returned")
+    book.submit("after")
+
+    served = [book.state.leases[token].job.id for token in book.lease("w1", OWED_MAX + 5)]
+    assert {"before", "after"} <= set(served)
 
 
 def test_one_turn_in_ten_goes_to_what_waited_for_long(book: Rulebook) -> None:
