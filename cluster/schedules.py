@@ -50,6 +50,10 @@ class Scheduler:
         self._clock = commit.clock
         #: (when, tenant, name, generation) of each that fires again, and some that are void.
         self._heap: list[_Due] = []
+        #: Due ones that wait for room, and when they are looked at again: not by the wall clock,
+        #: which may be set back.
+        self._held: list[_Due] = []
+        self._held_until = 0.0
         self._offset_s = self._clock.wall() - self._clock.monotonic()
         self._doubt_until = 0.0
 
@@ -60,20 +64,26 @@ class Scheduler:
 
     def look(self) -> None:
         """Fire what is due now. Called all the time."""
-        if self._doubts() or not self._heap:
+        heap, began = self._heap, self._clock.monotonic()
+        if began >= self._held_until:
+            while self._held:
+                heapq.heappush(heap, self._held.pop())
+        if self._doubts() or not heap:
             return
         fired = False
         now, until = self._clock.wall(), self._clock.monotonic() + LOOK_MAX_S
-        heap = self._heap
         while heap and heap[0][0] <= now and self._clock.monotonic() < until:
-            _, tenant, name, generation = heapq.heappop(heap)
+            due = heapq.heappop(heap)
+            _, tenant, name, generation = due
             schedule = self._commit.state.schedules.get((tenant, name))
             if schedule is None or schedule.generation != generation:
                 continue
             if self._is_full(schedule):
                 # Rather late than one more where nobody else may add any; its catch-up says
                 # what becomes of ticks that are too late then.
-                heapq.heappush(heap, (now + HELD_S, tenant, name, generation))
+                if not self._held:
+                    self._held_until = began + HELD_S
+                self._held.append(due)
                 continue
             try:
                 fired = self._fire(schedule, now) or fired

@@ -10,6 +10,7 @@ from cluster.manager import Manager
 from cluster.queries import Query
 from cluster.queue import engine
 from cluster.queue.events import TaskReady
+from cluster.queue.model import QueueLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.schedules import AT_ONCE
@@ -60,6 +61,24 @@ async def test_a_schedule_whose_time_zone_is_gone_stops_no_other() -> None:
         one.manager.tick()
 
         assert one.state.schedules["t", "good"].fired == 1
+
+
+async def test_a_schedule_that_waits_for_room_does_not_wait_for_a_clock_that_was_set_back() -> None:
+    async with life(MemoryObjects("memory://"), pools=[POOL]) as one:
+        limits = {"default": QueueLimits(depth_max=1), "other": QueueLimits()}
+        config = Config(pools={"cpu": POOL}, queues=limits)
+        await one.manager.call(msgspec.json.encode(Query("configure", config=config)))
+        in_the_way = await one.gateway.submit(JobSpec("greet"))
+        await put(one, a_schedule("patient"))
+        one.clock.behind_s = -600.0
+        one.manager.tick()
+        one.clock.behind_s = 0.0
+        await one.gateway.cancel(in_the_way.job_id, None)
+
+        one.clock.offset_s += 61.0
+        one.manager.tick()
+
+        assert one.state.schedules["t", "patient"].fired == 1
 
 
 async def test_a_long_absence_is_made_up_for_piece_by_piece() -> None:

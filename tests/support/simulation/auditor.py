@@ -449,6 +449,7 @@ class Auditor:
                 for job_id in self.acked
                 if self._status(job_id) is None
             ]
+            + [f"{ids} lie in {path}" for path, ids in self._intake.items()]
             + [f"lease {token} runs" for token in self._live]
         )
 
