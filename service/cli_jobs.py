@@ -1,6 +1,7 @@
 """Commands for whoever submits jobs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,32 +24,76 @@ from service.cli_show import (
 )
 from service.cli_watch import wait_for
 
-__all__ = ["given_params", "pairs", "register"]
+__all__ = [
+    "JobType",
+    "Label",
+    "MaxAttempts",
+    "Modules",
+    "Notify",
+    "Param",
+    "Params",
+    "Priority",
+    "Queue",
+    "Timeout",
+    "Webhook",
+    "given_params",
+    "pairs",
+    "register",
+    "targets",
+]
+
+
+JobType = Annotated[str, typer.Argument(help="The job type; `drayman types` lists them.")]
+Params = Annotated[
+    str | None, typer.Option(help="A JSON object, @FILE that holds one, or - for stdin.")
+]
+Param = Annotated[
+    list[str] | None, typer.Option(help="name=value, repeatable; JSON where it is JSON.")
+]
+Queue = Annotated[str | None, typer.Option(help="The queue to wait in.")]
+Priority = Annotated[int | None, typer.Option(help="Higher starts first.")]
+Timeout = Annotated[str | None, typer.Option(help="Stop an attempt that runs longer: 90, 5m, 2h.")]
+MaxAttempts = Annotated[int | None, typer.Option(help="How often to try.")]
+Label = Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")]
+Webhook = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL", help="Call it, or an endpoint, when the job completes or fails; repeatable."
+    ),
+]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET",
+        help="email:ADDRESS, webhook:URL or push:@FILE; to tell them of other events, "
+        "failed,cancelled=email:ADDRESS; repeatable.",
+    ),
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE", help="Run it with the code of this module, from here; repeatable."
+    ),
+]
 
 
 def submit(
     context: typer.Context,
-    type: Annotated[str, typer.Argument(help="The job type; `drayman types` lists them.")],
-    params: Annotated[
-        str | None, typer.Option(help="A JSON object, @FILE that holds one, or - for stdin.")
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; JSON where it is JSON.")
-    ] = None,
+    type: JobType,
+    params: Params = None,
+    param: Param = None,
     key: Annotated[
         str | None, typer.Option(help="Idempotency key: the same key gives the same job.")
     ] = None,
-    queue: Annotated[str | None, typer.Option(help="The queue to wait in.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher starts first.")] = None,
+    queue: Queue = None,
+    priority: Priority = None,
     delay: Annotated[
         str | None, typer.Option(help="Start no sooner than this: 90, 5m, 2h.")
     ] = None,
     run_at: Annotated[
         str | None, typer.Option(help="Start no sooner than this moment (RFC 3339).")
     ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Stop an attempt that runs longer: 90, 5m, 2h.")
-    ] = None,
+    timeout: Timeout = None,
     expires_at: Annotated[
         str | None, typer.Option(help="Cancel it if not started by this moment (RFC 3339).")
     ] = None,
@@ -64,14 +109,11 @@ def submit(
     limit: Annotated[
         list[str] | None, typer.Option(help="A key of a limit it counts against; repeatable.")
     ] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="How often to try.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")] = None,
-    jobs: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE", help="Run it with the code of this module, from here; repeatable."
-        ),
-    ] = None,
+    max_attempts: MaxAttempts = None,
+    label: Label = None,
+    webhook: Webhook = None,
+    notify: Notify = None,
+    jobs: Modules = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit 1 if it fails.")
     ] = False,
@@ -94,6 +136,7 @@ def submit(
         "limits": limit or None,
         "max_attempts": max_attempts,
         "labels": pairs(label, "--label") or None,
+        "notify": targets(webhook, notify) or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     everything = given_params(params, param)
@@ -241,25 +284,47 @@ def register(app: typer.Typer) -> None:
 def given_params(text: str | None, param: list[str] | None) -> dict[str, Any]:
     """Return what `--params` and all of `--param` say together."""
     single = {name: _value(value) for name, value in pairs(param, "--param").items()}
-    return _params(text) | single
+    return ({} if text is None else _object(text, "--params")) | single
 
 
-def _params(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
+def targets(webhook: list[str] | None, notify: list[str] | None) -> list[dict[str, Any]]:
+    """Return whom `--notify` and `--webhook` say to tell, as the API's `notify` has it."""
+    return [*map(_target, notify or ()), *({"webhook": whom} for whom in webhook or ())]
+
+
+def _target(text: str) -> dict[str, Any]:
+    # Events have no colon; a URL, which may have a `=`, comes after one.
+    found = re.fullmatch(r"(?:([^:=]*)=)?(email|webhook|push):(.+)", text, re.DOTALL)
+    if found is None:
+        raise typer.BadParameter(
+            f"--notify {text!r}: write email:ADDRESS, webhook:URL or push:@FILE, "
+            "maybe with events before it: started,failed=email:ADDRESS"
+        )
+    events, way, whom = found.groups()
+    on = {} if events is None else {"on": _listed(events)}
+    if way == "email":
+        return {**on, way: _listed(whom)}
+    return {**on, way: _object(whom, "--notify push") if way == "push" else whom}
+
+
+def _listed(text: str) -> list[str]:
+    return [one.strip() for one in text.split(",")]
+
+
+def _object(text: str, option: str) -> dict[str, Any]:
     if text == "-":
         text = sys.stdin.read()
     elif text.startswith("@"):
         try:
             text = Path(text[1:]).read_text()
         except OSError as error:
-            raise typer.BadParameter(f"--params: {error}") from None
+            raise typer.BadParameter(f"{option}: {error}") from None
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--params is not JSON: {error}") from None
+        raise typer.BadParameter(f"{option} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise typer.BadParameter("--params must be a JSON object")
+        raise typer.BadParameter(f"{option} must be a JSON object")
     return found
 
 

@@ -11,7 +11,22 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import typer
 
 from service.cli_code import bundle_of, send
-from service.cli_jobs import given_params, pairs
+from service.cli_jobs import (
+    JobType,
+    Label,
+    MaxAttempts,
+    Modules,
+    Notify,
+    Param,
+    Params,
+    Priority,
+    Queue,
+    Timeout,
+    Webhook,
+    given_params,
+    pairs,
+    targets,
+)
 from service.cli_show import JsonFlag, age, connect, note, print_json, print_table, seconds
 
 if TYPE_CHECKING:
@@ -28,7 +43,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name."
 def put(
     context: typer.Context,
     name: Name,
-    type: Annotated[str, typer.Argument(help="The job type; `drayman types` lists them.")],
+    type: JobType,
     cron: Annotated[
         str, typer.Option(help="Minute, hour, day of month, month, day of week; or @daily.")
     ],
@@ -37,12 +52,8 @@ def put(
         typer.Argument(metavar="NAME=VALUE", help="Params; JSON where it is JSON."),
     ] = None,
     tz: Annotated[str | None, typer.Option(help="Time zone of the line; else UTC.")] = None,
-    params: Annotated[
-        str | None, typer.Option(help="A JSON object, @FILE that holds one, or - for stdin.")
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; JSON where it is JSON.")
-    ] = None,
+    params: Params = None,
+    param: Param = None,
     catch_up: Annotated[
         str | None, typer.Option(help="Ticks to make up for: none, latest (as usual) or all.")
     ] = None,
@@ -55,19 +66,14 @@ def put(
     starts_at: Annotated[str | None, typer.Option(help="No tick before (RFC 3339).")] = None,
     ends_at: Annotated[str | None, typer.Option(help="No tick after (RFC 3339).")] = None,
     paused: Annotated[bool, typer.Option("--paused", help="Keep it, but fire nothing.")] = False,
-    queue: Annotated[str | None, typer.Option(help="The queue to wait in.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher starts first.")] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Stop an attempt that runs longer: 90, 5m, 2h.")
-    ] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="How often to try.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="name=value, repeatable.")] = None,
-    jobs: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE", help="Run it with the code of this module, from here; repeatable."
-        ),
-    ] = None,
+    queue: Queue = None,
+    priority: Priority = None,
+    timeout: Timeout = None,
+    max_attempts: MaxAttempts = None,
+    label: Label = None,
+    webhook: Webhook = None,
+    notify: Notify = None,
+    jobs: Modules = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job at each tick from now on, in place of any schedule of this name."""
@@ -79,6 +85,7 @@ def put(
         timeout_s=None if timeout is None else seconds(timeout),
         max_attempts=max_attempts,
         labels=pairs(label, "--label") or None,
+        notify=targets(webhook, notify) or None,
     )
     options = _given(
         timezone=tz,

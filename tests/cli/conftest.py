@@ -11,6 +11,7 @@ import pytest
 import structlog
 import uvicorn
 
+from jobs.definition import JobDefinition
 from service.cli import main
 from tests.support.api import RunningApi, ScriptedWorker, running_api
 
@@ -21,8 +22,8 @@ structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 class Server:
     """A running API in a thread of its own, with its loop to schedule work on."""
 
-    def __init__(self) -> None:
-        self.url = ""
+    def __init__(self, *types: JobDefinition) -> None:
+        self.url, self._types = "", types
         self.loop: asyncio.AbstractEventLoop
         self.api: RunningApi
         self._ready = threading.Event()
@@ -53,7 +54,7 @@ class Server:
         self._thread.join(20)
 
     async def _serve(self) -> None:
-        async with running_api() as self.api:
+        async with running_api(types=self._types) as self.api:
             self.loop = asyncio.get_running_loop()
             config = uvicorn.Config(
                 self.api.app,

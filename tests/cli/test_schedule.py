@@ -131,6 +131,7 @@ def test_delete_forgets_it(connected: Drayman) -> None:
         (["greet", "--cron", "@daily"], "job.params.name: "),
         (["greet", "--cron", "@daily", "Ada"], "write name=value"),
         (["greet", "--cron", "@daily", "name=Ada", "--jitter", "soon"], "is no duration"),
+        (["greet", "--cron", "@daily", "name=Ada", "--notify", "sms:1"], "--notify 'sms:1'"),
         (["greet", "name=Ada"], "--cron"),
     ],
 )

@@ -30,6 +30,8 @@ def test_the_demo_ends_by_itself_and_leaves_a_report_a_film_and_nothing_else(
     assert done.returncode == 0, done
     said = dict(re.findall(r"^(\w+): (.*)$", done.stdout, re.MULTILINE))
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", said["url"])
+    assert said["dashboard"].startswith(f"{said['url']}/#token=dray_")
+    assert "INFO" not in done.stdout + done.stderr  # what Ray Serve tells of itself
     report = Path(said["report"])
     assert report.parent == tmp_path / "demo"
     words = " ".join(page.extract_text() for page in PdfReader(report).pages).split()
