@@ -450,7 +450,7 @@ def job_view(
         spec.max_attempts,
         task.recoveries,
         spec.labels,
-        task.started_at or _leased_at(task),
+        _leased_at(task) or task.started_at or None,
         job.finished_at or None,
         spec.run_at,
         spec.expires_at,

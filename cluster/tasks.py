@@ -46,6 +46,8 @@ __all__ = [
 #: Tasks in a page, at most, and after how many bytes of results it ends: what the manager makes
 #: without others waiting for it.
 PAGE_MAX, PAGE_BYTES_MAX = 1_000, 4 << 20
+#: How far a fan-out is at most until its join is done: who reads 100 % takes it for over.
+BEFORE_JOIN = 0.99
 #: Output of a task that produced none (yet).
 EMPTY = Output()
 
@@ -201,6 +203,7 @@ def _view(state: State, task: Task) -> TaskView:
     step = task.step.spec if isinstance(task, StepTask) else None
     kind = (step.type if step is not None else "") or job.type
     facts = state.workers.get(task.worker)
+    runs = task.state is S.LEASED
     error = next((past.error for past in reversed(task.past or ()) if past.error), "")
     params = output.params
     if not params and step is None:
@@ -221,8 +224,9 @@ def _view(state: State, task: Task) -> TaskView:
         job.code or (facts.code.get(kind, "") if facts is not None else ""),
         params,
         output.inputs,
-        task.started_at or None,
-        task.ended_at or None,
+        # A lease says when it began; what lies there is of the attempt before it.
+        (task.leased_at if runs else task.started_at) or None,
+        None if runs else task.ended_at or None,
         "" if task.state in (S.SUCCEEDED, S.CANCELLED) else error,
         output.result,
         output.result_ref,
@@ -317,13 +321,13 @@ def _progress(plan: PlanState, step: Step, shown: dict[str, ProgressView | None]
         split = shown.get(task_name(spec, Role.SPLIT))
         return ProgressView(0.0, split.message if split is not None else "")
     if last is not None:
-        join = shown.get(last.id)
-        return ProgressView(1.0, join.message if join is not None else "")
+        join = shown.get(last.id) or ProgressView(0.0)
+        return ProgressView(BEFORE_JOIN + (1 - BEFORE_JOIN) * (join.fraction or 0.0), join.message)
     begun = sum(
         one.fraction or 0.0
         for task_id, one in shown.items()
         if one is not None and plan.tasks[task_id].step is step
     )
     done = step.succeeded + step.dead
-    fraction = min(1.0, (done + begun) / step.count) if step.count else 1.0
-    return ProgressView(fraction, f"{done:,} of {step.count:,} chunks")
+    fraction = (done + begun) / step.count if step.count else 1.0
+    return ProgressView(min(BEFORE_JOIN, fraction), f"{done:,} of {step.count:,} chunks")

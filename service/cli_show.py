@@ -247,7 +247,9 @@ def show_job(job: "Json") -> None:
 def _attempts(job: "Json") -> str:
     if job["steps"]:  # the limit is each task's
         return f"{job['attempts']:,} of all its tasks"
-    return f"{job['attempts']} of {job['max_attempts']}"
+    attempts, most = job["attempts"], job["max_attempts"]
+    # A redrive counts anew, but numbers go on.
+    return f"{attempts} of {most}" if attempts <= most else str(attempts)
 
 
 def step_text(step: "Json", *, ended: bool) -> str:

@@ -81,7 +81,8 @@ def _recent(jobs: Iterable[JobView], now: float, since: float) -> Recent:
         if not begin <= finished_at < end:
             continue
         bins[int((finished_at - begin) // BIN_S)][STATUSES.index(job.status)] += 1
-        if job.started_at is not None:
+        # Of one that was tried again it is not known when the last attempt could have begun.
+        if job.started_at is not None and (job.attempts == 1 or job.steps):
             waits.append(job.started_at - max(job.submitted_at, job.run_at or 0.0))
             runs.append(finished_at - job.started_at)
     return Recent(

@@ -1,83 +1,24 @@
 """`mail.send` against a real SMTP server that accepts, refuses, hangs up and hangs."""
 
-import asyncio
-import email
-import email.policy
 import os
 import shutil
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from email.message import EmailMessage
+from contextlib import ExitStack
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
 
 import pytest
-from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
+from aiosmtpd.smtp import AuthResult
 from pydantic import ValidationError
 
 from jobs import Discard, Retry, StopRequested
 from jobs.library.mail.server import Server
 from jobs.library.mail_send import send_mail
 from jobs.testing import Finished, run
-
-
-@dataclass
-class Post:
-    """An SMTP server in a thread; what it does with each mail is set by the test."""
-
-    #: Its answers to a mail, one after the other; the last for all that follow. `drop` hangs up
-    #: once it has the mail, `hang` says nothing.
-    answers: list[str] = field(default_factory=lambda: ["250 OK"])
-    #: Its answers to recipients, by address, as above.
-    refuses: dict[str, list[str]] = field(default_factory=dict)
-    #: Its answer to the sender.
-    sender_answer: str = "250 OK"
-    got: list[tuple[list[str], EmailMessage]] = field(default_factory=list)
-    sessions: int = 0
-    url: str = ""
-
-    async def handle_EHLO(  # noqa: N802 - aiosmtpd's name
-        self, server: Any, session: Session, envelope: Envelope, hostname: str, lines: list[str]
-    ) -> list[str]:
-        self.sessions += 1
-        session.host_name = hostname
-        return lines
-
-    async def handle_MAIL(  # noqa: N802
-        self, server: Any, session: Any, envelope: Envelope, address: str, options: list[str]
-    ) -> str:
-        envelope.mail_from = address
-        return self.sender_answer
-
-    async def handle_RCPT(  # noqa: N802
-        self, server: Any, session: Any, envelope: Envelope, address: str, options: list[str]
-    ) -> str:
-        answers = self.refuses.get(address, [])
-        answer = answers.pop(0) if answers else "250 OK"
-        if answer.startswith("250"):
-            envelope.rcpt_tos.append(address)
-        return answer
-
-    async def handle_DATA(  # noqa: N802
-        self, server: Any, session: Any, envelope: Envelope
-    ) -> str:
-        assert isinstance(envelope.content, bytes)
-        assert envelope.content.isascii()
-        mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if answer.startswith("250") or answer in ("drop", "hang"):
-            assert isinstance(mail, EmailMessage)
-            self.got.append((list(envelope.rcpt_tos), mail))
-        if answer == "drop":
-            server.transport.abort()
-        if answer == "hang":
-            await asyncio.Event().wait()
-        return answer
-
+from tests.support.post import Post, posting
 
 StartPost = Callable[..., Post]
 
@@ -85,39 +26,8 @@ StartPost = Callable[..., Post]
 @pytest.fixture
 def start() -> Iterator[StartPost]:
     """Start servers; they are gone with the test."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    servers: list[asyncio.Server] = []
-
-    def start(post: Post | None = None, **options: Any) -> Post:
-        post = post or Post()
-
-        async def listen() -> int:
-            server = await loop.create_server(
-                lambda: SMTP(post, hostname="post.test", loop=loop, **options), "127.0.0.1", 0
-            )
-            servers.append(server)
-            port: int = server.sockets[0].getsockname()[1]
-            return port
-
-        port = asyncio.run_coroutine_threadsafe(listen(), loop).result()
-        post.url = f"smtp://127.0.0.1:{port}?from=reports@example.org&timeout_s=5"
-        return post
-
-    async def end() -> None:
-        for server in servers:
-            server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    yield start
-    asyncio.run_coroutine_threadsafe(end(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with ExitStack() as servers:
+        yield lambda *given, **options: servers.enter_context(posting(*given, **options))
 
 
 @pytest.fixture
@@ -274,7 +184,7 @@ class TestAnswerLost:
     def test_claim_is_made_only_when_the_server_is_ready_for_the_mail(
         self, start: StartPost
     ) -> None:
-        post = start(Post(sender_answer="451 busy"))
+        post = start(Post(sender_answers=["451 busy"]))
 
         finished = send(post)
 
@@ -345,7 +255,7 @@ class TestRefused:
         assert send(post, first).result["sent"] == ["ann@example.org"]
 
     def test_sender_for_good(self, start: StartPost) -> None:
-        post = start(Post(sender_answer="553 not yours"))
+        post = start(Post(sender_answers=["553 not yours"]))
 
         assert "will not take the mail (553 not yours); correct the mail" in discarded(send(post))
 

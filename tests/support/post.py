@@ -30,8 +30,9 @@ class Post:
     mails_a_session: int = 1_000_000
     #: Recipients and mail, of those that it confirmed, or had when it hung up.
     got: list[tuple[list[str], EmailMessage]] = field(default_factory=list)
-    #: Called with each recipient before its mail is confirmed.
-    before: Callable[[str], object] = lambda to: None
+    #: Called with each recipient, and the port that it is written from, before its mail is
+    #: confirmed.
+    before: Callable[[str, int], object] = lambda to, port: None
     sessions: int = 0
     url: str = ""
 
@@ -65,13 +66,14 @@ class Post:
         self, server: Any, session: Any, envelope: Envelope
     ) -> str:
         assert isinstance(envelope.content, bytes)
+        assert envelope.content.isascii()  # not every server passes eight bits
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         server.mails += 1
         if answer.startswith("250") or answer in ("drop", "hang"):
             assert isinstance(mail, EmailMessage)
             self.got.append((list(envelope.rcpt_tos), mail))
-            self.before(envelope.rcpt_tos[0])
+            self.before(envelope.rcpt_tos[0], session.peer[1])
         if answer == "drop":
             server.transport.abort()
         if answer == "hang":
@@ -80,16 +82,16 @@ class Post:
 
 
 @contextmanager
-def posting() -> Iterator[Post]:
-    """Run a server; it is gone with the test."""
+def posting(post: Post | None = None, **options: Any) -> Iterator[Post]:
+    """Run a server, with options of aiosmtpd's; it is gone with the test."""
+    post = post or Post()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    post = Post()
 
     async def listen() -> asyncio.Server:
         return await loop.create_server(
-            lambda: SMTP(post, hostname="post.test", loop=loop), "127.0.0.1", 0
+            lambda: SMTP(post, hostname="post.test", loop=loop, **options), "127.0.0.1", 0
         )
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
