@@ -135,7 +135,7 @@ class Gateway:
         offload: Offload = asyncio.to_thread,
     ) -> None:
         self._manager = manager
-        self._history, self._offload = history, offload
+        self._history, self._offload, self._objects = history, offload, objects
         self._intake = IntakeWriter(objects, offload)
         self._scan = IntakeScan(objects, offload)
         self._wall = wall
@@ -432,6 +432,22 @@ class Gateway:
     async def spec(self, job_id: str, tenant: str | None) -> JobSpec:
         """Return a job that the manager has as it was asked for. Raises NotFound."""
         return await self._ask(Query("spec", job_id, tenant), JobSpec)
+
+    async def params(self, job_id: str, tenant: str | None) -> bytes:
+        """Return a job's params as JSON. Raises NotFound, and Unavailable while it is in intake."""
+        found = await self._ask_of_job(Query("spec", job_id, tenant), JobSpec)
+        if not isinstance(found, Record):
+            data, path = bytes(found.params), found.params_ref
+        elif found.view.finished_at is None:
+            raise Unavailable(f"job {job_id} waits for the queue manager to take it in")
+        else:
+            path = found.params_ref
+            data = await self._offload(self._history.params, found.view.alias_of or found.view.id)
+        if path is not None:
+            data = await self._offload(self._objects.get, path)
+        if data is None:
+            raise NotFound("params of job", job_id)
+        return data
 
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import typer
@@ -52,7 +53,12 @@ STEP_BARS_MAX = 12
 LOOK_S = 2.0
 #: Of what a rate is made: so much of the past, and at least this much.
 PACE_S, PACE_MIN_S = 30.0, 1.0
-#: Events after which an attempt's log is there, if it printed anything.
+#: How often it is read what running attempts printed, of so many at once.
+READ_S, READ_MAX = 1.0, 16
+#: By so many characters the place is found where a log that was cut goes on.
+SEEN_CHARS = 4096
+ATTEMPT_BEGUN = frozenset({"job.started", "task.started"})
+#: Events after which an attempt's log is whole, if it printed anything.
 ATTEMPT_ENDED = frozenset(
     f"{what}.{how}"
     for what in ("attempt", "task", "job")
@@ -109,17 +115,17 @@ def logs(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print what a job's attempts printed, each once it has ended."""
+    """Print what a job's attempts printed, and with --follow what they print as they run."""
     if follow and as_json:
         raise typer.BadParameter("--follow prints a log, not JSON; leave out one of the two")
-    with connect(context, waits=follow) as client:
-        if follow:
-            try:
-                with termination_interrupts():
-                    _follow_logs(client, job_id, attempt, task)
-            except KeyboardInterrupt:
-                raise typer.Exit(EXIT_INTERRUPTED) from None
-            return
+    if follow:
+        try:
+            with termination_interrupts():
+                asyncio.run(_follow_logs(connect_async(context), job_id, attempt, task))
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        return
+    with connect(context) as client:
         text = client.logs(job_id, attempt, task=task)
     if as_json:
         print_json({"id": job_id, "log": text})
@@ -457,31 +463,103 @@ def _busy(job: "Job") -> "list[Any]":
 # --- logs -------------------------------------------------------------------------------------
 
 
-def _follow_logs(client: "Client", job_id: str, attempt: int | None, task: str | None) -> None:
-    """Print the log of each attempt once, as soon as it has ended."""
-    printed: set[tuple[str, int]] = set()
-    of_tasks = False
-    steps: set[str] = set()
-    # Chunks are told of only if asked, and why one failed is what one looks for.
-    for event in client.watch(job_id, tasks=True):
+async def _follow_logs(
+    client: "AsyncClient", job_id: str, attempt: int | None, task: str | None
+) -> None:
+    """Print what attempts print, soon after they did, until the job has ended."""
+    async with client:
+        logs = _Logs(client, job_id, attempt, task)
+        reading = asyncio.create_task(logs.keep_reading())
+        try:
+            # Chunks are told of only if asked, and why one failed is what one looks for.
+            async for event in client.watch(job_id, tasks=True):
+                await logs.take(event)
+        finally:
+            reading.cancel()
+
+
+class _Logs:
+    """The logs of a job's attempts, each printed once, as far as there is something of it."""
+
+    def __init__(
+        self, client: "AsyncClient", job_id: str, attempt: int | None, task: str | None
+    ) -> None:
+        self._client, self._job_id = client, job_id
+        self._attempt, self._task = attempt, task
+        self._of_tasks = False
+        self._steps: set[str] = set()
+        #: Of each that runs, what was read last; and those that are printed whole.
+        self._running: dict[tuple[str, int], str] = {}
+        self._printed: set[tuple[str, int]] = set()
+        #: They are read in turn, so that no line comes twice.
+        self._turn = asyncio.Lock()
+
+    async def take(self, event: "Event") -> None:
+        """Note what began, and print what ended."""
+        kind = event["type"]
         if "job" in event:
-            of_tasks = bool(event["job"]["steps"])
-            steps = {step["name"] for step in event["job"]["steps"]}
-        if "job" in event or (event["type"] in ATTEMPT_ENDED and not of_tasks):
-            ended = [
-                (one["task_id"], one["number"]) for one in client.attempts(job_id) if one["has_log"]
-            ]
-        elif event["type"] == "task.succeeded" and _is_chunk(event["task_id"], steps):
-            continue  # its log is not told any more, and there may be a million of them
-        elif event["type"] in ATTEMPT_ENDED and "task_id" in event and "attempt" in event:
-            ended = [(event["task_id"], event["attempt"])]
-        else:
-            continue
-        for one in ended:
-            if one not in printed and task in (None, one[0]) and attempt in (None, one[1]):
-                printed.add(one)
-                text = client.logs(job_id, one[1], task=one[0])
-                _print_log("".join(_labelled(text, one)) if of_tasks else text)
+            self._of_tasks = bool(event["job"]["steps"])
+            self._steps = {step["name"] for step in event["job"]["steps"]}
+        if "job" in event or (kind in ATTEMPT_BEGUN | ATTEMPT_ENDED and not self._of_tasks):
+            for one in await self._client.attempts(self._job_id):
+                if one["outcome"] == "running":
+                    self._begin((one["task_id"], one["number"]))
+                elif one["has_log"]:
+                    await self._read((one["task_id"], one["number"]), ended=True)
+        elif "task_id" in event and "attempt" in event:
+            key = (event["task_id"], event["attempt"])
+            if kind in ATTEMPT_BEGUN:
+                self._begin(key)
+            elif kind == "task.succeeded" and _is_chunk(key[0], self._steps):
+                self._running.pop(key, None)  # its log is not told any more
+            elif kind in ATTEMPT_ENDED:
+                await self._read(key, ended=True)
+
+    async def keep_reading(self) -> None:
+        """Print what attempts print while they run."""
+        from service.client import ApiError, Unreachable
+
+        while True:
+            await asyncio.sleep(READ_S)
+            for key in list(self._running)[:READ_MAX]:
+                # The events go on, and say what is wrong if they can't.
+                with contextlib.suppress(ApiError, Unreachable):
+                    await self._read(key)
+
+    def _begin(self, key: tuple[str, int]) -> None:
+        # There may be a million chunks: only one that was asked for is shown while it runs.
+        is_shown = self._task or not self._of_tasks or not _is_chunk(key[0], self._steps)
+        if self._wants(key) and is_shown:
+            self._running.setdefault(key, "")
+
+    def _wants(self, key: tuple[str, int]) -> bool:
+        return self._task in (None, key[0]) and self._attempt in (None, key[1])
+
+    async def _read(self, key: tuple[str, int], ended: bool = False) -> None:
+        """Print what is new in the log of an attempt."""
+        if not self._wants(key):
+            return
+        async with self._turn:
+            if key in self._printed or not (ended or key in self._running):
+                return
+            text = await self._client.logs(self._job_id, key[1], task=key[0])
+            new = _new_in(text, self._running.pop(key, ""))
+            _print_log("".join(_labelled(new, key)) if self._of_tasks else new)
+            if not ended:
+                self._running[key] = text
+            elif text:  # else it may not have begun: then its number is used again
+                self._printed.add(key)
+
+
+def _new_in(log: str, before: str) -> str:
+    """Return what a log has that it did not have before. A long one is cut in its middle."""
+    if log.startswith(before):
+        return log[len(before) :]
+    end = log.rfind(before[-SEEN_CHARS:])
+    if end >= 0:
+        return log[end + len(before[-SEEN_CHARS:]) :]
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(log, before, strict=False))
+    return log[sum(1 for _ in same) :]
 
 
 def _is_chunk(task_id: str, steps: set[str]) -> bool:

@@ -51,6 +51,9 @@ class Gateway(Protocol):
     async def spec(self, job_id: str, tenant: str | None) -> JobSpec:
         """Return a job that is not over as it was asked for; one that failed is not."""
 
+    async def params(self, job_id: str, tenant: str | None) -> bytes:
+        """Return the job's params as JSON."""
+
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return a page of jobs, newest first."""
 

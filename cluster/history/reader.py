@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,7 +56,13 @@ class History:
 
     def find(self, job_id: str, as_of: int | None = None) -> Record | None:
         """Return a finished job, or None. `as_of` None looks at the store anew."""
-        return self._steadily(as_of, lambda files: self._find(files, job_id))
+        record = self._steadily(as_of, lambda files: self._newest(files, job_id, "record"))
+        return None if record is None else decode_record(record)
+
+    def params(self, job_id: str) -> bytes | None:
+        """Return the params of a job that `find` found, as JSON; None if its row has none."""
+        text: str | None = self._steadily(0, lambda files: self._newest(files, job_id, "params"))
+        return None if text is None else text.encode()
 
     def page(self, query: JobQuery, below: int, as_of: int | None = None) -> list[Record]:
         """Return up to `query.limit` jobs that match, with a number below `below`, last first.
@@ -111,28 +117,29 @@ class History:
 
     # --- one job ------------------------------------------------------------------------------
 
-    def _find(self, files: list[HistoryFile], job_id: str) -> Record | None:
-        found: Record | None = None
+    def _newest(self, files: list[HistoryFile], job_id: str, column: str) -> Any:
+        """Return what the job's last revision has in a column; None if there is no such job."""
+        found, last = None, -1
         submitted = _submitted_on(job_id)
         for file in files:
             if file.date < submitted:
                 continue
             for group, (low, high) in enumerate(self._index(file.path).ids):
                 if low <= job_id <= high:
-                    for record in self._rows(file.path, group, job_id):
-                        if found is None or record.revision >= found.revision:
-                            found = record
+                    for revision, value in self._rows(file.path, group, job_id, column):
+                        if revision >= last:
+                            found, last = value, revision
         return found
 
-    def _rows(self, path: str, group: int, job_id: str) -> Iterator[Record]:
+    def _rows(self, path: str, group: int, job_id: str, column: str) -> Iterator[tuple[int, Any]]:
         with self._objects.open_read(path) as source:
             file = pq.ParquetFile(source)
             ids = file.read_row_group(group, columns=["id"])["id"]
             at = pc.index(ids, pa.scalar(job_id)).as_py()
             if at >= 0:
-                records = file.read_row_group(group, columns=["record"])["record"]
+                rows = file.read_row_group(group, columns=["revision", column])
                 while at < len(ids) and ids[at].as_py() == job_id:
-                    yield decode_record(records[at].as_py())
+                    yield rows["revision"][at].as_py(), rows[column][at].as_py()
                     at += 1
 
     # --- pages --------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     revision: int
     tasks: list[TaskView] = []
     attempts: list[AttemptView] = []
+    #: Where large params lie; others are in `params`.
+    params_ref: str | None = None
 
 
 decode_record = msgspec.json.Decoder(Record).decode
@@ -194,7 +196,16 @@ def _job_row(job: Job, attempts: list[AttemptView], state: State) -> tuple[Any, 
             {"name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256}
             for f in view.files
         ],
-        _encode(Record(view, job.number, job.revision, task_views(state, job), attempts)),
+        _encode(
+            Record(
+                view,
+                job.number,
+                job.revision,
+                task_views(state, job),
+                attempts,
+                spec.params_ref,
+            )
+        ),
     )
 
 

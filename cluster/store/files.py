@@ -15,7 +15,7 @@ import msgspec
 from cluster.store.contract import Objects, ObjectWriter
 from jobs.errors import InvalidInput
 
-__all__ = ["FileInfo", "FileWriter", "Files", "plain_name"]
+__all__ = ["FileInfo", "FileWriter", "Files", "log_path", "plain_name"]
 
 #: File systems allow 255; the rest is left for what a client adds when it saves the file.
 NAME_BYTES_MAX = 200
@@ -92,10 +92,6 @@ class Files:
         """Return where an attempt's checkpoint lies, each of them under a number of its own."""
         return f"results/{_attempt(job_id, task_id, attempt)}/checkpoints/{number:06d}"
 
-    def log_path(self, job_id: str, task_id: str, attempt: int) -> str:
-        """Return where an attempt's captured output lies."""
-        return f"logs/{_attempt(job_id, task_id, attempt)}.log"
-
     def upload_path(self, tenant: str, name: str) -> str:
         """Return where a tenant's upload lies."""
         return f"uploads/{plain_name(tenant, field='tenant')}/{plain_name(name)}"
@@ -124,6 +120,11 @@ class Files:
             while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
                 yield chunk
                 left -= len(chunk)
+
+
+def log_path(job_id: str, task_id: str, attempt: int) -> str:
+    """Return where what an attempt printed lies, or comes to lie."""
+    return f"logs/{_attempt(job_id, task_id, attempt)}.log"
 
 
 def plain_name(name: str, field: str = "name") -> str:

@@ -15,6 +15,7 @@ that is worn is renewed between two attempts, and a spare one, up before, takes 
 import asyncio
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import cached_property
@@ -1159,9 +1160,10 @@ class Executor:
         path = output_path(slot.scratch, held.token) if self._is_async else slot.output_path
         start = 0 if self._is_async else held.output_at
         data = await asyncio.to_thread(read_quietly, held, path, start, None, True)
-        if len(data) == held.log_bytes or held.slot is None or held.ending is not None:
+        crc = zlib.crc32(data)
+        if crc == held.log_crc or held.slot is None or held.ending is not None:
             return
-        held.log_bytes = len(data)
+        held.log_crc = crc
         await self._logs.put(held, data)
 
 

@@ -46,8 +46,8 @@ class Held(msgspec.Struct, gc=False):
     output_at: int = 0
     #: Head of its output, if the capture file had to be cut while it ran.
     beginning: bytes = b""
-    #: Length of the log last put into the store, and when.
-    log_bytes: int = 0
+    #: Checksum of the log last put into the store, and when: one that is cut keeps its length.
+    log_crc: int = 0
     logged_s: float = 0.0
     #: One writer of its log at a time, so that the last one wins.
     logging: asyncio.Lock | None = None

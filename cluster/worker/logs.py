@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from cluster.store.files import log_path
 from cluster.worker.capture import read_log
 from cluster.worker.held import Held
 from jobs.errors import DraymanError
@@ -45,7 +46,7 @@ class Logs:
         if not data:
             return ""
         a = held.assignment
-        path = f"logs/{a.job_id}/{a.task_id}/{a.attempt}.log"
+        path = log_path(a.job_id, a.task_id, a.attempt)
         give_up_s = time.monotonic() + LOG_PATIENCE_S
         pause_s = RETRY_MIN_S
         held.logging = held.logging or asyncio.Lock()

@@ -251,7 +251,10 @@ class JobCalls(Core):
     def logs(
         self, job_id: str, attempt: int | None = None, *, task: str | None = None
     ) -> Steps[str]:
-        """Return what the attempts printed: all, or those of this number or task. Once ended."""
+        """Return what the attempts printed: all, or those of this number or task.
+
+        Of one that runs it is what it printed until some two seconds ago.
+        """
         given = {"attempt": attempt, "task": task}
         query = {name: value for name, value in given.items() if value is not None}
         answer = yield from self._call("GET", f"{_job(job_id)}/logs", params=query)

@@ -22,7 +22,7 @@ const REFUSED_MS = 30000;
  * each event. `told(state)` hears "live", "polling" or "away". Returns what ends it.
  */
 export function follow(stream, { refresh, onEvent = () => {}, told = () => {}, pollMs = POLL_MS, besideMs = POLL_BESIDE_STREAM_MS }) {
-  let isOver = false, isStreaming = false, isBusy = false, isDue = false;
+  let isOver = false, isTold = false, isStreaming = false, isBusy = false, isDue = false;
   let timer = 0, tries = 0, retry = 0, control = null;
 
   async function run() {
@@ -56,13 +56,14 @@ export function follow(stream, { refresh, onEvent = () => {}, told = () => {}, p
 
   async function listen() {
     clearTimeout(retry);
-    if (isOver || document.hidden || !stream) return;
+    if (isOver || isTold || document.hidden || !stream) return;
     control = new AbortController();
     let pause = RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)];
     try {
       // Without `Last-Event-ID`: all is read again now, so what was missed need not be told.
       const answer = await request("GET", stream, { headers: { Accept: "text/event-stream" }, signal: control.signal });
-      if (answer.status === 204) return; // It is over, and nothing is left to tell.
+      isTold = answer.status === 204; // Nothing more will come: who asks again is told the same.
+      if (isTold) return;
       let heard = 0, since = performance.now();
       isStreaming = true;
       tries = 0;

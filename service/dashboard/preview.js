@@ -6,13 +6,17 @@
 import { request } from "./api.js";
 import { h } from "./dom.js";
 import { bytes } from "./format.js";
-import { dialog, icon, reasonOf } from "./parts.js";
+import { code, dialog, icon, reasonOf } from "./parts.js";
 
 const IMAGES = /^image\/(png|jpeg|gif|webp|avif|svg\+xml|bmp)$/;
 const VIDEOS = /^(video\/(mp4|webm|ogg)|audio\/(mpeg|mp4|ogg|wav|webm))$/;
 const TEXTS = /^(text\/|application\/(json|x-ndjson|xml|yaml|toml|javascript|sql))|[+](json|xml)$/;
 const TEXT_BYTES = 256 * 1024;
 const PDF_BYTES_MAX = 128 * 1024 * 1024;
+const LOG_CHARS_MAX = 400000;
+const PARAMS_CHARS_MAX = 64 * 1024;
+/** So near its end counts as at its end. */
+const NEAR_PX = 8;
 
 function kindOf(file) {
   const type = file.media_type.split(";")[0].trim().toLowerCase();
@@ -77,3 +81,46 @@ function text(file) {
   return place;
 }
 
+/**
+ * A text that grows. `draw()` is for the page; `show(text, leftOut)` takes all of it, and what to
+ * say if its beginning is left out. Who reads in it goes on seeing the same lines, and who is at its
+ * end what is new, once what `show` returns was called with the page drawn.
+ */
+export function growing(label) {
+  const words = document.createTextNode("");
+  const left = h("span", { class: "faint" });
+  const place = h("pre", { class: "log", tabindex: "0", "aria-label": label, "data-own": true, "data-key": "log" }, left);
+  place.append(words);
+  let from = 0;
+
+  function show(text, leftOut) {
+    const isAtEnd = place.scrollTop + place.clientHeight >= place.scrollHeight - NEAR_PX;
+    const most = Math.max(0, text.length - LOG_CHARS_MAX);
+    const start = most && (text.indexOf("\n", most) + 1 || most);
+    const before = place.scrollHeight, top = place.scrollTop;
+    const grew = start >= from && text.startsWith(words.data, from) && start - from <= words.length;
+    left.textContent = start ? leftOut : "";
+    if (grew) words.deleteData(0, start - from);
+    // What went at the beginning moves what is read: the same lines stay in sight.
+    const moved = grew ? before - place.scrollHeight : 0;
+    if (grew) words.appendData(text.slice(start + words.length));
+    else words.data = text.slice(start);
+    from = start;
+    return () => { place.scrollTop = isAtEnd ? place.scrollHeight : Math.max(0, top - moved); };
+  }
+
+  // One that is in the page stays there: it would forget where it was scrolled to.
+  return { show, draw: () => (place.isConnected ? place.cloneNode(false) : place) };
+}
+
+/** Return what draws params: with their numbers as they were written; of large ones the beginning. */
+export function params(text) {
+  let shown = text;
+  if (text.length <= PARAMS_CHARS_MAX) {
+    const exact = (_, value, { source } = {}) => typeof value === "number" && source && JSON.rawJSON ? JSON.rawJSON(source) : value;
+    shown = JSON.stringify(JSON.parse(text, exact), null, 2);
+  }
+  if (shown.length <= PARAMS_CHARS_MAX) return () => code(shown, "Copy the params");
+  const some = `${shown.slice(0, PARAMS_CHARS_MAX)}\n… the rest is left out; download them`;
+  return () => h("div", { class: "code" }, h("pre", { tabindex: "0" }, h("code", null, some)));
+}

@@ -31,6 +31,7 @@ from service.schemas import (
     reply,
     task_of,
 )
+from service.sending import SAFE
 from service.submission import decode_as
 
 __all__ = ["PageFilter", "label_of", "router", "tenant_for"]
@@ -109,6 +110,15 @@ def router(api: Api) -> APIRouter:
             return reply(job_of(await api.gateway.job(job_id_of(job_id), caller.sees)))
         view = await api.gateway.wait(job_id_of(job_id), caller.sees, wanted_s)
         return reply(job_of(view), headers={"Preference-Applied": f"wait={wanted_s:g}"})
+
+    @routes.get(
+        "/v1/jobs/{job_id}/params",
+        responses=answers(200, None, *_SEEN, description="What it was submitted with."),
+    )
+    async def get_params(caller: reader, job_id: str) -> Response:
+        """Return the job's params as JSON. The steps of a workflow have theirs in themselves."""
+        params = await api.gateway.params(job_id_of(job_id), caller.sees)
+        return Response(params, media_type="application/json", headers=SAFE)
 
     @routes.post(
         "/v1/jobs/{job_id}/cancel",

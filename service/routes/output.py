@@ -3,15 +3,21 @@
 Rule: a name from the client is looked up among the names the job wrote; it never becomes a path.
 """
 
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from cluster.protocol import FileInfo
+from cluster.store.contract import Objects
+from cluster.store.files import log_path
 from jobs.errors import Conflict, NotFound
 from service.api import Api, job_id_of
 from service.auth import Caller
+from service.headers import not_modified
 from service.openapi import answers, header
 from service.schemas import FileList, file_of, reply
 from service.sending import SAFE, send_file, stream_objects
@@ -19,6 +25,15 @@ from service.sending import SAFE, send_file, stream_objects
 __all__ = ["router"]
 
 _SEEN = ("unauthorized", "forbidden", "not-found", "unavailable")
+#: Logs of running attempts in one answer: each is in memory meanwhile, and has at most 1 MiB.
+RUNNING_MAX = 16
+_GROWING = {
+    "ETag": {"description": "Of what was printed until now.", "schema": {"type": "string"}},
+    "Drayman-Complete": {
+        "description": "`false` until the job has ended: there may be more later.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    },
+}
 _RANGES = {
     "parameters": [
         header("Range", "`bytes=first-last`, one range."),
@@ -113,25 +128,46 @@ def router(api: Api) -> APIRouter:
             "invalid-input",
             description="What the attempts printed, oldest first.",
             media_type="text/plain",
-        ),
+            headers=_GROWING,
+        )
+        | {304: {"description": "Nothing was printed since."}},
+        openapi_extra={
+            "parameters": [header("If-None-Match", "Answer 304 if this is still the ETag.")]
+        },
     )
     async def get_logs(
+        request: Request,
         caller: reader,
         job_id: str,
         attempt: Annotated[int | None, Query(ge=1, description="Only this attempt.")] = None,
         task: Annotated[str | None, Query(description="Only this task.")] = None,
     ) -> Response:
-        """Return what finished attempts printed and logged."""
-        views = await api.gateway.attempts(job_id_of(job_id), caller.sees)
-        paths = [
-            view.log
-            for view in views
-            if view.log and attempt in (None, view.number) and task in (None, view.task_id)
-        ]
+        """Return what attempts printed and logged; of one that runs, what it has until now.
+
+        Of the attempts that run, the first 16 are there. Ask for a task to see that of another.
+        """
+        job = await api.gateway.job(job_id_of(job_id), caller.sees)
+        # Where each log lies, or what it has until now.
+        logs: list[str | bytes] = []
+        running = 0
+        for view in await api.gateway.attempts(job_id_of(job_id), caller.sees):
+            if attempt not in (None, view.number) or task not in (None, view.task_id):
+                continue
+            if view.outcome != "running":
+                logs += [view.log] if view.log else []
+            elif (running := running + 1) <= RUNNING_MAX:
+                path = log_path(job.alias_of or job.id, view.task_id, view.number)
+                logs.append(await asyncio.to_thread(_so_far, api.store, path))
+        etag = _etag(logs)
+        headers = SAFE | {
+            "ETag": etag,
+            "Cache-Control": "private, no-cache",
+            "Drayman-Complete": "false" if job.finished_at is None else "true",
+        }
+        if not_modified(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
         return StreamingResponse(
-            stream_objects(api.store, paths),
-            media_type="text/plain; charset=utf-8",
-            headers=SAFE,
+            _stream(api.store, logs), media_type="text/plain; charset=utf-8", headers=headers
         )
 
     return routes
@@ -140,3 +176,28 @@ def router(api: Api) -> APIRouter:
 async def _files(api: Api, caller: Caller, job_id: str) -> dict[str, FileInfo]:
     view = await api.gateway.job(job_id_of(job_id), caller.sees)
     return {info.name: info for info in view.files}
+
+
+def _so_far(store: Objects, path: str) -> bytes:
+    """Return the log of an attempt that runs, whole: it is replaced as it grows."""
+    try:
+        return store.get(path)
+    except NotFound:
+        return b""  # It has printed nothing yet, or not been stored.
+
+
+def _etag(logs: Iterable[str | bytes]) -> str:
+    """Name an answer. The log of an attempt that has ended is never written again."""
+    digest = hashlib.sha256()
+    for log in logs:
+        digest.update(hashlib.sha256(log if isinstance(log, bytes) else log.encode()).digest())
+    return f'"{digest.hexdigest()}"'
+
+
+async def _stream(store: Objects, logs: Iterable[str | bytes]) -> AsyncIterator[bytes]:
+    for log in logs:
+        if isinstance(log, bytes):
+            yield log
+        else:
+            async for chunk in stream_objects(store, [log]):
+                yield chunk

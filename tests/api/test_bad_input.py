@@ -158,7 +158,9 @@ async def test_unreadable_key_is_refused(acme: httpx.AsyncClient, key: str) -> N
 @pytest.mark.parametrize(
     "job_id", ["nope", "0" * 65, "01890000-0000-7000-8000-000000000000", "%00"]
 )
-@pytest.mark.parametrize("rest", ["", "/tasks", "/attempts", "/logs", "/result", "/files"])
+@pytest.mark.parametrize(
+    "rest", ["", "/tasks", "/attempts", "/logs", "/params", "/result", "/files"]
+)
 async def test_unknown_id_is_404(acme: httpx.AsyncClient, job_id: str, rest: str) -> None:
     answer = await acme.get(f"/v1/jobs/{job_id}{rest}")
 

@@ -97,8 +97,11 @@ def following(*what: str) -> Iterator[Any]:
     command = [sys.executable, "-m", "service.cli", *what]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8") as process:
-        yield process
-        process.wait(20)
+        try:
+            yield process
+            process.wait(20)
+        finally:
+            process.kill()  # else a test that fails waits for it
 
 
 # --- watch ------------------------------------------------------------------------------------

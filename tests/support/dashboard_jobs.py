@@ -70,6 +70,12 @@ class Long(BaseModel):
     until: str = ""
 
 
+class Diary(BaseModel):
+    go: str
+    over: str
+    note: str = ""
+
+
 class Failing(BaseModel):
     message: str = "the warehouse did not answer"
 
@@ -103,6 +109,17 @@ def sleep(ctx: Context, params: Long) -> str:
         time.sleep(0.05)
     print("all shelves are counted")
     return "done"
+
+
+@job("shop.diary")
+def diary(ctx: Context, params: Diary) -> None:
+    """Write many lines, one more once it may, and the last once it is to end."""
+    print(*(f"line {number}" for number in range(400)), sep="\n", flush=True)
+    for path, line in ((params.go, "and then"), (params.over, "the end")):
+        while not Path(path).exists():
+            ctx.check()
+            time.sleep(0.02)
+        print(line, flush=True)
 
 
 @job("shop.echo")

@@ -45,6 +45,15 @@ def gate(ctx: Context, params: Gate) -> int:
     return ctx.attempt
 
 
+@job("live.spoken")
+def spoken(ctx: Context, params: Gate) -> None:
+    print("it begins", flush=True)
+    while not Path(params.opened).exists():
+        ctx.check()
+        time.sleep(0.02)
+    print("it ends", flush=True)
+
+
 @job("live.family")
 def family(ctx: Context, params: Place) -> str:
     """Hang with a process of its own below it; the next attempt returns at once."""

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cluster.store.files import FileInfo, Files, plain_name
+from cluster.store.files import FileInfo, Files, log_path, plain_name
 from cluster.store.objects import MemoryObjects
 from jobs.errors import InvalidInput, NotFound
 
@@ -52,13 +52,13 @@ def test_every_part_of_a_path_that_comes_from_outside_is_checked(files: Files) -
     with pytest.raises(InvalidInput, match="tenant"):
         files.upload_path("../other", "x")
     with pytest.raises(InvalidInput, match="job_id"):
-        files.log_path("..", "t", 1)
+        log_path("..", "t", 1)
 
 
 def test_each_attempt_has_paths_of_its_own(files: Files) -> None:
     assert files.result_path("j", "t", 2, "a.txt") == "results/j/t/2/files/a.txt"
     assert files.checkpoint_path("j", "t", 2, 3) == "results/j/t/2/checkpoints/000003"
-    assert files.log_path("j", "t", 2) == "logs/j/t/2.log"
+    assert log_path("j", "t", 2) == "logs/j/t/2.log"
     assert files.upload_path("acme", "a.txt") == "uploads/acme/a.txt"
 
 
