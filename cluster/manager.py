@@ -158,7 +158,9 @@ class Manager:
             workers, commit.state, self._sessions, self._rates, go=self._go, adopt=self._welcome
         )
         self._pressure = Pressure(commit, self._rates)
-        self._scheduler = Scheduler(commit, new_id=new_id, fired=self._dispatch)
+        self._scheduler = Scheduler(
+            commit, new_id=new_id, fired=self._dispatch, traced=put_span is not None
+        )
         self._alerts = AlertSender(commit, new_id=new_id)
         self._reader = Reader(commit, self._sessions, self._rates, self._pools)
         self._operator = Operator(

@@ -18,6 +18,7 @@ from cluster.queue import commands as c
 from cluster.queue.admission import check_room, lane_of
 from cluster.queue.schedule import Schedule, ScheduleSpec
 from cluster.queue.spec import decode_head, decode_spec, encode_spec
+from cluster.trace_context import own_context
 from cluster.views import ScheduleView
 from jobs.errors import InvalidInput, NotFound, Overloaded
 
@@ -43,10 +44,16 @@ class Scheduler:
     """Watches every schedule of the state."""
 
     def __init__(
-        self, commit: CommitLog, *, new_id: Callable[[], str], fired: Callable[[], None]
+        self,
+        commit: CommitLog,
+        *,
+        new_id: Callable[[], str],
+        fired: Callable[[], None],
+        traced: bool = False,
     ) -> None:
-        """`fired` is called when jobs were submitted."""
+        """`fired` is called when jobs were submitted. `traced`: each of them begins a trace."""
         self._commit, self._new_id, self._fired = commit, new_id, fired
+        self._traced = traced
         self._clock = commit.clock
         #: (when, tenant, name, generation) of each that fires again, and some that are void.
         self._heap: list[_Due] = []
@@ -146,6 +153,7 @@ class Scheduler:
                 commands,
                 next_at,
                 len(due) - len(kept),
+                {job_id: own_context(job_id) for _, job_id in commands} if self._traced else {},
             )
         )
         if kept and schedule.fired == before and spec.overlap == "allow":
@@ -177,7 +185,10 @@ class Scheduler:
         """Submit the job of a schedule now, beside its ticks; return its id. Raises NotFound."""
         spec = self._find(tenant, name).spec
         job_id = self._new_id()
-        raw = encode_spec(msgspec.structs.replace(decode_spec(spec.job), schedule=name))
+        told = decode_spec(spec.job)
+        trace = own_context(job_id) if self._traced else told.traceparent
+        job = msgspec.structs.replace(told, schedule=name, traceparent=trace)
+        raw = encode_spec(job)
         self._commit.run(c.Submit(job_id, decode_head(raw), raw))
         self._fired()
         return job_id

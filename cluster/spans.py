@@ -105,7 +105,7 @@ def _sender(url: str) -> Callable[[list[Span]], bool]:
         return ReadableSpan(
             name=span.name,
             context=context(span.trace_id, span.span_id),
-            parent=context(span.trace_id, span.parent_id),
+            parent=context(span.trace_id, span.parent_id) if span.parent_id else None,
             resource=resource,
             attributes=span.attributes,
             status=Status(StatusCode.ERROR, span.error) if failed else Status(StatusCode.UNSET),

@@ -1,9 +1,11 @@
 """W3C trace context, and the ids of our spans, which follow from what they name."""
 
 import hashlib
+import os
 import re
+from collections.abc import Mapping
 
-__all__ = ["TRACED_ENV", "attempt_context", "parse", "span_id"]
+__all__ = ["TRACED_ENV", "attempt_context", "own_context", "parse", "span_id"]
 
 #: Set in the environment of workers and their children where attempts have spans.
 TRACED_ENV = "DRAYMAN_TRACED"
@@ -23,6 +25,27 @@ def parse(traceparent: str | None) -> tuple[str, str] | None:
     if found is None or not int(found[3], 16) & 1:
         return None
     return found[1], found[2]
+
+
+def own_context(job_id: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the context of a job that begins a trace: its own span, sampled as OpenTelemetry says.
+
+    What `OTEL_TRACES_SAMPLER` names is applied here, since the SDK stays out of the commit loop.
+    """
+    trace = hashlib.blake2b(job_id.encode(), digest_size=16).digest()
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "").lower().removeprefix("parentbased_")
+    share = 0.0 if sampler == "always_off" else 1.0
+    if sampler == "traceidratio":
+        share = _share(environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+    sampled = int.from_bytes(trace[8:]) < round(share * 2**64)
+    return f"00-{trace.hex()}-{span_id(job_id, 0)}-{sampled:02x}"
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 1.0  # as the SDK has it
 
 
 def attempt_context(

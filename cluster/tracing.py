@@ -10,6 +10,7 @@ where spans go, and what is dropped on the way, is the business of `cluster/span
 """
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ class Span(msgspec.Struct, frozen=True):
 
     trace_id: str
     span_id: str
+    #: Empty: the trace begins with it.
     parent_id: str
     name: str
     start: float
@@ -50,8 +52,11 @@ class _Traced(msgspec.Struct, frozen=True):
 
     traceparent: str | None = None
     tells_of: str | None = None
+    schedule: str | None = None
+    scheduled_for: float | None = None
 
 
+_UNTRACED = _Traced()
 _decode_traced = msgspec.json.Decoder(_Traced).decode
 
 
@@ -61,15 +66,18 @@ def trace_id_of(job: Job) -> str | None:
     return None if found is None else found[0]
 
 
-def _parents(job: Job) -> tuple[str, str] | None:
-    """Return the trace of a job, and the span that its own is a child of."""
+def _traced(job: Job) -> Any:
     if job.plan is not None:
-        spec: Any = job.spec  # kept decoded
-    elif _MARK in job.raw:
-        spec = _decode_traced(job.raw)
-    else:
-        return None
+        return job.spec  # kept decoded
+    return _decode_traced(job.raw) if _MARK in job.raw else _UNTRACED
+
+
+def _parents(job: Job) -> tuple[str, str] | None:
+    """Return the trace of a job, and the span that its own is a child of; empty: of none."""
+    spec = _traced(job)
     found = parse(spec.traceparent)
+    if found is not None and found[1] == span_id(job.id, 0):
+        return found[0], ""
     if found is not None and spec.tells_of is not None:
         return found[0], span_id(spec.tells_of, 0)
     return found
@@ -257,6 +265,11 @@ class Tracer:
         attributes = _attributes(job) | {"drayman.status": status}
         if job.reason:
             attributes["drayman.reason"] = job.reason
+        spec = _traced(job)
+        if spec.schedule is not None:
+            attributes["drayman.schedule"] = spec.schedule
+        if spec.scheduled_for is not None:
+            attributes["drayman.due"] = datetime.fromtimestamp(spec.scheduled_for, UTC).isoformat()
         self._put(
             Span(
                 parents[0],

@@ -16,6 +16,7 @@ import httpx
 import msgspec
 
 from service.finding import Finding, Level
+from service.launch import APPLICATION
 from service.schemas import (
     DeadCount,
     DeadCounts,
@@ -37,6 +38,7 @@ __all__ = [
     "disk",
     "manager",
     "queues",
+    "replicas",
     "schedules",
     "workers",
 ]
@@ -58,6 +60,8 @@ KINDS = 3
 #: Clocks that differ less may be one.
 SKEW_S = 2.0
 JOBS_LOOKED_AT = 100
+#: Where Ray's dashboard tells of Serve.
+SERVED_PATH = "/api/serve/applications/"
 GIB, FREE_MIN = 1 << 30, 1 << 30
 
 T = TypeVar("T")
@@ -100,6 +104,55 @@ def diagnose(name: str, url: str, token: str, store: str) -> Iterator[Finding]:
             text = f"it is of another version than this command, and can't be judged ({error})"
             yield Finding(f"{name} answers", "note", text)
     yield from disk(store)
+
+
+class _Replica(msgspec.Struct, frozen=True):
+    state: str
+
+
+class _Deployment(msgspec.Struct, frozen=True):
+    target_num_replicas: int
+    replicas: list[_Replica]
+    message: str = ""
+
+
+class _Application(msgspec.Struct, frozen=True):
+    deployments: dict[str, _Deployment]
+
+
+class _Served(msgspec.Struct, frozen=True):
+    """What Ray's dashboard says of Serve, as far as it is looked at."""
+
+    applications: dict[str, _Application]
+
+
+def replicas(url: str, token: str) -> Iterator[Finding]:
+    """Ask Ray's dashboard at `url` how many processes answer the API.
+
+    The edge sends nothing to a replica that is gone, so the API itself can't tell.
+    """
+    try:
+        answer = httpx.get(
+            f"{url}{SERVED_PATH}",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=ASK_S,
+            trust_env=False,
+        ).raise_for_status()
+        served = msgspec.json.decode(answer.content, type=_Served)
+    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        text = f"Ray's dashboard at {url} does not say ({type(error).__name__}: {error})"
+        yield Finding("replicas", "note", text)
+        return
+    application = served.applications.get(APPLICATION, _Application({}))
+    for api in application.deployments.values():
+        wanted = api.target_num_replicas
+        running = sum(replica.state == "RUNNING" for replica in api.replicas)
+        text = f"{running} of {wanted} answer the API"
+        if running < wanted:
+            why = f": {api.message}" if api.message else ""
+            text += f"{why}; Serve starts what is missing: if this stays, look into its log"
+        level: Level = "wrong" if running < wanted else "ok"
+        yield Finding("replicas", level, text, {"running": running, "wanted": wanted})
 
 
 def manager(answer_s: float) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ import psutil
 
 from jobs.errors import DraymanError
 from jobs.registry import Registry
-from service.diagnosis import diagnose
+from service.diagnosis import diagnose, replicas
 from service.edge import haproxy_binary
 from service.finding import Finding, Level
 from service.runfile import RunFile, RunFolder, find_descendants, is_alive, state_dir
@@ -113,6 +113,9 @@ def _runs(runs: RunFolder) -> Iterator[Finding]:
         yield from _listeners(name, run)
         if run.ready:
             yield from diagnose(name, run.url, Path(run.token_path).read_text().strip(), run.store)
+            if run.dashboard_url:
+                token = run.ray_token_path and Path(run.ray_token_path).read_text().strip()
+                yield from replicas(run.dashboard_url, token)
         else:
             yield Finding(f"{name} answers", "note", "it is starting")
 

@@ -167,6 +167,8 @@ class FireSchedule(msgspec.Struct, frozen=True):
     next_at: float | None
     #: Ticks that fire nothing.
     missed: int = 0
+    #: Of each job that begins a trace, its context, by id.
+    traces: dict[str, str] = {}
 
 
 class SaveRecord(msgspec.Struct, frozen=True):

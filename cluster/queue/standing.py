@@ -119,7 +119,7 @@ def fire(state: State, rules: Rules, command: c.FireSchedule, now: float) -> lis
     busy = spec.overlap == "skip" and last is not None and not last.finished_at
     missed = command.missed
     for tick, job_id in command.ticks:
-        job = None if busy else _job_of(state, rules, spec, tick, job_id)
+        job = None if busy else _job_of(state, rules, command, spec, tick, job_id)
         if job is None:
             found.append(e.ScheduleFired(*name, tick, command.next_at, skipped=1 + missed))
         else:
@@ -132,10 +132,17 @@ def fire(state: State, rules: Rules, command: c.FireSchedule, now: float) -> lis
 
 
 def _job_of(
-    state: State, rules: Rules, spec: ScheduleSpec, tick: float, job_id: str
+    state: State,
+    rules: Rules,
+    command: c.FireSchedule,
+    spec: ScheduleSpec,
+    tick: float,
+    job_id: str,
 ) -> e.JobSubmitted | None:
     """Return what a tick submits; None where its queue was taken away."""
-    job = msgspec.structs.replace(decode_spec(spec.job), schedule=spec.name, scheduled_for=tick)
+    told = decode_spec(spec.job)
+    trace = command.traces.get(job_id, told.traceparent)
+    job = msgspec.structs.replace(told, schedule=spec.name, scheduled_for=tick, traceparent=trace)
     raw = encode_spec(job)
     try:
         return submitted(state, rules, job_id, decode_head(raw), raw)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import structlog
 
@@ -119,6 +120,15 @@ def test_spans_arrive_as_they_were_made(collector: Collector) -> None:
     assert (span.start_ns, span.end_ns) == (10_000_000_000, 11_500_000_000)
     assert span.attributes == {"drayman.job": "a"}
     assert not span.failed
+
+
+def test_a_span_that_begins_a_trace_has_no_parent(collector: Collector) -> None:
+    exporter = SpanExporter(f"{collector.url}/v1/traces")
+    exporter.put(msgspec.structs.replace(SPAN, parent_id=""))
+    exporter.close()
+
+    (span,) = collector.spans
+    assert (span.span_id, span.parent_id) == (SPAN.span_id, "")
 
 
 def test_what_a_collector_refuses_is_counted_and_told(collector: Collector) -> None:

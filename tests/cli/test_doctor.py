@@ -1,7 +1,8 @@
 """`drayman doctor` says in words what is wrong with what runs, and what to do about it."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from service.diagnosis import (
     disk,
     manager,
     queues,
+    replicas,
     schedules,
     workers,
 )
@@ -210,25 +212,61 @@ def test_a_drayman_that_does_not_answer_is_wrong(tmp_path: Path) -> None:
     assert "drayman down" in found["port 1 answers"].text
 
 
-class _Odd(BaseHTTPRequestHandler):
-    """Answers like no version of this API."""
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """Run a server that answers everything so."""
 
-    def do_GET(self) -> None:
-        self.send_response_only(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
+    class Odd(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as odd:
+        thread = threading.Thread(target=odd.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{odd.server_port}"
+        finally:
+            odd.shutdown()
+            thread.join()
 
 
 def test_one_that_answers_like_another_version_is_not_judged(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Odd) as odd:
-        thread = threading.Thread(target=odd.serve_forever, args=(0.01,))
-        thread.start()
-        found = judged(f"http://127.0.0.1:{odd.server_port}", "token", tmp_path)
-        odd.shutdown()
-        thread.join()
+    with answering(b"{}") as url:
+        found = judged(url, "token", tmp_path)
 
     assert found["port 1 answers"].level == "note"
+
+
+@pytest.mark.parametrize(
+    ("states", "level", "words"),
+    [
+        (["RUNNING", "RUNNING"], "ok", "2 of 2"),
+        (["RUNNING", "STARTING"], "wrong", "1 of 2 answer the API: it dies; Serve starts"),
+        (["RUNNING"], "wrong", "1 of 2"),
+    ],
+)
+def test_an_api_with_fewer_replicas_than_wanted_is_wrong(
+    states: list[str], level: str, words: str
+) -> None:
+    """As Ray's dashboard tells it."""
+    running = [{"replica_id": "a", "state": state} for state in states]
+    api = {"target_num_replicas": 2, "replicas": running, "message": "it dies", "status": "X"}
+    others = {"other": {"deployments": {"Api": {**api, "replicas": []}}}}
+    served = {"applications": {"drayman": {"deployments": {"Api": api}}, **others}}
+    with answering(msgspec.json.encode(served)) as url:
+        (found,) = replicas(url, "token")
+
+    assert (found.level, found.facts["wanted"]) == (level, 2)
+    assert words in found.text
+
+
+def test_a_dashboard_of_rays_that_does_not_say_is_no_fault() -> None:
+    (found,) = replicas(f"http://127.0.0.1:{free_port()}", "")
+
+    assert found.level == "note"

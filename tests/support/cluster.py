@@ -5,7 +5,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from cluster.manager import Manager, build
 from cluster.protocol import Orders, Outcome, Output, Report, decode_orders, encode
 from cluster.settings import ClusterSettings
 from cluster.store.memory import MemoryObjects
+from cluster.tracing import Span
 from jobs.errors import DraymanError
 
 __all__ = ["FakeClock", "GatedObjects", "Life", "Workers", "life"]
@@ -176,6 +177,7 @@ async def life(
     clock: FakeClock | None = None,
     new_store: bool = True,
     config: dict[str, Any] | None = None,
+    put_span: Callable[[Span], None] | None = None,
     **settings_more: Any,
 ) -> AsyncIterator[Life]:
     """Start a manager on `objects`; it is dropped at the end as a crash would drop it."""
@@ -199,6 +201,7 @@ async def life(
         compactor=(compactor := InlineCompactor(objects)),
         store=objects,
         new_store=new_store,
+        put_span=put_span,
     )
     await manager.start("test")
     one = Life(manager, workers, clock, objects)

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
 
 from cluster.queue import commands as c
 from cluster.queue.events import Event
 from cluster.queue.spec import JobSpec, decode_head, encode_spec
-from cluster.trace_context import attempt_context, parse, span_id
+from cluster.trace_context import attempt_context, own_context, parse, span_id
 from cluster.tracing import Span, Tracer
 from tests.support.builders import NOON, Rulebook
 from tests.support.planned import step, workflow
@@ -179,7 +181,7 @@ def test_a_workflow_that_goes_on_after_it_failed_stays_one_tree(book: Traced) ->
     assert len(set(ids)) == len(ids)
     assert {span.parent_id for span in book.spans} - set(ids) == {CALLER}
     assert names(book.spans).count("job test.flow") == 2
-    assert book.tracer._steps == book.tracer._leases == book.tracer._revived == {}
+    assert (book.tracer._steps, book.tracer._leases, book.tracer._revived) == ({}, {}, {})
 
 
 def test_a_job_that_tells_of_another_is_beneath_that(book: Traced) -> None:
@@ -187,6 +189,19 @@ def test_a_job_that_tells_of_another_is_beneath_that(book: Traced) -> None:
     book.finish(token, "ok")
 
     assert book.spans[-1].parent_id == span_id("a", 0)
+
+
+def test_a_job_that_begins_a_trace_is_its_root_and_says_which_tick_it_is_of(book: Traced) -> None:
+    told: dict[str, Any] = {"schedule": "nightly", "scheduled_for": NOON - 60}
+    token = book.running("a", traceparent=own_context("a", {}), **told)
+    book.finish(token, "ok")
+
+    _, run, job = book.spans
+    assert (job.parent_id, job.span_id) == ("", span_id("a", 0))
+    assert run.parent_id == job.span_id
+    assert job.attributes["drayman.schedule"] == "nightly"
+    assert job.attributes["drayman.due"] == "2023-11-14T22:12:20+00:00"
+    assert "drayman.schedule" not in run.attributes
 
 
 def test_a_successor_ends_the_spans_of_attempts_that_were_under_way(book: Traced) -> None:
@@ -223,6 +238,38 @@ def test_what_an_attempt_does_is_beneath_its_own_span() -> None:
     own = attempt_context(SAMPLED, "a", "main", 2, traced=True)
 
     assert parse(own) == (TRACE, span_id("a", "main", 2))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument"),
+    [
+        ("", ""),
+        ("always_on", ""),
+        ("always_off", ""),
+        ("parentbased_always_off", ""),
+        ("traceidratio", "0.3"),
+        ("parentbased_traceidratio", "0.3"),
+        ("traceidratio", "half"),
+        ("traceidratio", "0"),
+        ("dice", ""),
+    ],
+)
+def test_whether_a_job_that_begins_a_trace_is_sampled_is_as_the_sdk_has_it(
+    sampler: str, argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument}
+    for name, value in environ.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    of_sdk = TracerProvider().sampler
+
+    for job_id in map(str, range(50)):
+        context = own_context(job_id)
+        trace_id = int(context.split("-")[1], 16)
+        wanted = of_sdk.should_sample(None, trace_id, "job").decision
+        assert (parse(context) is not None) == (wanted == Decision.RECORD_AND_SAMPLE)
 
 
 @pytest.mark.parametrize("given", [None, UNSAMPLED])
