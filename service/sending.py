@@ -7,6 +7,7 @@ browser: no sniffing, no scripts, saved rather than shown.
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import BinaryIO
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -70,7 +71,7 @@ async def _stream(store: Objects, path: str, part: ByteRange) -> AsyncIterator[b
     left = part.length
     if not left:
         return
-    file = await asyncio.to_thread(store.open_read, path)
+    file = await _opened(store, path)
     try:
         await asyncio.to_thread(file.seek, part.start)
         while left:
@@ -81,6 +82,21 @@ async def _stream(store: Objects, path: str, part: ByteRange) -> AsyncIterator[b
             yield chunk
     finally:
         file.close()
+
+
+async def _opened(store: Objects, path: str) -> BinaryIO:
+    opening = asyncio.ensure_future(asyncio.to_thread(store.open_read, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # Whoever asked has left, but a thread can't be: it opens the file all the same.
+        opening.add_done_callback(_close)
+        raise
+
+
+def _close(opening: "asyncio.Future[BinaryIO]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _disposition(name: str) -> str:
