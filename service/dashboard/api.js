@@ -12,7 +12,10 @@ export class Refused extends Error {
 }
 
 const watchers = new Set();
-let isReachable = true;
+let isReachable = true, answeredAt = new Date();
+
+/** When Drayman answered last. */
+export const lastAnswer = () => answeredAt;
 
 /** Call `told(isReachable)` whenever the server stops or begins to answer, or refuses the token. */
 export function onReach(told) {
@@ -20,6 +23,7 @@ export function onReach(told) {
 }
 
 function reached(now) {
+  if (now) answeredAt = new Date();
   if (now === isReachable) return;
   isReachable = now;
   for (const told of watchers) told(now);
@@ -43,7 +47,8 @@ export async function request(method, path, { body, json, headers = {}, signal }
   if (answer.ok) return answer;
   const isProblem = answer.headers.get("content-type")?.includes("json");
   const problem = isProblem ? await answer.json().catch(() => ({})) : {};
-  if (answer.status === 401) for (const told of watchers) told("unauthorized");
+  // Who signs in with a wrong token may still be signed in with another.
+  if (answer.status === 401 && path !== "/v1/session") for (const told of watchers) told("unauthorized");
   throw new Refused(answer.status, problem);
 }
 

@@ -22,6 +22,83 @@ export function schemaForm(schema, value) {
   return object(resolve(schema, schema), { root: schema, value, path: [], isRequired: true, isTop: true });
 }
 
+/**
+ * The form and the same as JSON, as one field: `swap` is the button that turns one into the other.
+ * Without a schema there is only JSON. What no field is for stays as it was.
+ */
+export function editor(schema, value = {}) {
+  const area = h("textarea", { class: "mono", rows: "12", spellcheck: "false", "aria-label": "Params as JSON" });
+  const error = h("p", { class: "error", role: "alert", id: `f${++numbers}-error` });
+  area.setAttribute("aria-describedby", error.id);
+  const place = h("div", null);
+  const swap = schema && button("As JSON", { kind: "ghost small", onclick: turn });
+  let form = null;
+  let rest = {};
+
+  function tell(text) {
+    error.textContent = text;
+    if (text) area.setAttribute("aria-invalid", "true");
+    else area.removeAttribute("aria-invalid");
+  }
+
+  function asForm(now) {
+    form = schemaForm(schema, now);
+    rest = Object.fromEntries(Object.entries(now).filter(([name]) => !Object.hasOwn(schema.properties ?? {}, name)));
+    place.replaceChildren(form.node);
+  }
+
+  function asJson(now) {
+    form = null;
+    area.value = JSON.stringify(now, null, 2);
+    place.replaceChildren(area, error);
+  }
+
+  function written() {
+    let found;
+    try {
+      found = JSON.parse(area.value.trim() || "{}");
+    } catch {
+      tell("This is no JSON; text stands in double quotes.");
+      throw new NotReady("", "is no JSON");
+    }
+    if (found === null || typeof found !== "object" || Array.isArray(found)) {
+      tell("Params are an object: {\"name\": value}.");
+      throw new NotReady("", "is no object");
+    }
+    return found;
+  }
+
+  function read() {
+    tell("");
+    return form ? { ...rest, ...form.read() } : written();
+  }
+
+  function turn() {
+    let now = {};
+    try {
+      now = read();
+    } catch (problem) {
+      if (!(problem instanceof NotReady)) throw problem;
+      if (!form) return;
+    }
+    if (form) asJson(now);
+    else asForm(now);
+    swap.querySelector("span").textContent = form ? "As JSON" : "As a form";
+  }
+
+  if (schema) asForm(value);
+  else asJson(value);
+  return {
+    node: h("div", null, place), swap, read,
+    fail(path, reason) {
+      if (form) return form.fail(path, reason);
+      tell([error.textContent, path.length ? `${path.join(".")}: ${reason}` : reason].filter(Boolean).join("; "));
+      return true;
+    },
+    focus: () => (form ?? area).focus(),
+  };
+}
+
 function resolve(schema, root) {
   let found = schema, told = {};
   for (let i = 0; i < 20 && found?.$ref; i++) {

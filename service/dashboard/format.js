@@ -2,8 +2,9 @@
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const absolute = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "long" });
-const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hour12: false });
+const absolute = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "long", hourCycle: "h23" });
+const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const second = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat("en", { month: "short", day: "numeric" });
 const dayOfYear = new Intl.DateTimeFormat("en", { year: "numeric", month: "short", day: "numeric" });
 
@@ -56,9 +57,21 @@ export function ago(moment, now = Date.now()) {
 }
 
 export const exact = (moment) => absolute.format(new Date(moment));
+export const moment = (date) => second.format(date);
 export const hour = (moment) => clock.format(new Date(moment));
 
 /** The end of an id: its beginning is a moment, and the same for many. */
 export const shortId = (id) => id.slice(-8);
+
+/** Say when it is where `zone` is; one that the browser has no clock for is told as UTC. */
+export function exactIn(moment, zone) {
+  const how = { dateStyle: "medium", timeStyle: "long", hourCycle: "h23" };
+  try {
+    return new Intl.DateTimeFormat("en", { ...how, timeZone: zone }).format(new Date(moment));
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return new Intl.DateTimeFormat("en", { ...how, timeZone: "UTC" }).format(new Date(moment));
+  }
+}
 
 export const seconds = (from, to) => (new Date(to) - new Date(from)) / 1000;

@@ -2,11 +2,11 @@
 //
 // A page is a module with `open(view)`: it draws into `view.root` and returns what ends it.
 
-import { get, onReach, post, request } from "./api.js";
+import { get, lastAnswer, onReach, post, request } from "./api.js";
 import { h, show } from "./dom.js";
-import { count } from "./format.js";
+import { count, moment } from "./format.js";
 import { follow } from "./live.js";
-import { act, button, dialog, empty, icon } from "./parts.js";
+import { act, button, dialog, empty, icon, toast } from "./parts.js";
 import * as dead from "./pages/dead.js";
 import * as job from "./pages/job.js";
 import * as jobs from "./pages/jobs.js";
@@ -63,12 +63,14 @@ document.addEventListener("click", (event) => {
 
 const root = h("main", { id: "main", tabindex: "-1" });
 const side = h("nav", { class: "side", "aria-label": "Main" });
+const away = h("p", { class: "away", role: "status" });
 const bottom = h("nav", { class: "bottom", "aria-label": "Main, short" });
 const frame = [
   h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); root.focus(); } }, "Skip to content"),
-  side, bottom, root,
+  side, bottom, away, root,
 ];
 
+const AWAY_MS = 2000;
 const LIVE = {
   live: ["good", "Live"],
   polling: ["good", "Up to date"],
@@ -131,7 +133,15 @@ async function refreshBadges() {
 function toldLive(now) {
   if (state.live === now) return;
   state.live = now;
+  away.textContent = now === "away" ? `No answer since ${moment(lastAnswer())}; what you see is old.` : "";
   drawFrame();
+}
+
+/** One request may fail for itself, and some pages ask for nothing by themselves: look until it answers. */
+async function probe() {
+  const isThere = await request("GET", "/healthz").then(() => true, (error) => error.status !== 0);
+  toldLive(isThere ? "polling" : "away");
+  if (!isThere) setTimeout(probe, AWAY_MS);
 }
 
 // --- pages ------------------------------------------------------------------------------------
@@ -215,6 +225,8 @@ function step(by) {
 
 // --- the beginning ----------------------------------------------------------------------------
 
+const WRONG_LINK = "This link is not valid: its token is not known here. Drayman may have been started on another store since.";
+
 /** Take the token out of the address, if it is there. */
 function tokenOfLink() {
   const hash = new URLSearchParams(location.hash.slice(1)), search = new URLSearchParams(location.search);
@@ -241,24 +253,46 @@ async function signIn(token) {
 function begin() {
   app.replaceChildren(...frame);
   render();
+  state.badges?.stop();
   state.badges = follow("", { refresh: refreshBadges, pollMs: 5000 });
 }
 
 async function start() {
-  const token = tokenOfLink();
   onReach((now) => {
     if (now === "unauthorized" && state.session) askForToken("The session is over: the token was revoked, or the browser was told to forget it.");
-    else if (now === false && state.session) toldLive("away");
+    else if (now === false && state.session) probe();
   });
+  addEventListener("hashchange", () => {
+    const other = tokenOfLink();
+    if (other !== null) enter(other);
+  });
+  await enter(tokenOfLink());
+}
+
+/** Sign in with the link's token; without one, or with a wrong one, go on with the session there is. */
+async function enter(token) {
+  let isWrong = false;
   try {
-    if (token) await signIn(token);
-    else {
+    if (token) {
+      try {
+        await signIn(token);
+        return;
+      } catch (error) {
+        if (error.status !== 401) throw error;
+        isWrong = true;
+      }
+    }
+    if (!state.session) {
       state.session = await get("/v1/session");
       begin();
     }
+    if (isWrong) toast(`${WRONG_LINK} You stay signed in as before.`, "bad");
   } catch (error) {
-    if (error.status === 401) askForToken(token ? "This link's token is not known: Drayman may have been started on another store since." : "");
-    else if (error.status === 0) { login.waiting(app); setTimeout(start, 2000); }
+    if (error.status === 401) askForToken(isWrong ? WRONG_LINK : "");
+    else if (error.status === 0) {
+      if (!state.session) login.waiting(app);
+      setTimeout(enter, AWAY_MS, token);
+    }
     else throw error;
   }
 }

@@ -124,7 +124,7 @@ export function copyButton(text, label = "Copy") {
 }
 
 export function curl(path, body) {
-  const lines = [`curl ${location.origin}${path}`, `  -H "Authorization: Bearer $DRAYMAN_TOKEN"`];
+  const lines = [`curl ${location.origin}${path}`, `  -H "Authorization: Bearer $TOKEN"`];
   if (body) lines.push(`  -d '${JSON.stringify(body)}'`);
   return lines.join(" \\\n");
 }
@@ -143,7 +143,10 @@ export function section(title, { aside, key, kind = "" } = {}, ...children) {
     h("header", null, h("h2", null, title), aside && h("div", { class: "aside" }, aside)), ...children);
 }
 
+/** A table; where it is narrow each row is a card, whose lines say which column they are of. */
 export function table(columns, rows, { label } = {}) {
+  const names = columns.map((one) => (Array.isArray(one) ? one[0] : one));
+  for (const row of rows) [...row.children].forEach((cell, i) => { cell.dataset.label = names[i]; });
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     h("table", null,
       h("thead", null, h("tr", null, columns.map((one) => {

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,34 @@ def test_the_link_signs_in_and_its_token_leaves_the_address(page: Any, drayman: 
     page.reload()
 
     expect(heading(page, "Overview")).to_be_visible()
+
+
+def test_the_link_signs_in_where_the_page_is_open_already(browser: Any, drayman: Board) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(drayman.url)
+    expect(heading(page, "Sign in to Drayman")).to_be_visible()
+
+    page.goto(f"{drayman.url}/#token=dray_wrong")
+    expect(page.get_by_role("alert")).to_contain_text("This link is not valid")
+    page.goto(drayman.link)
+    expect(heading(page, "Overview")).to_be_visible()
+
+    assert page.url == f"{drayman.url}/"
+    context.close()
+
+
+def test_a_wrong_link_leaves_those_signed_in_who_are(page: Any, drayman: Board) -> None:
+    page.goto(f"{drayman.url}/#token=dray_wrong")
+    expect(page.get_by_text("This link is not valid")).to_be_visible()
+    expect(heading(page, "Overview")).to_be_visible()
+    assert page.url == f"{drayman.url}/"
+
+    page.goto("about:blank")
+    page.goto(f"{drayman.url}/queues#token=dray_wrong")
+
+    expect(page.get_by_text("This link is not valid")).to_be_visible()
+    expect(heading(page, "Queues")).to_be_visible()
 
 
 def test_a_link_without_a_token_asks_for_it_and_says_where_it_is(
@@ -149,6 +178,37 @@ def test_every_page_has_no_serious_fault_for_those_who_see_or_reach_it_otherwise
     assert found == []
 
 
+def test_no_page_is_wider_than_a_phone(browser: Any, drayman: Board, shop: dict[str, str]) -> None:
+    def on_ray(route: Any) -> None:
+        """Name the nodes as Ray does."""
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("node-a", "0123abcd" * 7))
+
+    context = browser.new_context(**VIEWS["phone"])
+    page = context.new_page()
+    page.route("**/v1/workers", on_ray)
+    page.goto(drayman.link)
+    heading(page, "Overview").wait_for()
+    for path, name in PAGES.items():
+        page.goto(drayman.url + path.format(**shop))
+        heading(page, name).wait_for()
+        page.wait_for_load_state("load")
+        if path == "/workers":
+            expect(page.get_by_role("heading", name="0123abcd", exact=True)).to_have_attribute(
+                "title", "0123abcd" * 7
+            )
+            expect(page.get_by_role("button", name="Drain").first).to_be_in_viewport(ratio=1)
+        if path == "/":
+            expect(page.get_by_role("row").filter(has_text="shop.echo")).not_to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        cut = page.evaluate(
+            "[...document.querySelectorAll('.scroll:has(> table)')]"
+            ".filter(one => one.scrollWidth > one.clientWidth).length"
+        )
+        assert cut == 0, path
+    context.close()
+
+
 def test_hostile_text_is_shown_as_text_wherever_it_appears(
     page: Any, drayman: Board, shop: dict[str, str]
 ) -> None:
@@ -199,6 +259,25 @@ def test_a_job_is_submitted_from_its_form_and_its_pdf_is_seen(page: Any) -> None
     with page.expect_download() as download:
         page.get_by_role("link", name="Download invoice.pdf").click()
     assert download.value.path().read_bytes().startswith(b"%PDF")
+
+
+def test_a_job_is_submitted_with_the_keyboard_alone(page: Any) -> None:
+    page.keyboard.press("c")
+    expect(page.get_by_label("Find a job type")).to_be_focused()
+    page.keyboard.type("shop.echo")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("text")).to_be_focused()
+    page.keyboard.type("by hand")
+
+    page.keyboard.press("Enter")
+
+    expect(heading(page, "shop.echo")).to_contain_text("completed")
+
+
+def test_a_link_to_the_form_of_no_type_says_so(page: Any, drayman: Board) -> None:
+    page.goto(f"{drayman.url}/submit?type=nope")
+
+    expect(page.get_by_text("There is no such type")).to_be_visible()
 
 
 def test_a_form_follows_its_schema_through_lists_and_objects(page: Any, drayman: Board) -> None:
@@ -268,7 +347,8 @@ def test_a_failed_job_says_why_and_is_redriven_with_its_like(
     page.get_by_role("button", name="shop.reject").click()
     expect(page.get_by_text("no such article")).to_be_visible()
 
-    page.locator(".group", has_text="shop.reject").get_by_role("button", name="Redrive").click()
+    group = page.locator(".group", has_text="shop.reject")
+    group.get_by_role("button", name="Redrive", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Redrive").click()
 
     expect(page.get_by_text("1 job will be tried again")).to_be_visible()
@@ -278,6 +358,47 @@ def test_a_failed_job_says_why_and_is_redriven_with_its_like(
     page.get_by_role("button", name="Purge these", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Purge").click()
     expect(page.get_by_text("No dead letters")).to_be_visible()
+
+
+def test_a_failed_job_is_redriven_with_other_params(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    job = client.submit("shop.flaky", {"failures": 99})
+    client.wait(job["id"], timeout_s=30)
+    page.goto(f"{drayman.url}/dead-letters?type=shop.flaky")
+    page.get_by_role("button", name="Edit and redrive").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_label("failures")).to_have_value("99")
+    dialog.get_by_role("button", name="As JSON").click()
+    dialog.get_by_label("Params as JSON").fill('{"failures": "many"}')
+    dialog.get_by_role("button", name="Redrive", exact=True).click()
+    expect(dialog.get_by_role("alert").filter(has_text="failures: ")).to_be_visible()
+    dialog.get_by_label("Params as JSON").fill('{"failures": ')
+    dialog.get_by_role("button", name="As a form").click()
+    expect(dialog.get_by_role("alert").filter(has_text="no JSON")).to_be_visible()
+    dialog.get_by_label("Params as JSON").fill('{"failures": 98}')
+    dialog.get_by_role("button", name="As a form").click()
+    dialog.get_by_label("failures").fill("0")
+
+    dialog.get_by_role("button", name="Redrive", exact=True).click()
+
+    expect(page.get_by_text("No dead letters")).to_be_visible()
+    assert client.wait(job["id"], timeout_s=30)["status"] == "completed"
+
+
+def test_groups_of_dead_letters_say_why_before_they_are_opened(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    for message in ("no such article", "no such shelf"):
+        client.wait(client.submit("shop.reject", {"message": message})["id"], timeout_s=30)
+
+    page.goto(f"{drayman.url}/dead-letters")
+
+    group = page.locator(".group", has_text="shop.reject")
+    expect(group.locator(".fold")).to_contain_text("no such")
+    page.goto(drayman.url)
+    expect(page.get_by_role("region", name="Why jobs failed")).to_contain_text("no such")
+    client.redrive(type="shop.reject")
 
 
 def test_a_queue_is_paused_and_goes_on_again(page: Any, drayman: Board, client: Client) -> None:
@@ -364,6 +485,36 @@ def test_the_keyboard_is_enough(page: Any, drayman: Board, shop: dict[str, str])
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("path", ["/jobs", "/submit"])
+def test_every_page_says_that_drayman_does_not_answer_until_it_does(
+    page: Any, drayman: Board, width: int, path: str
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(drayman.url + path)
+    away = page.get_by_role("status").filter(has_text=re.compile(r"No answer since \d\d:\d\d:\d\d"))
+    expect(away).to_have_count(0)
+
+    page.route("**/*", lambda route: route.abort())
+
+    expect(away).to_be_in_viewport(timeout=20_000)
+    page.unroute("**/*")
+    expect(away).to_have_count(0)
+
+
+def test_the_end_of_an_id_finds_a_job_that_is_listed(
+    page: Any, drayman: Board, client: Client
+) -> None:
+    job = client.submit("shop.echo", {})
+    page.goto(f"{drayman.url}/jobs")
+    page.locator(f"a[href='/jobs/{job['id']}']").wait_for()
+
+    page.get_by_label("Search jobs").fill(job["id"][-8:])
+    page.keyboard.press("Enter")
+
+    expect(page).to_have_url(f"{drayman.url}/jobs/{job['id']}")
+
+
 def test_the_first_paint_comes_at_once(page: Any) -> None:
     page.reload()
     heading(page, "Overview").wait_for()
@@ -392,3 +543,59 @@ def test_who_has_scrolled_goes_on_seeing_the_same_rows(
 
     expect(page.locator("[data-row='31']")).to_have_attribute("href", seen)
     assert abs(page.locator(f"a[href='{seen}']").bounding_box()["y"] - top) < 1
+
+
+# --- logs and params --------------------------------------------------------------------------
+
+
+def test_the_log_of_a_running_job_grows_where_it_is_read(
+    page: Any, drayman: Board, client: Client, tmp_path: Path
+) -> None:
+    pen, paper = tmp_path / "go", tmp_path / "over"
+    job = client.submit("shop.diary", {"go": str(pen), "over": str(paper), "note": HOSTILE})
+    page.goto(f"{drayman.url}/jobs/{job['id']}")
+    log = page.locator(".log")
+    expect(log).to_contain_text("line 399\n")
+    expect(heading(page, "shop.diary")).to_contain_text("processing")
+    log.evaluate("node => { node.scrollTop = 500; }")
+
+    pen.touch()
+
+    expect(log).to_contain_text("and then")
+    assert log.evaluate("node => node.scrollTop") == 500
+    log.evaluate("node => { node.scrollTop = node.scrollHeight; }")
+    paper.touch()
+    expect(log).to_contain_text("the end")
+    expect(heading(page, "shop.diary")).to_contain_text("completed")
+    assert log.evaluate("node => node.scrollTop + node.clientHeight >= node.scrollHeight - 2")
+    assert log.evaluate("node => node.childNodes.length") == 2
+    shown = page.get_by_role("region", name="Params").locator("pre")
+    expect(shown).to_contain_text(f'"go": "{pen}"')
+    expect(shown).to_contain_text(json.dumps(HOSTILE))
+    assert page.evaluate("window.pwned") is None
+
+
+def test_large_params_are_shown_in_part(page: Any, drayman: Board, client: Client) -> None:
+    job = client.submit("shop.echo", {"text": "x" * 100_000})
+
+    page.goto(f"{drayman.url}/jobs/{job['id']}")
+
+    shown = page.get_by_role("region", name="Params").locator("pre")
+    expect(shown).to_contain_text("the rest is left out")
+    assert len(shown.text_content()) < 66_000
+
+
+def test_a_stream_that_has_nothing_more_to_tell_is_not_asked_for_again(
+    page: Any, drayman: Board, shop: dict[str, str]
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if "/events" in one.url else None)
+    page.route("**/jobs/*/events", lambda route: route.fulfill(status=204))
+    page.goto(f"{drayman.url}/jobs/{shop['failed']}")
+    expect(heading(page, "shop.fail")).to_be_visible()
+
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    with page.expect_response(re.compile("/attempts$")):
+        pass
+
+    assert len([url for url in asked if shop["failed"] in url]) == 1

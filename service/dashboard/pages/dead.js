@@ -3,6 +3,8 @@
 import { get, post, query } from "../api.js";
 import { h, show } from "../dom.js";
 import { count, plural, shortId } from "../format.js";
+import { reasons } from "../reasons.js";
+import { editAndRedrive } from "../redrive.js";
 import { act, button, confirm, dialog, empty, labels, page, section, time, trouble } from "../parts.js";
 
 const PAGE = 50;
@@ -15,6 +17,7 @@ export function open(view) {
   let counts = [];
   /** What is open: its jobs, and where the next page begins. */
   const opened = new Map();
+  const why = reasons();
   const mayAct = view.may("submit");
 
   const following = view.follow("/v1/events?status=failed", {
@@ -23,7 +26,7 @@ export function open(view) {
         ({ counts } = await get(query("/v1/dead-letters/counts", filter)));
         // A link from elsewhere names one group: that is what one came to see.
         if (counts.length === 1 && !opened.size && NAMES.some((name) => filter[name])) opened.set(keyOf(counts[0]), null);
-        await Promise.all(counts.filter((one) => opened.has(keyOf(one))).map((one) => read(one)));
+        await Promise.all([why.read(counts), ...counts.filter((one) => opened.has(keyOf(one))).map((one) => read(one))]);
         draw();
       } catch (error) {
         if (!view.root.childElementCount) show(view.root, trouble(error));
@@ -97,17 +100,18 @@ export function open(view) {
       h("header", null,
         h("button", { type: "button", class: "fold", "aria-expanded": String(isOpen), "aria-controls": id, "data-row": true, onclick: () => toggle(one) },
           h("span", { class: "arrow", "aria-hidden": "true" }),
-          h("b", { class: "bad num" }, count(one.count)), h("span", { class: "name" }, one.type), h("span", { class: "tag" }, one.cause), h("span", { class: "faint" }, `queue ${one.queue}`)),
+          h("b", { class: "bad num" }, count(one.count)), h("span", { class: "name" }, one.type), h("span", { class: "tag" }, one.cause), h("span", { class: "faint" }, `queue ${one.queue}`),
+          !isOpen && h("span", { class: "why", title: why.of(one) }, why.of(one))),
         mayAct && h("div", { class: "aside" },
           button("Redrive", { icon: "retry", kind: "small", onclick: () => redrive(one) }),
-          button("", { icon: "trash", kind: "ghost small", title: `Purge these ${count(one.count)}`, onclick: () => purge(one) }))),
+          button("", { icon: "trash", kind: "ghost small", title: one.count === 1 ? "Purge this one" : `Purge these ${count(one.count)}`, onclick: () => purge(one) }))),
       h("div", { id, hidden: !isOpen }, found && [
         h("ul", { class: "letters" }, found.jobs.map((job) => h("li", { "data-key": job.id },
           h("a", { class: "mono", href: `/jobs/${job.id}`, title: job.id }, shortId(job.id)),
           h("span", { class: "prose clamp", title: job.error?.message }, job.error?.message ?? "no reason is known"),
           h("span", { class: "chips" }, labels(job.labels, 2)),
           h("span", { class: "faint num" }, plural(job.attempts, "attempt"), " · ", time(job.finished_at)),
-          mayAct && button("Retry", { icon: "retry", kind: "ghost small", onclick: () => acted(() => post(`/v1/jobs/${job.id}/retry`), "It has a new budget of attempts") })))),
+          mayAct && h("span", { class: "levers" }, !job.steps.length && button("Edit and redrive", { kind: "ghost small", onclick: () => editAndRedrive(job, following.changed) }), button("Retry", { icon: "retry", kind: "ghost small", onclick: () => acted(() => post(`/v1/jobs/${job.id}/retry`), "It has a new budget of attempts") }))))),
         found.next !== null && button("Show more", { kind: "ghost small", onclick: () => act(() => read(one, true)).then(draw) }),
       ]));
   }

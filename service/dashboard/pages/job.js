@@ -4,47 +4,77 @@ import { enc, get, post, query, request } from "../api.js";
 import { graph, ran, taskName, timeline } from "../charts.js";
 import { h, show } from "../dom.js";
 import { count, duration, plural } from "../format.js";
+import { follow as poll } from "../live.js";
 import { act, button, code, copyButton, confirm, empty, icon, jobLink, labels, meter, page, section, status, table, time, trouble, words } from "../parts.js";
-import { fileList } from "../preview.js";
+import { fileList, growing, params } from "../preview.js";
+import { editAndRedrive } from "../redrive.js";
 
 const OVER = ["completed", "failed", "cancelled"];
-const LOG_CHARS_MAX = 400000;
+/** Workers store what an attempt printed each two seconds. */
+const LOG_MS = 1000;
 const TASKS = 100;
+/** A second click within so long belongs to the first. */
+const DOUBLE_MS = 1000;
 
 export function open(view) {
   const [id] = view.args;
   view.title(`Job ${id.slice(-8)}`);
-  const state = { job: null, attempts: [], tasks: null, step: null, log: null, logOf: "", logTask: "", error: null };
-  const logs = h("pre", { class: "log", tabindex: "0", "aria-label": "Log", "data-own": true, "data-key": "log" });
+  const state = { job: null, attempts: [], tasks: null, step: null, params: null, log: 0, logTurn: 0, logOf: "", logTag: "", logTask: "", revivedUntil: 0, error: null };
+  const logs = growing("Log");
   const base = `/v1/jobs/${enc(id)}`;
 
   async function refresh() {
     try {
       const [job, { attempts }] = await Promise.all([get(base), get(`${base}/attempts`)]);
+      const isRevived = state.job?.status === "failed" && job.status !== "failed";
       Object.assign(state, { job, attempts, error: null });
+      if (isRevived) revive();
     } catch (error) {
       if (!state.job) show(view.root, trouble(error));
       throw error;
     }
     view.title(`${state.job.type} · ${words(state.job.status)}`);
     draw();
-    await Promise.all([readLog(), readTasks()]);
+    await Promise.all([readLog(), readTasks(), readParams()]);
     // A failed one may be redriven, from wherever.
     if (OVER.includes(state.job.status) && state.job.status !== "failed") following.stop();
   }
 
+  /** Its stream had ended, and who retries a job may change its params. */
+  function revive() {
+    Object.assign(state, { params: null, revivedUntil: Date.now() + DOUBLE_MS });
+    refollow();
+  }
+
   async function readLog() {
-    const { attempts } = state;
+    const { attempts, logTask } = state;
+    const isRunning = attempts.some(runs);
     // A log is whole once its attempt has ended, and never changes after.
-    const key = attempts.filter((one) => one.has_log).map((one) => `${one.task_id}${one.number}`).join() + state.logTask;
-    if (key === state.logOf) return;
-    const text = await (await request("GET", query(`${base}/logs`, { task: state.logTask }))).text();
-    state.logOf = key;
-    const isAtEnd = logs.scrollTop + logs.clientHeight >= logs.scrollHeight - 8;
-    logs.textContent = text.length > LOG_CHARS_MAX ? `… the beginning is left out; see ${base}/logs\n${text.slice(-LOG_CHARS_MAX)}` : text;
-    state.log = text.length;
+    const key = attempts.filter((one) => one.has_log).map((one) => `${one.task_id}${one.number}`).join() + logTask;
+    if (!isRunning && key === state.logOf) return;
+    const turn = ++state.logTurn;
+    const answer = await request("GET", query(`${base}/logs`, { task: logTask }));
+    const tag = answer.headers.get("etag") + logTask;
+    const text = tag === state.logTag ? await answer.body?.cancel() : await answer.text();
+    if (turn !== state.logTurn) return; // It was asked again meanwhile.
+    if (text !== undefined) {
+      const settle = logs.show(text, `… the beginning is left out; see ${base}/logs\n`);
+      Object.assign(state, { log: text.length, logTag: tag });
+      draw();
+      settle();
+    }
+    if (!isRunning) state.logOf = key;
+  }
+
+  async function readParams() {
+    if (state.params) return;
+    try {
+      state.params = params(await (await request("GET", `${base}/params`)).text());
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      state.params = () => h("p", { class: "quiet" }, error.message);
+    }
     draw();
-    if (isAtEnd) logs.scrollTop = logs.scrollHeight;
   }
 
   async function readTasks() {
@@ -65,9 +95,13 @@ export function open(view) {
 
   async function acted(work, done) {
     const isDone = await act(work, done);
+    refollow();
+    return isDone;
+  }
+
+  function refollow() {
     following.stop();
     following = follow();
-    return isDone;
   }
 
   function actions(job) {
@@ -76,11 +110,15 @@ export function open(view) {
     if (!OVER.includes(job.status)) {
       found.push(button("Cancel", {
         icon: "stop", key: "cancel", disabled: Boolean(job.stopping),
-        onclick: () => confirm("Cancel this job?", job.status === "processing" ? "It is asked to stop, and ended by force after its grace." : "It has not begun, and will not.", "Cancel the job", () => acted(() => post(`${base}/cancel`), "It will stop")),
+        // It takes the place of Retry: a second click there is not meant for it.
+        onclick: () => Date.now() > state.revivedUntil && confirm("Cancel this job?", job.status === "processing" ? "It is asked to stop, and ended by force after its grace." : "It has not begun, and will not.", "Cancel the job", () => acted(() => post(`${base}/cancel`), "It will stop")),
       }));
     }
     if (job.status === "failed") {
       found.push(button("Retry", { icon: "retry", kind: "primary", key: "retry", onclick: () => acted(() => post(`${base}/retry`), "It has a new budget of attempts") }));
+      if (!job.steps.length) {
+        found.push(button("Edit and retry", { icon: "submit", key: "edit", onclick: () => editAndRedrive(job, refollow) }));
+      }
     }
     found.push(h("a", { class: "button", href: `/submit?type=${enc(job.type)}`, "data-key": "again" }, icon("submit"), h("span", null, "Submit another")));
     return found;
@@ -103,23 +141,24 @@ export function open(view) {
             ? timeline(job, attempts)
             : empty("Not started", job.pending_reason ? `It waits: ${job.pending_reason}.` : job.queue_position !== null ? `${job.queue_position ? `${count(job.queue_position)} before it` : "It is next"} in queue ${job.queue}.` : "")),
           section("Log", { key: "log", aside: logAside() },
-            h("div", { hidden: !state.log, "data-key": "text" }, logs),
-            !state.log && h("p", { class: "quiet" }, attempts.some((one) => one.outcome === "running") ? "What an attempt printed comes here once it has ended." : "Nothing was printed.")),
+            h("div", { hidden: !state.log, "data-key": "text" }, logs.draw()),
+            !state.log && h("p", { class: "quiet" }, attempts.some(runs) ? "Nothing was printed until now." : "Nothing was printed.")),
           state.tasks && tasks()),
         h("div", { class: "stack" },
           section("Result", { key: "result" }, result(job)),
+          section("Params", { key: "params", aside: download(`${base}/params`, `${id}-params.json`, "Download the params") }, state.params?.() ?? h("p", { class: "quiet" }, "Loading…")),
           section("Files", { key: "files", aside: job.files.length ? plural(job.files.length, "file") : null },
             job.files.length ? fileList(job.files) : h("p", { class: "quiet" }, "It wrote no files.")))),
     ));
   }
 
   function logAside() {
-    const names = [...new Set(state.attempts.filter((one) => one.has_log).map((one) => one.task_id))];
+    const names = [...new Set(state.attempts.filter((one) => one.has_log || runs(one)).map((one) => one.task_id))];
     return [
       names.length > 1 && h("label", { class: "select small" }, h("span", { class: "hidden" }, "Task"),
         h("select", { value: state.logTask, onchange: (event) => { state.logTask = event.target.value; readLog().catch(() => {}); } },
           h("option", { value: "" }, "All tasks"), names.slice(0, 200).map((name) => h("option", { value: name, selected: name === state.logTask }, taskName(name))))),
-      state.log ? h("a", { href: `${base}/logs`, download: `${id}.log`, class: "button ghost small", title: "Download the log", "aria-label": "Download the log" }, icon("down")) : null,
+      state.log > 0 && download(`${base}/logs`, `${id}.log`, "Download the log"),
     ];
   }
 
@@ -138,14 +177,23 @@ export function open(view) {
   }
 
   let following = follow();
-  return () => following.stop();
+  const reading = poll("", { refresh: readLog, pollMs: LOG_MS });
+  return () => { following.stop(); reading.stop(); };
+}
+
+const runs = (attempt) => attempt.outcome === "running";
+
+function download(href, name, label) {
+  return h("a", { href, download: name, class: "button ghost small", title: label, "aria-label": label }, icon("down"));
 }
 
 function banner(job) {
   if (job.error && job.status !== "completed") {
-    const when = job.status === "failed" ? `It failed for good after ${plural(job.attempts, "attempt")}.` : `Attempt ${job.error.attempt} failed.`;
+    const goesOn = job.status === "processing";
+    const when = job.status === "failed" ? `It failed for good after ${plural(job.attempts, "attempt")}.` : `Attempt ${job.error.attempt} failed${goesOn ? "; another runs now" : ""}.`;
+    const why = job.error.cause === "error" || job.error.cause === "discarded" ? "Why" : `Cause: ${job.error.cause}`;
     return h("div", { class: `banner ${job.status === "failed" ? "bad" : "wait"}`, "data-key": "banner", role: "status" },
-      h("b", null, job.error.cause === "error" || job.error.cause === "discarded" ? "Why" : `Cause: ${job.error.cause}`), h("p", { class: "prose" }, job.error.message),
+      h("b", null, goesOn ? "Before" : why), h("p", { class: "prose" }, job.error.message),
       h("small", null, when, job.next_attempt_at && [" It is tried again ", time(job.next_attempt_at), "."]));
   }
   if (job.status === "cancelled") {
@@ -176,13 +224,15 @@ function facts(job) {
   const fact = (name, value) => value !== null && value !== undefined && value !== false && h("div", { "data-key": name }, h("dt", null, name), h("dd", null, value));
   const eta = job.eta && job.status === "pending" && `starts in about ${duration(job.eta.seconds)}`;
   const named = labels(job.labels, 32);
+  // A redrive gives a new budget, but the numbers of attempts go on.
+  const tries = job.steps.length || job.attempts > job.max_attempts ? count(job.attempts) : `${job.attempts} of ${job.max_attempts}`;
   return h("dl", { class: "facts panel", "data-key": "facts" },
     fact("Queue", h("a", { href: `/jobs?queue=${enc(job.queue)}` }, job.queue)),
     fact("Submitted", time(job.submitted_at)),
     job.run_at && job.status === "scheduled" && fact("Starts", time(job.run_at)),
     fact("Started", time(job.started_at, eta || "not yet")),
-    fact(job.finished_at ? "Ran" : "Running", job.started_at ? duration(ran(job)) : null),
-    fact("Attempts", `${job.steps.length ? count(job.attempts) : `${job.attempts} of ${job.max_attempts}`}${job.recoveries ? `, ${plural(job.recoveries, "recovery", "recoveries")}` : ""}`),
+    (job.finished_at || job.status === "processing") && fact(job.finished_at ? "Ran" : "Running", job.started_at ? duration(ran(job)) : null),
+    fact(job.steps.length ? "Attempts of its tasks" : "Attempts", `${tries}${job.recoveries ? `, ${plural(job.recoveries, "recovery", "recoveries")}` : ""}`),
     fact("Priority", job.priority || null),
     fact("Tenant", job.tenant),
     job.schedule && fact("Schedule", h("a", { href: `/schedules/${enc(job.schedule)}` }, job.schedule)),

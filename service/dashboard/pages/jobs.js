@@ -84,7 +84,7 @@ export function open(view) {
   function draw(above = 0) {
     list.set(items, next === null || items.length >= ROWS_MAX, above);
     const isFiltered = FILTERS.some((name) => filter[name]);
-    show(note, error ? "" : isFirst ? "" : `${count(items.length)}${next === null ? "" : "+"} ${items.length === 1 ? "job" : "jobs"}${isFiltered ? " match" : ""}`);
+    show(note, error ? "" : isFirst ? "" : `${count(items.length)}${next === null ? "" : "+"} ${items.length === 1 ? "job" : "jobs"}${isFiltered ? (items.length === 1 && next === null ? " matches" : " match") : ""}`);
     const isNothing = !isFirst && !items.length && next === null;
     show(rest, error ? trouble(error) : !isFirst && !items.length && next !== null ? h("p", { class: "quiet", role: "status" }, "Looking further back …") : isNothing && (isFiltered
       ? empty("No job matches", "History keeps finished jobs as long as the operator said. Try fewer filters.")
@@ -95,7 +95,7 @@ export function open(view) {
   function drawHead() {
     const chip = (name, value) => h("button", { type: "button", class: "chip on", onclick: () => set({ [name]: "" }), title: `Without ${name}` }, h("b", null, name), value, icon("close"));
     show(head,
-      search({ known: () => known, set }),
+      search({ known: () => known, knowing, listed: () => items, set }),
       h("div", { class: "segments", role: "group", "aria-label": "Status" },
         ["", ...STATUSES].map((name) => h("button", { type: "button", "aria-pressed": String(filter.status === name), onclick: () => set({ status: name }) }, name || "all"))),
       h("label", { class: "select" }, h("span", { class: "hidden" }, "Type"), select("Any type", known.types.map((one) => one.name), filter.type, (type) => set({ type }))),
@@ -111,11 +111,11 @@ export function open(view) {
     if (index >= 0 && index < items.length) list.reach(index);
   }
 
-  drawHead();
-  Promise.all([get("/v1/types"), get("/v1/queues")]).then(([types, queues]) => {
+  const knowing = Promise.all([get("/v1/types"), get("/v1/queues")]).then(([types, queues]) => {
     known = { ...types, ...queues };
     drawHead();
   }, () => {});
+  drawHead();
   view.root.addEventListener("past-end", pastEnd);
   // Not with the status: of what leaves it one wants to hear, too.
   const start = () => view.follow(query("/v1/events", { ...filter, status: "" }), {
@@ -133,14 +133,16 @@ function select(none, names, value, onpick) {
 }
 
 /** One field for ids, labels, types and queues: it says what it took the words for. */
-function search({ known, set }) {
+function search({ known, knowing, listed, set }) {
   const offers = h("ul", { class: "offers", role: "listbox", id: "offers", hidden: true, "data-own": true });
   function found(text) {
     const word = text.trim(), low = word.toLowerCase();
     if (!word) return [];
     if (UUID.test(word)) return [["Job", shortId(word), { open: word }]];
+    const isEnd = /^[0-9a-f-]{6,}$/.test(low);
+    const ends = isEnd ? listed().filter((job) => job.id.endsWith(low)).slice(0, 3).map((job) => ["Job", `${shortId(job.id)} ${job.type}`, { open: job.id }]) : [];
     const label = /^([^=\s]+)=(.*)$/.exec(word);
-    const all = label ? [["Label", word, { label: word }]] : [];
+    const all = label ? [["Label", word, { label: word }]] : ends;
     const place = (one) => one.name.toLowerCase().indexOf(low);
     const types = known().types.filter((one) => place(one) >= 0).sort((a, b) => place(a) - place(b));
     all.push(...types.slice(0, 5).map((one) => ["Type", one.name, { type: one.name }]));
@@ -157,7 +159,7 @@ function search({ known, set }) {
     event.target.setAttribute("aria-expanded", String(Boolean(text)));
     offers.replaceChildren(...(all.length ? all.map(([kind, name, change], i) =>
       h("li", { role: "option", id: `offer-${i}`, "aria-selected": String(i === at), onmousedown: (down) => { down.preventDefault(); take(event.target, change); } }, h("b", null, kind), name))
-      : [h("li", { role: "option", "aria-selected": "false", class: "faint" }, "Write a whole id, name=value for a label, or part of a type")]));
+      : [h("li", { role: "option", "aria-selected": "false", class: "faint" }, "Write a whole id, or the end of one that is listed here; name=value for a label; or part of a type, a queue or a status")]));
     if (all.length) event.target.setAttribute("aria-activedescendant", `offer-${at}`);
     else event.target.removeAttribute("aria-activedescendant");
   }
@@ -167,14 +169,20 @@ function search({ known, set }) {
     field.setAttribute("aria-expanded", "false");
     if (change.open) { field.blur(); history.pushState(null, "", `/jobs/${change.open}`); dispatchEvent(new PopStateEvent("popstate")); } else set(change);
   }
-  function pressed(event) {
+  async function pressed(event) {
+    if (event.key === "Enter") {
+      const field = event.target, { value } = field;
+      await knowing; // Some type faster than the names come.
+      const one = found(value)[at];
+      if (one && field.value === value) take(field, one[2]);
+      return;
+    }
     const all = found(event.target.value);
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       at = (at + (event.key === "ArrowDown" ? 1 : -1) + all.length) % Math.max(1, all.length);
       offer(event);
-    } else if (event.key === "Enter" && all[at]) take(event.target, all[at][2]);
-    else if (event.key === "Escape") { offers.hidden = true; }
+    } else if (event.key === "Escape") offers.hidden = true;
   }
   return h("div", { class: "search", "data-key": "search", "data-own": true },
     icon("search"),

@@ -3,7 +3,7 @@
 import { enc, get, post, query, request } from "../api.js";
 import { h, show } from "../dom.js";
 import { NotReady, schemaForm } from "../form.js";
-import { count, exact } from "../format.js";
+import { count, exactIn } from "../format.js";
 import { act, button, code, confirm, dialog, empty, jobLink, page, reasonOf, section, table, time, trouble } from "../parts.js";
 
 const TICKS = 12;
@@ -56,8 +56,8 @@ export function open(view) {
       }) })],
     },
       h("div", { class: "columns" },
-        section("Next ticks", {}, one.next.length
-          ? h("ol", { class: "ticks" }, one.next.map((tick) => h("li", { "data-key": tick }, h("span", null, exact(tick)), time(tick))))
+        section("Next ticks", { aside: one.timezone }, one.next.length
+          ? h("ol", { class: "ticks" }, one.next.map((tick) => h("li", { "data-key": tick }, h("span", null, exactIn(tick, one.timezone)), time(tick))))
           : h("p", { class: "quiet" }, one.paused ? "It is paused." : "It is over.")),
         h("div", { class: "stack" },
           section("How", {}, h("dl", { class: "facts" },

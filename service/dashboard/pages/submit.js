@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { h, show } from "../dom.js";
 import { duration, plural } from "../format.js";
-import { NotReady, schemaForm } from "../form.js";
+import { editor, NotReady, schemaForm } from "../form.js";
 import { button, code, curl, empty, page, reasonOf, section, trouble } from "../parts.js";
 
 export function open(view) {
@@ -24,59 +24,51 @@ function begin(view, types) {
     root.append(h("div", { class: "panel" }, empty("No job types", "Write one in Python and start Drayman with it:", "drayman up --jobs my_jobs")));
     return;
   }
-  const filter = h("input", { type: "search", placeholder: "Find a type", "aria-label": "Find a job type", oninput: () => list() });
+  const filter = h("input", { type: "search", placeholder: "Find a type", "aria-label": "Find a job type", oninput: () => list(), onkeydown: (event) => { if (event.key === "Enter" && found()[0]) { event.preventDefault(); pick(found()[0]); } } });
   const picks = h("ul", { class: "picks" });
   const place = h("div", { class: "stack" });
   let picked = null;
-  function list() {
+  /** Those whose name or summary has what is typed; those whose name has it come first. */
+  function found() {
     const wanted = filter.value.trim().toLowerCase();
-    const found = types.filter((one) => `${one.name} ${one.summary}`.toLowerCase().includes(wanted));
-    show(picks, found.length ? found.map((one) => h("li", { "data-key": one.name },
+    const isNamed = (one) => one.name.toLowerCase().includes(wanted);
+    const all = types.filter((one) => isNamed(one) || one.summary.toLowerCase().includes(wanted));
+    return [...all.filter(isNamed), ...all.filter((one) => !isNamed(one))];
+  }
+  function list() {
+    const all = found();
+    show(picks, all.length ? all.map((one) => h("li", { "data-key": one.name },
       h("button", { type: "button", "data-row": true, "aria-pressed": String(picked === one), onclick: () => pick(one) }, h("b", null, one.name), h("span", { class: "faint" }, one.summary)))) : h("li", { class: "quiet" }, "No type has this in its name."));
   }
   function pick(one) {
     picked = one;
     history.replaceState(null, "", `/submit?type=${encodeURIComponent(one.name)}`);
     list();
-    place.replaceChildren(...form(view, one));
-    if (matchMedia("(max-width: 900px)").matches) place.scrollIntoView({ block: "start" });
+    const made = form(view, one);
+    place.replaceChildren(made.node);
+    // Where there is no room for both, a keyboard on the screen would hide what was just picked.
+    if (matchMedia("(max-width: 980px)").matches) place.scrollIntoView({ block: "start" });
+    else made.focus();
   }
   root.append(h("div", { class: "columns submit" }, h("div", { class: "panel" }, h("div", { class: "inset" }, filter), picks), place));
   list();
   const first = types.find((one) => one.name === view.params.type);
-  if (first) pick(first);
-  else place.append(h("div", { class: "panel" }, empty("Pick a type", "Its form comes here. The same over HTTP:", curl("/v1/jobs", { type: types[0].name, params: {} }))));
+  if (first) {
+    pick(first);
+    return;
+  }
+  place.append(h("div", { class: "panel" }, view.params.type
+    ? empty("There is no such type", `None is named ${view.params.type}. The list shows those there are.`)
+    : empty("Pick a type", "Its form comes here, and with it the same request as curl.")));
+  if (!matchMedia("(max-width: 980px)").matches) filter.focus();
 }
 
 function form(view, type) {
-  let params = schemaForm(type.params_schema), isJson = false;
-  const area = h("textarea", { class: "mono", rows: "12", spellcheck: "false", "aria-label": "Params as JSON", "aria-describedby": "form-error" });
-  const place = h("div", null, params.node);
+  const params = editor(type.params_schema);
   const summary = h("div", { class: "banner bad", role: "alert", tabindex: "-1", hidden: true, id: "form-error" });
   const preview = h("div", null);
   const options = schemaForm(OPTIONS(type));
-  const swap = button("As JSON", { kind: "ghost small", onclick: () => turn() });
   const send = button("Submit", { type: "submit", kind: "primary" });
-
-  function turn() {
-    tell([]);
-    try {
-      if (isJson) {
-        const value = area.value.trim() ? JSON.parse(area.value) : {};
-        params = schemaForm(type.params_schema, value);
-        place.replaceChildren(params.node);
-      } else {
-        let value = {};
-        try { value = params.read(); } catch (problem) { if (!(problem instanceof NotReady)) throw problem; }
-        area.value = JSON.stringify(value, null, 2);
-        place.replaceChildren(area);
-      }
-      isJson = !isJson;
-      swap.querySelector("span").textContent = isJson ? "As a form" : "As JSON";
-    } catch {
-      tell(["The params are no valid JSON yet."]);
-    }
-  }
 
   function tell(reasons) {
     summary.hidden = !reasons.length;
@@ -88,7 +80,7 @@ function form(view, type) {
     const more = options.read();
     const labels = more.labels;
     if (labels && !Object.keys(labels).length) delete more.labels;
-    return { type: type.name, params: isJson ? JSON.parse(area.value || "{}") : params.read(), ...more };
+    return { type: type.name, params: params.read(), ...more };
   }
 
   async function submitted(event) {
@@ -98,7 +90,9 @@ function form(view, type) {
     try {
       wanted = read();
     } catch (problem) {
-      if (problem instanceof NotReady) { tell(["Some fields are not right yet: they say what they want."]); reach(); } else tell(["The params are no valid JSON."]);
+      if (!(problem instanceof NotReady)) throw problem;
+      tell(["Some fields are not right yet: they say what they want."]);
+      reach();
       return;
     }
     send.disabled = true;
@@ -116,7 +110,7 @@ function form(view, type) {
     const rest = [];
     for (const { field, reason } of error.errors ?? []) {
       const path = field.split(".");
-      if (path[0] === "params" && !isJson) params.fail(path.slice(1), reason);
+      if (path[0] === "params") params.fail(path.slice(1), reason);
       else if (path[0] in OPTIONS(type).properties) options.fail(path, reason);
       else rest.push(`${field}: ${reason}`);
     }
@@ -135,20 +129,21 @@ function form(view, type) {
   function asCurl() {
     try {
       preview.replaceChildren(code(curl("/v1/jobs", read())));
-    } catch {
+    } catch (problem) {
+      if (!(problem instanceof NotReady)) throw problem;
       preview.replaceChildren(h("p", { class: "quiet" }, "Fill in the form first: this then shows the same request."));
     }
   }
 
   const about = [`queue ${type.queue}`, plural(type.max_attempts, "attempt"), type.timeout_s && `stopped after ${duration(type.timeout_s)}`].filter(Boolean).join(" · ");
   const node = h("form", { onsubmit: submitted, novalidate: true },
-    section(type.name, { aside: swap },
+    section(type.name, { aside: params.swap },
       h("div", { class: "inset" }, h("p", { class: "prose" }, type.summary), h("p", { class: "faint" }, about)),
-      h("div", { class: "inset" }, summary, place),
+      h("div", { class: "inset" }, summary, params.node),
       h("details", { class: "inset" }, h("summary", null, "Queue, priority, time, labels"), options.node),
       h("details", { class: "inset", ontoggle: asCurl }, h("summary", null, "As curl"), preview),
       h("footer", null, send)));
-  return [node];
+  return { node, focus: () => params.focus() };
 }
 
 /** What of a submission is not the type's own, as the API takes it. */

@@ -5,6 +5,9 @@ import { h, show } from "../dom.js";
 import { count, duration, plural } from "../format.js";
 import { act, button, confirm, empty, meter, page, table, trouble } from "../parts.js";
 
+/** Ray's ids of nodes are 56 digits, of which the first tell them apart. */
+const shortNode = (name) => (/^[0-9a-f]{40,}$/.test(name) ? name.slice(0, 8) : name);
+
 /** Silent for so long, something is the matter: reports come each second or so. */
 const SILENT_S = 5;
 
@@ -31,9 +34,9 @@ export function open(view) {
     const running = workers.reduce((sum, one) => sum + one.started, 0);
     show(view.root, page("Workers", { sub: workers.length ? `${plural(workers.length, "worker")} on ${plural(nodes.size, "node")}, ${count(running)} running.` : null },
       workers.length === 0 && h("div", { class: "panel" }, empty("No workers", "Pools start workers when there is work for them. If work waits and none comes, the queue says why.")),
-      [...nodes].sort(([a], [b]) => (a < b ? -1 : 1)).map(([node, all]) => h("section", { class: "panel", "data-key": node, "aria-label": `Node ${node}` },
-        h("header", null, h("h2", { class: "mono" }, node), h("div", { class: "aside" }, plural(all.length, "worker"))),
-        table(["Worker", "Pool", "Queues", "Busy", ["Held", "num"], ["Last report", "num"], ""], all.sort((a, b) => (a.name < b.name ? -1 : 1)).map(row), { label: `Workers on ${node}` })))));
+      [...nodes].sort(([a], [b]) => (a < b ? -1 : 1)).map(([node, all]) => h("section", { class: "panel", "data-key": node, "aria-label": `Node ${shortNode(node)}` },
+        h("header", null, h("h2", { class: "mono", title: node }, shortNode(node)), h("div", { class: "aside" }, plural(all.length, "worker"))),
+        table(["Worker", "Pool", "Queues", "Busy", ["Held", "num"], ["Last report", "num"], ""], all.sort((a, b) => (a.name < b.name ? -1 : 1)).map(row), { label: `Workers on ${shortNode(node)}` })))));
   }
 
   function row(one) {
