@@ -485,8 +485,16 @@ def test_the_keyboard_is_enough(page: Any, drayman: Board, shop: dict[str, str])
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("path", ["/jobs", "/submit"])
+@pytest.mark.parametrize(
+    ("path", "width"),
+    [
+        ("/jobs", 390),
+        *(
+            pytest.param(*one, marks=pytest.mark.long)
+            for one in (("/jobs", 1280), ("/submit", 390), ("/submit", 1280))
+        ),
+    ],
+)
 def test_every_page_says_that_drayman_does_not_answer_until_it_does(
     page: Any, drayman: Board, width: int, path: str
 ) -> None:
