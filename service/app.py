@@ -122,7 +122,9 @@ def create_app(
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 405:
             error.headers = {"Allow": ", ".join(_methods(rooms, request.url.path))}
-        return problem_response(error)
+        is_unknown = isinstance(error, HTTPException) and error.status_code == 404
+        page = dashboard.unknown_page(request) if is_unknown else None
+        return page or problem_response(error)
 
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(RequestValidationError, refuse)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from jobs.errors import NotFound
 
-__all__ = ["POLICY", "router"]
+__all__ = ["POLICY", "router", "unknown_page"]
 
 POLICY = "; ".join(
     [
@@ -57,6 +57,8 @@ PATHS = (
     "/submit",
 )
 PAGE = "index.html"
+#: What lies here is never a page.
+API_PATH = "/v1/"
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -82,8 +84,7 @@ def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False, default_response_class=Response)
 
     async def page(request: Request) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-        return _answer(request, _load().files[PAGE], headers)
+        return _page_for(request)
 
     for path in PATHS:
         routes.add_api_route(path, page, methods=["GET", "HEAD"])
@@ -100,6 +101,21 @@ def router() -> APIRouter:
         )
 
     return routes
+
+
+def unknown_page(request: Request) -> Response | None:
+    """Return the page for a browser that asks for one there isn't: its script says so."""
+    wanted = "text/html" in request.headers.get("accept", "")
+    if not wanted or request.method != "GET" or request.url.path.startswith(API_PATH):
+        return None
+    answer = _page_for(request)
+    answer.status_code = 404
+    return answer
+
+
+def _page_for(request: Request) -> Response:
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+    return _answer(request, _load().files[PAGE], headers)
 
 
 def _answer(request: Request, asset: _Asset, headers: dict[str, str]) -> Response:

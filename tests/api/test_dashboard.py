@@ -41,6 +41,21 @@ async def test_the_page_is_the_same_at_each_of_its_addresses(api: RunningApi, pa
     assert page.headers["cache-control"] == "no-cache"
 
 
+async def test_an_address_that_is_no_page_gets_the_page_in_a_browser_and_a_problem_elsewhere(
+    api: RunningApi,
+) -> None:
+    client = api.anonymous()
+    as_browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+    page = await client.get("/nope", headers=as_browser)
+    problems = [await client.get("/nope"), await client.get("/v1/nope", headers=as_browser)]
+
+    assert (page.status_code, page.text) == (404, (await client.get("/")).text)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert {one.status_code for one in problems} == {404}
+    assert {one.headers["content-type"] for one in problems} == {"application/problem+json"}
+
+
 async def test_what_the_page_loads_is_there_and_its_own(api: RunningApi) -> None:
     client = api.anonymous()
     page = (await client.get("/")).text
