@@ -91,7 +91,7 @@ ASK_EVERY_S = 0.25
 TAKEN_IN_S = 5.0
 
 #: Questions that history and intake can answer, too.
-_READS = frozenset({"job", "tasks", "attempts", "wait"})
+_READS = frozenset({"job", "spec", "tasks", "attempts", "wait"})
 
 V = TypeVar("V")
 
@@ -430,8 +430,11 @@ class Gateway:
         return found.view if isinstance(found, Record) else found
 
     async def spec(self, job_id: str, tenant: str | None) -> JobSpec:
-        """Return a job that the manager has as it was asked for. Raises NotFound."""
-        return await self._ask(Query("spec", job_id, tenant), JobSpec)
+        """Return a job as it was asked for. Raises NotFound, and Conflict if it is in history."""
+        found = await self._ask_of_job(Query("spec", job_id, tenant), JobSpec)
+        if isinstance(found, Record):
+            raise _is_past(found)
+        return found
 
     async def params(self, job_id: str, tenant: str | None) -> bytes:
         """Return a job's params as JSON. Raises NotFound, and Unavailable while it is in intake."""
@@ -525,7 +528,7 @@ class Gateway:
         """Give a failed job a new budget; durable on return. Conflict if it is not failed."""
         found = await self._ask_of_job(Query("retry", job_id, tenant), JobView)
         if isinstance(found, Record):
-            raise Conflict(f"job {job_id} is {found.view.status}; only failed jobs can be retried")
+            raise _is_past(found)
         return found
 
     async def wait(self, job_id: str, tenant: str | None, timeout_s: float) -> JobView:
@@ -647,6 +650,13 @@ class Gateway:
     async def ping(self) -> float:
         """Return the moment of the manager's last event; raises Unavailable if it is away."""
         return await self._ask(Query("ping"), float)
+
+
+def _is_past(record: Record) -> Conflict:
+    view = record.view
+    if view.status == "failed":
+        return Conflict(f"job {view.id} was purged; submit it anew")
+    return Conflict(f"job {view.id} is {view.status}; only failed jobs can be retried")
 
 
 def _results(waiting: _Waiting) -> list[Accepted | Refused]:

@@ -20,7 +20,14 @@ from cluster.settings import NAMESPACE
 from service.edge import LOOPBACK, free_port
 from service.runfile import ProcessRecord, identify, write_private
 
-__all__ = ["Head", "environment", "expect_deaths", "make_folder", "require_ray_not_imported"]
+__all__ = [
+    "Head",
+    "environment",
+    "expect_deaths",
+    "leave_out_deaths",
+    "make_folder",
+    "require_ray_not_imported",
+]
 
 OBJECT_STORE_BYTES = 200_000_000
 #: Ray puts sockets 65 characters below the folder, and a socket's path may have 107.
@@ -30,6 +37,8 @@ FOLDER_LENGTH_MAX = 40
 FOREIGN_ENV = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS")
 #: Processes Ray cannot do without; the others are restarted or only observe.
 VITAL = ("gcs_server", "raylet")
+#: How Ray begins to tell of each process that ended, also of a worker that was drained or renewed.
+DEATH_NOTE = "A worker died or was killed while executing a task"
 
 
 def make_folder() -> Path:
@@ -154,6 +163,19 @@ def expect_deaths() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
+
+
+def leave_out_deaths() -> None:
+    """Show what Ray tells the driver, but not of workers that ended: the manager sees to these."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_others(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if not any(line.startswith(DEATH_NOTE) for line in data["lines"]):
+            show(data, ignore_prefix)
+
+    worker.print_to_stdstream = show_others
 
 
 def _ray_processes() -> list[ProcessRecord]:

@@ -31,7 +31,7 @@ import psutil
 from jobs.errors import InvalidInput, NotFound, Unavailable
 from service import head as ray_head
 from service.edge import LOOPBACK, Edge, EdgePlan, port_is_free
-from service.head import Head, expect_deaths
+from service.head import Head, expect_deaths, leave_out_deaths
 from service.runfile import (
     RUN_ENV,
     ProcessRecord,
@@ -71,8 +71,6 @@ SETTLED_S = 0.75
 #: `down` waits this long for a drain before it kills.
 DOWN_S = 60.0
 ANY_HOST = ("0.0.0.0", "::")
-#: How Ray begins to tell of each process that ended, also of a worker that was drained or renewed.
-DEATH_NOTE = "A worker died or was killed while executing a task"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -347,21 +345,8 @@ def _start_ray(running: Running) -> None:
         os.environ.update(running.plan.environment())
         with _signals_kept():
             running.head = Head.start(Path(file.folder), settings.ray_dashboard)
-    _leave_out_deaths()
+    leave_out_deaths()
     running.record()
-
-
-def _leave_out_deaths() -> None:
-    """Show what Ray tells the driver, but not of workers that ended: the manager sees to these."""
-    from ray._private import worker
-
-    show = worker.print_to_stdstream
-
-    def show_others(data: dict[str, Any], ignore_prefix: bool) -> None:
-        if not any(line.startswith(DEATH_NOTE) for line in data["lines"]):
-            show(data, ignore_prefix)
-
-    worker.print_to_stdstream = show_others
 
 
 def _start_serving(

@@ -128,22 +128,10 @@ class _Turns(Generic[T]):
 
     def serve(self, taker: T, cost: float) -> None:
         """Charge a turn."""
-        start, waiting = taker.start, self.waiting
-        reached = self.served + cost / (waiting + 1)
+        start = taker.start
+        reached = self.served + cost / (self.waiting + 1)
         self.served = reached if reached > start else start
-        if waiting == 1 and taker.waits and len(self.heap) == 1:
-            # The same in short, where most tasks pass: there is one tenant, with one flow.
-            taker.start = start = start + cost
-            self.heap[0] = (start, taker.order, taker)
-        else:
-            taker.start = start + cost
-            if taker.waits:
-                heap, entry = self.heap, (taker.start, taker.order, taker)
-                if heap[0][2] is taker:
-                    heapq.heapreplace(heap, entry)
-                else:
-                    heapq.heappush(heap, entry)
-                self._tidy()
+        self._move(taker, start + cost)
 
     def give_back(self, taker: T, cost: float) -> None:
         """Undo the charge of a turn that came to nothing.
@@ -152,11 +140,17 @@ class _Turns(Generic[T]):
         comes begins: of hundreds that someone alone took ahead, none was taken from those.
         """
         owed = min(taker.start, self.served - OWED_MAX * cost)
-        start = max(taker.start - cost, owed)
-        if start != taker.start:
-            taker.start = start
-            if taker.waits:
-                heapq.heappush(self.heap, (start, taker.order, taker))
+        self._move(taker, max(taker.start - cost, owed))
+
+    def _move(self, taker: T, start: float) -> None:
+        taker.start = start
+        if taker.waits:
+            heap, entry = self.heap, (start, taker.order, taker)
+            if heap[0][2] is taker:
+                heapq.heapreplace(heap, entry)
+            else:
+                heapq.heappush(heap, entry)
+            if len(heap) > 1:
                 self._tidy()
 
     def _tidy(self) -> None:

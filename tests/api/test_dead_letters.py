@@ -132,6 +132,22 @@ async def test_purged_dead_letter_is_gone_for_good(
     assert (await acme.get(job["links"]["self"])).json()["status"] == "failed"
 
 
+async def test_purged_dead_letter_that_is_in_history_can_not_be_tried_again(
+    api: RunningApi, acme: httpx.AsyncClient
+) -> None:
+    job = await dead(api, acme)
+    await acme.post("/v1/dead-letters/purge", json={"filter": {"type": "greet"}})
+    await api.manager._compact()
+    api.manager.tick()
+    await api.manager._commit.barrier()
+    assert job["id"] not in api.manager._state.jobs
+
+    retried = await acme.post(job["links"]["retry"])
+    edited = await acme.post(job["links"]["retry"], json={"params": {"name": "Bob"}})
+
+    assert (retried.status_code, edited.status_code) == (409, 409)
+
+
 # --- with other params ------------------------------------------------------------------------
 
 

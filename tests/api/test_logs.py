@@ -103,12 +103,14 @@ async def test_params_are_as_they_were_sent_while_a_job_waits_and_long_after(
     await api.worker.succeed("hello")
     await over(api, job["id"])
 
-    later = await acme.get(url)
+    later, listed = await acme.get(url), await acme.get("/v1/jobs")
+    api.port.away = True
+    away = await acme.get(url)
 
-    assert (waits.content, later.content) == (sent, sent)
+    assert (waits.content, later.content, away.content) == (sent, sent, sent)
     assert later.headers["content-type"] == "application/json"
     assert later.headers["x-content-type-options"] == "nosniff"
-    assert "params" not in (await acme.get("/v1/jobs")).json()["jobs"][0]
+    assert "params" not in listed.json()["jobs"][0]
 
 
 async def test_params_of_a_job_that_the_manager_does_not_have_yet_are_503(
