@@ -39,8 +39,8 @@ test: setup ## run every test but the longest, those that start Ray included (mi
 test-long: setup ## run the tests that kill and start whole clusters (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'long and not soak'
 
-soak: setup ## run the tests that watch rates, estimates and streams for minutes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
+soak: setup ## run the tests that watch rates, estimates and streams for minutes, one at a time
+	$(BIN)/python -m pytest -m soak
 
 test-fast: setup ## run the tests that start no Ray
 	$(BIN)/python -m pytest -n 2 -m 'not live'
