@@ -64,9 +64,14 @@ def eventually(holds: Callable[[], bool], within_s: float) -> bool:
 
 def kill(*pids: int) -> None:
     """`kill -9`."""
+    send(signal.SIGKILL, *pids)
+
+
+def send(number: signal.Signals, *pids: int) -> None:
+    """Send a signal to those that still live."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 class LiveDrayman:
@@ -157,14 +162,17 @@ class LiveDrayman:
         )
 
     def kill_everything(self, spare: Callable[[str], bool] = lambda line: False) -> None:
-        """`kill -9` of each process, again for those that were started meanwhile."""
+        """`kill -9` of all at once, as if the power went; none has time to act on another's end."""
 
-        def is_over() -> bool:
-            left = [pid for pid, line in self.processes().items() if not spare(line)]
-            kill(*left)
-            return not left
+        def living() -> set[int]:
+            return {pid for pid, line in self.processes().items() if not spare(line)}
 
-        until(is_over)
+        stopped: set[int] = set()
+        while started := living() - stopped:
+            send(signal.SIGSTOP, *started)
+            stopped |= started
+        kill(*stopped)
+        until(lambda: not living())
         if self._driver is not None:
             self._driver.wait(WAIT_S)
 
