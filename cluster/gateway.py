@@ -53,6 +53,7 @@ from cluster.views import (
     JobPage,
     JobQuery,
     JobView,
+    LiveIds,
     LivePage,
     QueueView,
     ScheduleView,
@@ -459,20 +460,31 @@ class Gateway:
         found = dict(zip(live.numbers, live.jobs, strict=True))
         more = live.below is not None
         floor = live.below or 0
-        if query.status in (None, "completed", "cancelled"):
+        if query.status in (None, "completed", "failed", "cancelled"):
             # Asked after the manager: what left its memory meanwhile is found here.
             over = await self._offload(self._history.page, query, below, live.compacted)
-            more = more or len(over) == query.limit
-            for record in over:
-                if record.number >= floor:
-                    found.setdefault(record.number, record.view)
-        numbers = sorted(found, reverse=True)
+            if len(over) == query.limit:
+                more, floor = True, max(floor, over[-1].number)
+            past = [record for record in over if record.number not in found]
+            outdated = await self._begun_again([r for r in past if r.view.status == "failed"])
+            found |= {r.number: r.view for r in past if r.view.id not in outdated}
+        numbers = sorted((number for number in found if number >= floor), reverse=True)
         if len(numbers) > query.limit:
             more, numbers = True, numbers[: query.limit]
             floor = numbers[-1]
-        elif len(numbers) == query.limit:
-            floor = numbers[-1]
         return JobPage([found[number] for number in numbers], str(floor) if more else None)
+
+    async def _begun_again(self, failed: list[Record]) -> set[str]:
+        """Return the ids of those that are failed in history, and elsewhere are what they are now.
+
+        The manager has its dead letters and what was redriven; history what has ended since.
+        """
+        if not failed:
+            return set()
+        live = await self._ask(Query("live", ids=[record.view.id for record in failed]), LiveIds)
+        past = [record for record in failed if record.view.id not in live.ids]
+        overtaken: set[str] = await self._offload(self._history.overtaken, past, live.compacted)
+        return live.ids | overtaken
 
     async def tasks(
         self,

@@ -47,6 +47,7 @@ from cluster.views import (
     JobPage,
     JobQuery,
     JobView,
+    LiveIds,
     LivePage,
     ProgressView,
     QueueView,
@@ -86,6 +87,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
         "job",
         "spec",
         "jobs",
+        "live",
         "tasks",
         "attempts",
         "cancel",
@@ -163,6 +165,7 @@ class Reader:
             "job": lambda q: self.job(q.job_id, q.tenant),
             "spec": lambda q: self._find(q.job_id, q.tenant).spec,
             "jobs": lambda q: self.jobs(q.jobs or JobQuery()),
+            "live": lambda q: self.live(q.ids or []),
             "tasks": self.tasks,
             "attempts": lambda q: self.attempts(q.job_id, q.tenant),
             "queues": lambda q: self.queues(),
@@ -208,6 +211,11 @@ class Reader:
             state.submitted,
             state.compacted,
         )
+
+    def live(self, job_ids: list[str]) -> LiveIds:
+        """Return which of these jobs are in memory."""
+        state = self._state
+        return LiveIds({job_id for job_id in job_ids if job_id in state.jobs}, state.compacted)
 
     def tasks(self, query: Query) -> TaskPage:
         """Return a page of a job's tasks, or those named."""

@@ -23,6 +23,7 @@ __all__ = [
     "JobQuery",
     "JobStatus",
     "JobView",
+    "LiveIds",
     "LivePage",
     "ProgressView",
     "QueueView",
@@ -130,6 +131,13 @@ class LivePage(msgspec.Struct, frozen=True):
     below: int | None
     #: Place of the newest job, and the last segment that history has.
     submitted: int
+    compacted: int
+
+
+class LiveIds(msgspec.Struct, frozen=True):
+    """Which of some jobs the manager has in memory, and the last segment that history has."""
+
+    ids: set[str]
     compacted: int
 
 

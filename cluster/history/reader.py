@@ -6,8 +6,9 @@ revision counts. Rule 3: what is kept in memory is a few numbers per group of ro
 """
 
 import heapq
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from threading import Lock
@@ -67,9 +68,17 @@ class History:
     def page(self, query: JobQuery, below: int, as_of: int | None = None) -> list[Record]:
         """Return up to `query.limit` jobs that match, with a number below `below`, last first.
 
-        Failed ones are not among them: the manager has all of those.
+        One that failed may have been redriven since: the manager and `overtaken` know.
         """
         return self._steadily(as_of, lambda files: self._page(files, query, below))
+
+    def overtaken(self, records: Collection[Record], as_of: int | None = None) -> set[str]:
+        """Return the ids of those jobs that have finished again since."""
+        if not records:
+            return set()
+        ids = sorted(record.view.id for record in records)
+        latest = self._steadily(as_of, lambda files: self._latest(files, ids))
+        return {r.view.id for r in records if latest.get(r.view.id, 0) > r.revision}
 
     # --- the list of files --------------------------------------------------------------------
 
@@ -142,6 +151,21 @@ class History:
                     yield rows["revision"][at].as_py(), rows[column][at].as_py()
                     at += 1
 
+    def _latest(self, files: list[HistoryFile], ids: list[str]) -> dict[str, int]:
+        """Return the last revision of each of the jobs, whose ids are sorted."""
+        since, wanted = _submitted_on(ids[0]), pa.array(ids)
+        latest: dict[str, int] = {}
+        for file in files:
+            for group, (low, high) in enumerate(self._index(file.path).ids):
+                if file.date < since or bisect_left(ids, low) == bisect_right(ids, high):
+                    continue
+                with self._objects.open_read(file.path) as source:
+                    rows = pq.ParquetFile(source).read_row_group(group, columns=["id", "revision"])
+                rows = rows.filter(pc.is_in(rows["id"], wanted))
+                for job_id, revision in zip(*(column.to_pylist() for column in rows), strict=True):
+                    latest[job_id] = max(revision, latest.get(job_id, 0))
+        return latest
+
     # --- pages --------------------------------------------------------------------------------
 
     def _page(self, files: list[HistoryFile], query: JobQuery, below: int) -> list[Record]:
@@ -151,22 +175,24 @@ class History:
             for group, (low, high) in enumerate(self._index(file.path).numbers)
             if low < below
         ]
-        best: list[tuple[int, bytes]] = []
+        best: list[tuple[int, int, bytes]] = []
         for high, _, path, group in sorted(spans, reverse=True):
             if len(best) == query.limit and high < best[-1][0]:
                 break
             found = self._matches(path, group, query, below)
-            best = heapq.nlargest(query.limit, dict([*best, *found]).items())
-        return [decode_record(record) for _, record in best]
+            # The last revision of a job comes last.
+            newest = {row[0]: row for row in sorted([*best, *found])}
+            best = heapq.nlargest(query.limit, newest.values())
+        return [decode_record(record) for _, _, record in best]
 
     def _matches(
         self, path: str, group: int, query: JobQuery, below: int
-    ) -> list[tuple[int, bytes]]:
+    ) -> list[tuple[int, int, bytes]]:
+        """Return the number, revision and record of each job of a group that matches."""
         with self._objects.open_read(path) as source:
             file = pq.ParquetFile(source)
             table = file.read_row_group(group, columns=_FILTERS)
-            # Failed jobs stay with the manager; a row of one tells how it was before its redrive.
-            mask = pc.and_(pc.less(table["number"], below), pc.not_equal(table["status"], "failed"))
+            mask = pc.less(table["number"], below)
             for column in ("tenant", "status", "type", "queue"):
                 wanted = getattr(query, column)
                 if wanted is not None:
@@ -178,12 +204,12 @@ class History:
             places = pc.indices_nonzero(mask)
             if not len(places):
                 return []
-            records = file.read_row_group(group, columns=["record"])["record"].take(places)
-        numbers = table["number"].take(places)
-        return list(zip(numbers.to_pylist(), records.to_pylist(), strict=True))
+            records = file.read_row_group(group, columns=["record"])["record"]
+        columns = (table["number"], table["revision"], records)
+        return list(zip(*(column.take(places).to_pylist() for column in columns), strict=True))
 
 
-_FILTERS = ["number", "tenant", "status", "type", "queue", "labels"]
+_FILTERS = ["number", "revision", "tenant", "status", "type", "queue", "labels"]
 
 
 def _submitted_on(job_id: str) -> date:

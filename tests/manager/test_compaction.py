@@ -5,13 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.gateway import Gateway
 from cluster.history.reader import History
 from cluster.protocol import Outcome, Output, encode
 from cluster.queue import commands as c
 from cluster.queue.snapshot import dump
 from cluster.queue.spec import JobSpec
 from cluster.store.memory import MemoryObjects
-from cluster.views import JobQuery
+from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, Corrupt, NotFound
 from tests.support.cluster import Life, life
 
@@ -29,6 +30,11 @@ async def complete(one: Life, count: int = 1) -> None:
     given = (await one.take(free=count)).assignments
     output = msgspec.Raw(encode(Output()))
     await one.report(outcomes=[Outcome(a.token, "ok", 1.0, 2.0, output) for a in given])
+
+
+async def fail(one: Life, count: int) -> None:
+    given = (await one.take(free=count)).assignments
+    await one.report(outcomes=[Outcome(a.token, "discarded", 1.0, 2.0, error="?") for a in given])
 
 
 def segments(objects: MemoryObjects) -> list[int]:
@@ -179,6 +185,39 @@ async def test_a_page_of_history_is_newest_first_and_filtered(objects: MemoryObj
 
     assert [record.view.id for record in page] == jobs[5:2:-1]
     assert [record.view.id for record in odd] == [jobs[5], jobs[3], jobs[1]]
+
+
+async def test_a_dead_letter_that_was_purged_stays_in_the_list(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        jobs = [await submit(one) for _ in range(5)]
+        await fail(one, 5)
+        await one.manager._compact()
+        gateway = one.gateway
+        await gateway.purge(DeadLetterQuery(ids=jobs[:2]))
+        await gateway.retry(jobs[2], None)
+        await gateway.retry(jobs[3], None)
+        await complete(one, 1)
+        await one.manager._compact()
+        one.manager.tick()
+
+        # Two were let go, one is what it was; of two that began again one is over for good.
+        assert await listed(gateway, status="failed") == [jobs[4], jobs[1], jobs[0]]
+        assert await listed(gateway, status="completed") == [jobs[2]]
+        assert await listed(gateway, status="pending") == [jobs[3]]
+        assert await listed(gateway) == jobs[::-1]
+        assert await listed(gateway, limit=1) == jobs[::-1]
+        assert await listed(gateway, limit=2, status="failed") == [jobs[4], jobs[1], jobs[0]]
+
+
+async def listed(gateway: Gateway, limit: int = 9, **filters: Any) -> list[str]:
+    """Return the ids on all pages of a list."""
+    found: list[str] = []
+    after = None
+    while True:
+        page = await gateway.jobs(JobQuery(limit=limit, after=after, **filters))
+        found += [view.id for view in page.jobs]
+        if (after := page.next_after) is None:
+            return found
 
 
 async def test_whoever_asks_does_not_see_where_a_job_lies(objects: MemoryObjects) -> None:
