@@ -268,12 +268,14 @@ class Worker:
                     await call
                     return True
                 news = asyncio.ensure_future(self._worth_telling())
-                await asyncio.wait(
-                    {call, news},
-                    timeout=self._times.heartbeat_s,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                news.cancel()
+                try:
+                    await asyncio.wait(
+                        {call, news},
+                        timeout=self._times.heartbeat_s,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                finally:
+                    news.cancel()
                 if call.done():
                     return call.result()
         finally:
