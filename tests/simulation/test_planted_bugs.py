@@ -153,7 +153,7 @@ def write_half_the_lineage() -> Iterator[Plan]:
 @contextlib.contextmanager
 def find_room_at_every_limit() -> Iterator[Plan]:
     with (
-        mock.patch("cluster.queue.limits.has_room", return_value=True),
+        mock.patch("cluster.queue.gates.has_room", return_value=True),
         mock.patch("cluster.queue.dispatch.has_room", return_value=True),
     ):
         yield Plan()
@@ -161,7 +161,7 @@ def find_room_at_every_limit() -> Iterator[Plan]:
 
 @contextlib.contextmanager
 def start_without_spacing() -> Iterator[Plan]:
-    with mock.patch("cluster.queue.limits._interval_s", return_value=0.0):
+    with mock.patch("cluster.queue.gates._interval_s", return_value=0.0):
         yield Plan()
 
 
@@ -234,26 +234,31 @@ def hunt(plan: Plan) -> Result:
     raise AssertionError(f"nothing was found in {SEEDS_MAX} schedules")
 
 
+def long(*values: Any) -> Any:
+    """Mark a bug that takes a hundred schedules and more to show."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize(
     ("bug", "told"),
     [
         (ack_before_append, "before it was durable"),
-        (accept_a_stale_token, "lease"),
+        long(accept_a_stale_token, "lease"),
         (skip_fsync, "durable"),
         (readopt_nothing, "while it runs"),
         (forget_a_chunk, "its journal gives other jobs"),
         (add_chunks_twice, "follow those below"),
         (join_without_the_last_chunk, "without its chunks"),
         (go_on_after_a_cancel, "after its job was stopped"),
-        (write_half_the_lineage, "has no row of task"),
+        long(write_half_the_lineage, "has no row of task"),
         (find_room_at_every_limit, "is number"),
         (start_without_spacing, "too soon for"),
         (forget_limits_in_a_snapshot, "gives other gates"),
         (forget_schedules_with_their_manager, "did not fire"),
-        (leave_out_a_tick, "ticks came"),
-        (leave_long_work_where_it_is, "was not moved"),
+        long(leave_out_a_tick, "ticks came"),
+        long(leave_long_work_where_it_is, "was not moved"),
         (send_nobody_away, "at rest pools have other sizes"),
-        (fold_before_the_config_is_read, "was acknowledged, then refused"),
+        long(fold_before_the_config_is_read, "was acknowledged, then refused"),
     ],
 )
 def test_planted_bug_is_found(bug: Any, told: str) -> None:

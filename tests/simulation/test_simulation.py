@@ -16,7 +16,7 @@ from tests.support.simulation.simulation import SHORT, Result, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seeds in one test, and how many tests: spread over the processes that pytest runs.
-TOGETHER = 125
+TOGETHER = 75
 TESTS = 8
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["eventually", "gone", "written"]
 
 
-async def eventually(holds: Callable[[], object], *, within_s: float = 5.0) -> float:
+async def eventually(holds: Callable[[], object], *, within_s: float = 20.0) -> float:
     """Wait until `holds()` is true and return how long it took; fail once the time is over."""
     began = time.monotonic()
     while not holds():
@@ -18,7 +18,7 @@ async def eventually(holds: Callable[[], object], *, within_s: float = 5.0) -> f
     return time.monotonic() - began
 
 
-async def written(path: Path, within_s: float = 10.0) -> str:
+async def written(path: Path, within_s: float = 20.0) -> str:
     """Wait for a file that a handler writes, and return its text."""
     await eventually(path.exists, within_s=within_s)
     return path.read_text()  # noqa: ASYNC240 - a test may wait for a disk

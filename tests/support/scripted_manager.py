@@ -103,7 +103,7 @@ class ScriptedManager:
         """Answer a parked report, if there is something to say."""
         asyncio.get_running_loop().create_task(self._notify())
 
-    async def outcome(self, token: int, within_s: float = 10.0) -> Outcome:
+    async def outcome(self, token: int, within_s: float = 20.0) -> Outcome:
         """Wait for the outcome of a token."""
         async with asyncio.timeout(within_s), self._done:
             await self._done.wait_for(lambda: token in self.outcomes)
@@ -114,7 +114,7 @@ class ScriptedManager:
             await self._done.wait_for(lambda: all(t in self.outcomes for t in tokens))
         return [self.outcomes[token] for token in tokens]
 
-    async def reported(self, until: Callable[[Report], bool], within_s: float = 10.0) -> Report:
+    async def reported(self, until: Callable[[Report], bool], within_s: float = 20.0) -> Report:
         """Wait for a report like this, or return the last one if it is."""
         async with asyncio.timeout(within_s), self._done:
             await self._done.wait_for(lambda: bool(self.reports) and until(self.reports[-1]))

@@ -48,7 +48,7 @@ class Bench:
         self.worker.stop()
         if self.running is not None:
             await self.running
-        await eventually(lambda: gone(*keepers, *below), within_s=2.0)
+        await eventually(lambda: gone(*keepers, *below), within_s=20.0)
 
     @property
     def slots(self) -> list[Slot]:
