@@ -77,8 +77,9 @@ class CampaignParams(BaseModel):
         Field(
             min_length=1,
             max_length=2048,
-            description="The list: CSV with a header, NDJSON or Parquet; a local path, file://, "
-            "s3://, an output: URI, or the URI an upload returned",
+            description="The list: CSV with a header, NDJSON or Parquet; the URI an upload "
+            "returned, an output: URI, s3://, or a path or file:// in a folder opened with "
+            "--data-dir",
         ),
     ] = None
     recipients: Annotated[

@@ -16,18 +16,58 @@ from jobs.context import Context
 from jobs.fan_out import fan_out
 from jobs.results import Results
 
-__all__ = ["OUTPUT_NAME", "FilePart", "PartDone", "ReportParams", "annual_report"]
+__all__ = [
+    "OUTPUT_NAME",
+    "Airlines",
+    "Airports",
+    "FilePart",
+    "Flights",
+    "PartDone",
+    "Planes",
+    "ReportParams",
+    "Weather",
+    "annual_report",
+]
 
 OUTPUT_NAME = "report.pdf"
 SUMS_NAME = "sums.arrow"
 
-TableUri = Annotated[
+
+def _table(rows: str, example: str, where: str = "An upload or a URI, as for flights") -> Any:
+    """Return what a param that names a table says of it; `report/tables.py` checks its columns."""
+    return Field(min_length=1, max_length=2048, description=f"{rows}. {where}", examples=[example])
+
+
+Flights = Annotated[
     str,
-    Field(
-        min_length=1,
-        max_length=2048,
-        description="A Parquet or CSV file, a folder or a glob of them: a local path, file://, "
-        "s3://, gs://, abfs://, or the URI an upload returned",
+    _table(
+        "Scheduled flights, with the columns year, month, day, hour, carrier, tailnum, origin, "
+        "dest, dep_time, dep_delay, arr_delay, air_time, distance; delays and air_time in minutes, "
+        "distance in miles",
+        "upload:flights.parquet",
+        "A Parquet or CSV file, a folder or a glob of them: the URI an upload returned, s3://, "
+        "gs://, abfs://, or a path or file:// in a folder opened with --data-dir",
+    ),
+]
+Airlines = Annotated[
+    str, _table("Names of airlines, with the columns carrier, name", "upload:airlines.csv")
+]
+Airports = Annotated[
+    str, _table("Names of airports, with the columns faa, name", "upload:airports.csv")
+]
+Planes = Annotated[
+    str,
+    _table(
+        "The fleet, with the columns tailnum, year, manufacturer, model, seats",
+        "upload:planes.csv",
+    ),
+]
+Weather = Annotated[
+    str,
+    _table(
+        "The weather of each hour, with the columns origin, year, month, day, hour, wind_speed, "
+        "precip, visib",
+        "upload:weather.csv",
     ),
 ]
 
@@ -39,18 +79,29 @@ class ReportParams(BaseModel):
 
     carrier: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z0-9]{1,8}$", description="Airline code as in the flights table"),
+        Field(
+            pattern=r"^[A-Za-z0-9]{1,8}$",
+            description="Airline code as in the flights table",
+            examples=["UA"],
+        ),
     ]
-    year: Annotated[int, Field(ge=1900, le=2200)]
-    flights: TableUri
+    year: Annotated[
+        int, Field(ge=1900, le=2200, description="The year reported on", examples=[2013])
+    ]
+    flights: Flights
     #: Each table below adds its section or its names; without it the report leaves them out.
-    airlines: TableUri | None = None
-    airports: TableUri | None = None
-    planes: TableUri | None = None
-    weather: TableUri | None = None
+    airlines: Airlines | None = None
+    airports: Airports | None = None
+    planes: Planes | None = None
+    weather: Weather | None = None
     title: Annotated[
         str | None,
-        Field(min_length=1, max_length=60, description="Heading of the cover"),
+        Field(
+            min_length=1,
+            max_length=60,
+            description="Heading of the cover",
+            examples=["United in 2013"],
+        ),
     ] = None
     destinations: Annotated[
         int, Field(ge=1, le=100, description="Rows of the destinations table")

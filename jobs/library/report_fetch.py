@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.context import Context
 from jobs.definition import job
-from jobs.library.report_annual import TableUri
+from jobs.library.report_annual import Airlines, Airports, Flights, Planes, Weather
 
 __all__ = ["FetchParams", "fetch_tables"]
 
@@ -21,11 +21,11 @@ class FetchParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
-    flights: TableUri
-    airlines: TableUri | None = None
-    airports: TableUri | None = None
-    planes: TableUri | None = None
-    weather: TableUri | None = None
+    flights: Flights
+    airlines: Airlines | None = None
+    airports: Airports | None = None
+    planes: Planes | None = None
+    weather: Weather | None = None
 
 
 @job("report.fetch", timeout_s=3600)

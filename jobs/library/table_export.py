@@ -71,8 +71,9 @@ class ExportParams(BaseModel):
     source: Annotated[
         Text | Annotated[list[Text], Field(min_length=1, max_length=10_000)],
         Field(
-            description="Parquet files, folders or globs, in the order wanted: local paths, "
-            "file://, s3://, gs://, output: URIs, or URIs that uploads returned"
+            description="Parquet files, folders or globs, in the order wanted: URIs that uploads "
+            "returned, output: URIs, s3://, gs://, or paths or file:// in folders opened with "
+            "--data-dir"
         ),
     ]
     columns: Annotated[

@@ -70,8 +70,9 @@ class ImportParams(BaseModel):
         Field(
             min_length=1,
             max_length=2048,
-            description="A CSV or NDJSON file, plain or packed with gzip, zstd or bzip2: a local "
-            "path, file://, s3://, an output: URI, or the URI an upload returned",
+            description="A CSV or NDJSON file, plain or packed with gzip, zstd or bzip2: the URI "
+            "an upload returned, an output: URI, s3://, or a path or file:// in a folder opened "
+            "with --data-dir",
         ),
     ]
     format: Annotated[
@@ -120,7 +121,8 @@ class ImportParams(BaseModel):
         Field(
             min_length=1,
             max_length=2048,
-            description="Folder to publish in: a path or file:// in an opened folder, s3://, gs://."
+            description="Folder to publish in: s3://, gs://, or a path or file:// in a folder "
+            "opened with --data-dir."
             " Default: the Parquet files are outputs of the job",
         ),
     ] = None

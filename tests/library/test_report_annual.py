@@ -1,13 +1,17 @@
 """`report.annual` on real flights: right figures, the same bytes, clear refusals."""
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pymupdf
 import pytest
 from pydantic import ValidationError
 from pypdf import PdfReader
+from reportlab.lib.units import mm
 
 from jobs import Discard, StopRequested
 from jobs.library import annual_report
@@ -160,7 +164,7 @@ class TestPages:
 
         cover = pages_of(report(flights=small(), airlines=str(airlines)), tmp_path)[0]
 
-        assert "<b>?ódz & Søn ??" in cover
+        assert "<b>Łódź & Søn □□" in cover
 
     def test_same_params_give_the_same_bytes(
         self, united: Finished, tables: dict[str, str]
@@ -191,6 +195,113 @@ class TestPages:
 
         assert finished.result["headline"]["on_time_pct"] is None
         assert finished.result["headline"]["cancelled_pct"] == 100.0
+
+
+#: What an airport is called, and how the report writes it.
+WRITTEN = {
+    "ORD": ("Łódź im. Władysława Reymonta", "Łódź im. Władysława Reymonta"),
+    "IAH": ("Київ «Бориспіль», Ґ Є Ї", "Київ «Бориспіль», Ґ Є Ї"),
+    "SFO": ("Αθήνα Ελευθέριος Βενιζέλος", "Αθήνα Ελευθέριος Βενιζέλος"),
+    "LAX": ("İstanbul Sabiha Gökçen, ığş", "İstanbul Sabiha Gökçen, ığş"),
+    "DEN": ("Đà Nẵng e\u0301", "Đà Nẵng é"),
+    "BOS": ("東京 \uff28aneda", "□□ Haneda"),
+    "MCO": ("Pilot 👩\u200d✈\ufe0f\x07\u00ad!", "Pilot □□!"),
+}
+
+
+def named(folder: Path, table: str, key: str, names: dict[str, str]) -> str:
+    path = folder / f"{table}.csv"
+    rows = [f"{key},name", *(f'{code},"{name}"' for code, name in names.items())]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+class TestLetters:
+    def test_names_of_many_scripts_read_back_as_they_were(
+        self, small: Small, tmp_path: Path
+    ) -> None:
+        names = {code: name for code, (name, _) in WRITTEN.items()}
+        finished = report(
+            flights=small(),
+            airlines=named(tmp_path, "airlines", "carrier", {"UA": "Ελληνικές Αερογραμμές 航空"}),
+            airports=named(tmp_path, "airports", "faa", names),
+            title="Річний звіт · Raport roczny",
+        )
+
+        pages = [" ".join(page.split()) for page in pages_of(finished, tmp_path)]
+        assert "Ελληνικές Αερογραμμές □□ Річний звіт · Raport roczny 2013" in pages[0]
+        network = next(page for page in pages if "Code Airport" in page)
+        for code, (_, written) in WRITTEN.items():
+            assert f"{code} {written} " in network
+        title = PdfReader(tmp_path / "read-back.pdf").metadata.title
+        assert title == "Ελληνικές Αερογραμμές 航空 - Річний звіт · Raport roczny 2013"
+
+    def test_every_font_is_embedded_once(self, united: Finished, tmp_path: Path) -> None:
+        path = tmp_path / "fonts.pdf"
+        path.write_bytes(united.files["report.pdf"])
+
+        fonts = {
+            font.idnum: font.get_object()
+            for page in PdfReader(path).pages
+            for font in page["/Resources"]["/Font"].values()
+        }
+        assert sorted(font["/BaseFont"] for font in fonts.values()) == [
+            "/AAAAAA+Lato-Bold",
+            "/AAAAAA+Lato-Regular",
+        ]
+        assert all("/FontFile2" in font["/FontDescriptor"] for font in fonts.values())
+
+    @pytest.mark.parametrize("letters", ["Ǆ", "wide word "])
+    def test_the_widest_names_stay_in_their_boxes(
+        self, letters: str, tables: dict[str, str], small: Small, tmp_path: Path
+    ) -> None:
+        name, code = (letters * 80)[:80], (letters * 300)[:300]
+        flights = small(columns=f"* REPLACE (if(dest = 'ORD', '{code}', dest) AS dest)")
+        given = {
+            **tables,
+            "flights": flights,
+            "airlines": named(tmp_path, "airlines", "carrier", dict.fromkeys(("UA", "AA"), name)),
+            "airports": named(tmp_path, "airports", "faa", dict.fromkeys((*WRITTEN, code), name)),
+        }
+        pages = lines_of(report(**given, title=name[:60].strip()))
+
+        on_band = [line for line in pages[0] if line.colour == 0xFFFFFF]
+        assert len(on_band) > 3
+        assert all(line.y < 82 * mm for line in on_band)
+        for page in pages:
+            assert min(line.left for line in page) > 20 * mm - 0.5
+            assert max(line.right for line in page) < (210 - 20) * mm + 0.5
+            for one, other in itertools.combinations(page, 2):
+                beside = one.right < other.left + 0.5 or other.right < one.left + 0.5
+                assert beside or abs(one.y - other.y) > 0.8 * min(one.size, other.size)
+
+
+@dataclass
+class Line:
+    """A run of letters on a page, in points from the top left."""
+
+    left: float
+    right: float
+    y: float
+    size: float
+    colour: int
+
+
+def lines_of(finished: Finished) -> list[list[Line]]:
+    """The runs of each page, by the metrics of the fonts in the file."""
+    with pymupdf.open(stream=finished.files["report.pdf"], filetype="pdf") as document:
+        return [
+            [
+                Line(
+                    span["bbox"][0], span["bbox"][2], span["origin"][1], span["size"], span["color"]
+                )
+                for block in page.get_text("dict")["blocks"]
+                for line in block["lines"]
+                for span in line["spans"]
+                if span["text"].strip()
+            ]
+            for page in document
+        ]
 
 
 class TestProgress:

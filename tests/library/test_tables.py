@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel
 
 from jobs import Discard
 from jobs.context import Files, Runtime
-from jobs.library.report.tables import open_table, parts_of
-from jobs.library.report_annual import FilePart
+from jobs.library.report.tables import COLUMNS, open_table, parts_of
+from jobs.library.report_annual import FilePart, ReportParams
+from jobs.library.report_fetch import FetchParams
 
 Small = Callable[..., str]
 JANUARY, FEBRUARY = 27_004, 24_951
@@ -33,6 +35,14 @@ DISK = Files(cast("Runtime", Disk()), Path(), "job-1/0")
 
 def rows_at(uri: str) -> int:
     return sum(rows.num_rows for rows in open_table("flights", uri, DISK).batches())
+
+
+@pytest.mark.parametrize("model", [ReportParams, FetchParams])
+def test_params_that_name_tables_tell_the_columns_that_are_read(model: type[BaseModel]) -> None:
+    properties = model.model_json_schema()["properties"]
+
+    for name, columns in COLUMNS.items():
+        assert f"with the columns {', '.join(columns)}" in str(properties[name])
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 Read `tables.py` (opening what a URI names), `sums.py` and `activity.py` (one pass over the
 flights), `fleet.py` and `weather.py` (joins), `headline.py` (the figures), `gather.py` (all of it
-into one `Report`), then `layout.py` and `charts.py` (how it looks), `sections.py` (what it says)
-and `compose.py` (the pages).
+into one `Report`), then `fonts.py`, `layout.py` and `charts.py` (how it looks), `sections.py` (what
+it says) and `compose.py` (the pages).
 
 Rule 1: sums are sums of integers, so that neither threads, batches nor parts change a figure.
 Rule 2: whatever is listed is sorted by a total order. Rule 3: no clock, no entropy.

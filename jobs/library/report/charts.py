@@ -14,19 +14,9 @@ from reportlab.graphics.shapes import Circle, Drawing, Line, PolyLine, Rect, Str
 from reportlab.lib.colors import Color, HexColor
 from reportlab.pdfbase.pdfmetrics import stringWidth
 
+from jobs.library.report.fonts import BODY, BOLD, printable, shortened
 from jobs.library.report.headline import printed
-from jobs.library.report.layout import (
-    ALERT,
-    BODY,
-    BOLD,
-    INK,
-    LIGHT,
-    MUTED,
-    PRIMARY,
-    RULE,
-    TINT,
-    latin,
-)
+from jobs.library.report.layout import ALERT, INK, LIGHT, MUTED, PRIMARY, RULE, TINT
 from jobs.library.report.wording import MONTHS
 
 __all__ = ["Bar", "Series", "bars", "columns", "line", "year_grid"]
@@ -70,8 +60,7 @@ class _Plot:
     def __init__(
         self, width: float, height: float, series: Sequence[Series], unit: str, zero: bool
     ) -> None:
-        self.drawing = Drawing(width, height)
-        self.drawing.hAlign = "LEFT"
+        self.drawing = _drawing(width, height)
         values = [v for s in series for v in s.values if v is not None]
         self.ticks = _ticks(values, zero)
         step = self.ticks[1] - self.ticks[0]
@@ -192,8 +181,7 @@ def bars(
     width: float, rows: Sequence[Bar], label_width: float, row_height: float = 15.0
 ) -> Drawing:
     """Draw one horizontal bar per row, from zero, with its text at the end."""
-    drawing = Drawing(width, row_height * len(rows))
-    drawing.hAlign = "LEFT"
+    drawing = _drawing(width, row_height * len(rows))
     text_width = max(stringWidth(row.text, BOLD, 8) for row in rows) + 8
     longest = max((row.value for row in rows), default=0) or 1
     room = width - label_width - text_width
@@ -204,7 +192,7 @@ def bars(
             String(
                 0,
                 y + row_height / 2 - 2.8,
-                _shortened(latin(row.label), font, 8, label_width - 8),
+                shortened(printable(row.label), font, 8, label_width - 8),
                 fontName=font,
                 fontSize=8,
                 fillColor=INK,
@@ -238,8 +226,7 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
     """Draw a row of days for each month, coloured by the day's percentage."""
     row, left = 15.0, 30.0
     slot = (width - left) / 31
-    drawing = Drawing(width, 12 * row + 28)
-    drawing.hAlign = "LEFT"
+    drawing = _drawing(width, 12 * row + 28)
 
     def write(x: float, y: float, text: str, anchor: str) -> None:
         drawing.add(
@@ -281,6 +268,13 @@ def year_grid(width: float, year: int, rates: Mapping[date, float | None]) -> Dr
     return drawing
 
 
+def _drawing(width: float, height: float) -> Drawing:
+    drawing = Drawing(width, height)
+    drawing.hAlign = "LEFT"
+    drawing.initialFontName = BODY  # without it every page with a drawing names Helvetica
+    return drawing
+
+
 def _shade(rate: float) -> Color:
     return next(colour for floor, colour, _ in SHADES if rate >= floor)
 
@@ -302,11 +296,3 @@ def _ticks(values: Sequence[float], zero: bool) -> list[float]:
 def _decimals(step: float) -> int:
     """Return how many decimals tell multiples of `step` apart."""
     return next((n for n in range(4) if abs(step * 10**n - round(step * 10**n)) < 1e-9), 4)
-
-
-def _shortened(text: str, font: str, size: float, width: float) -> str:
-    if stringWidth(text, font, size) <= width:
-        return text
-    while text and stringWidth(text + "…", font, size) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"

@@ -11,7 +11,10 @@ from io import BytesIO
 from typing import Any
 from xml.sax.saxutils import escape
 
+from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
+from reportlab.pdfbase.pdfmetrics import stringWidth
+from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
     BaseDocTemplate,
     Frame,
@@ -26,10 +29,9 @@ from reportlab.platypus import (
 )
 
 from jobs.library.report.brief import brief, cover_figures
+from jobs.library.report.fonts import BODY, BOLD, printable, shortened, use_fonts
 from jobs.library.report.gather import Report
 from jobs.library.report.layout import (
-    BODY,
-    BOLD,
     CONTENT_WIDTH,
     INK,
     MARGIN,
@@ -39,7 +41,6 @@ from jobs.library.report.layout import (
     PRIMARY,
     RULE,
     STYLES,
-    latin,
     text,
     tiles,
 )
@@ -49,6 +50,10 @@ from jobs.library.report.sections import sections_of
 __all__ = ["compose"]
 
 BAND_HEIGHT = 82 * mm
+#: Of the band, for the text in it.
+HEAD_HEIGHT = BAND_HEIGHT - 24 * mm
+#: Of the airline's name on the cover. At the last one a name and a title of the widest letters fit.
+COVER_SIZES = (30, 25, 20, 16)
 HEADER_Y = PAGE_HEIGHT - 14 * mm
 FOOTER_Y = 11 * mm
 
@@ -64,19 +69,33 @@ class _Pages:
 
 def compose(report: Report, on_page: Callable[[int], None]) -> tuple[bytes, int]:
     """Return the PDF and its number of pages; `on_page` is called before each page is drawn."""
+    use_fonts()
     first = _Pages()
-    _build(report, _Pages(), first, on_page)
+    _build(report, _Pages(), first, on_page, _Draft)
     pages = _Pages()
-    data = _build(report, first, pages, on_page)
+    data = _build(report, first, pages, on_page, Canvas)
     return data, pages.total
 
 
-def _build(report: Report, known: _Pages, found: _Pages, on_page: Callable[[int], None]) -> bytes:
+def _build(
+    report: Report,
+    known: _Pages,
+    found: _Pages,
+    on_page: Callable[[int], None],
+    canvas: type[Any],
+) -> bytes:
     out = BytesIO()
     sections = sections_of(report)
     document = _Document(out, report, known, found, on_page)
-    document.build([*_cover(report, sections, known), *_body(sections)])
+    document.build([*_cover(report, sections, known), *_body(sections)], canvasmaker=canvas)
     return out.getvalue()
+
+
+class _Draft(Canvas):  # type: ignore[misc]
+    """What the first run draws on; nobody sees it, so no file is made of it."""
+
+    def save(self) -> None:
+        """Leave the fonts out, and the file."""
 
 
 class _Document(BaseDocTemplate):  # type: ignore[misc]
@@ -93,12 +112,13 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
         super().__init__(
             out,
             pagesize=(PAGE_WIDTH, PAGE_HEIGHT),
-            title=latin(f"{report.airline} - {report.title} {report.year}"),
+            title=f"{report.airline} - {report.title} {report.year}",
             author="Drayman",
             subject=f"Flights of {report.carrier} in {report.year}",
             creator="Drayman report.annual",
             invariant=1,  # no dates and no random id: the same input, the same bytes
             lang="en",
+            initialFontName=BODY,
         )
         self._report, self._known, self._found, self._on_page = report, known, found, on_page
         flush = {"leftPadding": 0, "rightPadding": 0, "topPadding": 0, "bottomPadding": 0}
@@ -108,7 +128,7 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
                 PageTemplate(
                     "cover",
                     [
-                        Frame(MARGIN, band, CONTENT_WIDTH, BAND_HEIGHT - 24 * mm, **flush),
+                        Frame(MARGIN, band, CONTENT_WIDTH, HEAD_HEIGHT, **flush),
                         Frame(MARGIN, 18 * mm, CONTENT_WIDTH, band - 27 * mm, **flush),
                     ],
                     onPage=self._draw_cover,
@@ -128,7 +148,7 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
             self._found.starts[title] = self.page
             key = _anchor(title)
             self.canv.bookmarkPage(key)
-            self.canv.addOutlineEntry(latin(title), key, level=0)
+            self.canv.addOutlineEntry(title, key, level=0)
 
     def _draw_cover(self, canvas: Any, _: Any) -> None:
         self._on_page(self.page)
@@ -138,12 +158,15 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
 
     def _draw_page(self, canvas: Any, _: Any) -> None:
         self._on_page(self.page)
+        right = printable(f"{self._report.title} {self._report.year}")
+        right = shortened(right, BODY, 8, CONTENT_WIDTH * 0.5)
+        room = CONTENT_WIDTH - stringWidth(right, BODY, 8) - 16
         canvas.setFont(BOLD, 8)
         canvas.setFillColor(PRIMARY)
-        canvas.drawString(MARGIN, HEADER_Y, latin(self._report.airline))
+        left = shortened(printable(self._report.airline), BOLD, 8, room)
+        canvas.drawString(MARGIN, HEADER_Y, left)
         canvas.setFont(BODY, 8)
         canvas.setFillColor(MUTED)
-        right = latin(f"{self._report.title} {self._report.year}")
         canvas.drawRightString(PAGE_WIDTH - MARGIN, HEADER_Y, right)
         _rule(canvas, HEADER_Y - 5)
         self._draw_footer(canvas)
@@ -154,7 +177,7 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
         canvas.setFont(BODY, 8)
         canvas.setFillColor(MUTED)
         left = f"{self._report.carrier} · {self._report.year}"
-        canvas.drawString(MARGIN, FOOTER_Y, latin(left))
+        canvas.drawString(MARGIN, FOOTER_Y, left)
         right = f"Page {self.page} of {self._known.total or 0}"
         canvas.drawRightString(PAGE_WIDTH - MARGIN, FOOTER_Y, right)
 
@@ -167,14 +190,12 @@ def _rule(canvas: Any, y: float) -> None:
 
 def _cover(report: Report, sections: Sequence[Section], known: _Pages) -> list[Any]:
     return [
-        text(f"{report.carrier}  ·  {report.year}", "cover_kicker"),
-        text(report.airline, "cover_title"),
-        text(f"{report.title} {report.year}", "cover_subtitle"),
+        *_cover_head(report),
         FrameBreak(),
         tiles(cover_figures(report)),
         text("The year in brief", "h2"),
         *(
-            Paragraph(escape(latin(point)), STYLES["bullet"], bulletText="•")
+            Paragraph(escape(printable(point)), STYLES["bullet"], bulletText="•")
             for point in brief(report)
         ),
         text("Contents", "h2"),
@@ -183,11 +204,32 @@ def _cover(report: Report, sections: Sequence[Section], known: _Pages) -> list[A
     ]
 
 
+def _cover_head(report: Report) -> list[Paragraph]:
+    """Return the lines in the band of the cover, the airline's name as large as all of them fit."""
+    head: list[Paragraph] = []
+    for size in COVER_SIZES:
+        style = ParagraphStyle(
+            f"cover_title_{size}",
+            parent=STYLES["cover_title"],
+            fontSize=size,
+            leading=size * 7 / 6,
+        )
+        head = [
+            text(f"{report.carrier} · {report.year}", "cover_kicker"),
+            Paragraph(escape(printable(report.airline)), style),
+            text(f"{report.title} {report.year}", "cover_subtitle"),
+        ]
+        height = sum(p.wrap(CONTENT_WIDTH, BAND_HEIGHT)[1] + p.getSpaceBefore() for p in head)
+        if height <= HEAD_HEIGHT:
+            break
+    return head
+
+
 def _contents(sections: Sequence[Section], known: _Pages) -> Table:
     rows = [
         [
             Paragraph(
-                f'<link destination="{_anchor(s.title)}">{escape(latin(s.title))}</link>',
+                f'<link destination="{_anchor(s.title)}">{escape(s.title)}</link>',
                 STYLES["cell"],
             ),
             str(known.starts.get(s.title, "")),
@@ -200,8 +242,9 @@ def _contents(sections: Sequence[Section], known: _Pages) -> Table:
         style=TableStyle(
             [
                 ("ALIGN", (1, 0), (1, -1), "RIGHT"),
-                ("FONT", (1, 0), (1, -1), BODY, 8.3),
+                ("FONT", (0, 0), (-1, -1), BODY, 8.3),
                 ("TEXTCOLOR", (1, 0), (1, -1), INK),
+                ("VALIGN", (0, 0), (-1, -1), "MIDDLE"),
                 ("LINEBELOW", (0, 0), (-1, -1), 0.35, RULE),
                 ("TOPPADDING", (0, 0), (-1, -1), 2),
                 ("BOTTOMPADDING", (0, 0), (-1, -1), 2.4),

@@ -1,10 +1,5 @@
-"""How a page looks: colours, type, tables, tiles, and the frame around every page.
+"""How a page looks: colours, type, tables, tiles, and the frame around every page."""
 
-The fonts are PDF's own (nothing to embed, the same bytes everywhere); they know Western European
-letters only, so `latin` brings every text from the data down to those.
-"""
-
-import unicodedata
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
@@ -13,12 +8,13 @@ from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
+from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.platypus import Paragraph, Table, TableStyle
+
+from jobs.library.report.fonts import BODY, BOLD, printable
 
 __all__ = [
     "ALERT",
-    "BODY",
-    "BOLD",
     "CONTENT_WIDTH",
     "INK",
     "LIGHT",
@@ -31,13 +27,11 @@ __all__ = [
     "STYLES",
     "TINT",
     "colour_for",
-    "latin",
     "table",
     "text",
     "tiles",
 ]
 
-BODY, BOLD = "Helvetica", "Helvetica-Bold"
 INK, MUTED, RULE = HexColor(0x1B2733), HexColor(0x66727F), HexColor(0xD5DCE3)
 PRIMARY, LIGHT = HexColor(0x1D4E79), HexColor(0xA9C3DB)
 ALERT, TINT = HexColor(0xC8573A), HexColor(0xF2F5F8)
@@ -45,6 +39,8 @@ ALERT, TINT = HexColor(0xC8573A), HexColor(0xF2F5F8)
 PAGE_WIDTH, PAGE_HEIGHT = A4
 MARGIN = 20 * mm
 CONTENT_WIDTH = PAGE_WIDTH - 2 * MARGIN
+#: Of a cell: so many of the widest in the narrowest column still fit on a page.
+CELL_LETTERS = 120
 
 STYLES = {
     "cover_kicker": ParagraphStyle(
@@ -69,6 +65,8 @@ STYLES = {
     "bullet": ParagraphStyle(
         "bullet",
         fontName=BODY,
+        bulletFontName=BODY,
+        bulletFontSize=8.5,
         fontSize=9.8,
         leading=14,
         textColor=INK,
@@ -96,22 +94,9 @@ STYLES = {
 }
 
 
-def latin(value: str) -> str:
-    """Return the text in letters that the fonts have: accents are dropped before letters are."""
-    out = []
-    for letter in value:
-        try:
-            letter.encode("cp1252")
-            out.append(letter)
-        except UnicodeEncodeError:
-            plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-            out.append(plain or "?")
-    return "".join(out)
-
-
 def text(value: str, style: str = "body") -> Paragraph:
     """Return plain text from anywhere as a paragraph; it holds no markup."""
-    return Paragraph(escape(latin(value)), STYLES[style])
+    return Paragraph(escape(printable(value)), STYLES[style])
 
 
 def table(
@@ -126,9 +111,9 @@ def table(
 ) -> Table:
     """Return a table whose header is repeated on every page.
 
-    The first `left` columns (and the last one with `last_is_text`) are text and wrap, the others
-    are figures. Row `strong` is highlighted; with `total`, the last row is set off. `widths` are
-    shares of the page's width.
+    The first `left` columns (and the last one with `last_is_text`) are text, which wraps and is
+    cut where it is very long; the others are figures. Row `strong` is highlighted; with `total`,
+    the last row is set off. `widths` are shares of the page's width.
     """
     share = CONTENT_WIDTH / sum(widths)
     texts = {*range(left), *([len(header) - 1] if last_is_text else [])}
@@ -137,9 +122,11 @@ def table(
     ]
     for n, row in enumerate(rows):
         style = "cell_strong" if n == strong or (total and n == len(rows) - 1) else "cell"
-        cells.append([text(v, style) if k in texts else v for k, v in enumerate(row)])
+        cells.append(
+            [text(_cut(value), style) if k in texts else value for k, value in enumerate(row)]
+        )
     commands: list[tuple[object, ...]] = [
-        ("FONT", (left, 1), (-1, -1), BODY, 8.3),
+        ("FONT", (0, 0), (-1, -1), BODY, 8.3),
         ("TEXTCOLOR", (0, 1), (-1, -1), INK),
         ("ALIGN", (left, 0), (-1, -1), "RIGHT"),
         ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
@@ -150,6 +137,7 @@ def table(
         ("BOTTOMPADDING", (0, 0), (-1, -1), 2.9),
         ("LEFTPADDING", (0, 0), (-1, -1), 3),
         ("RIGHTPADDING", (0, 0), (-1, -1), 3),
+        ("LEFTPADDING", (left, 0), (-1, 0), 9),
     ]
     if last_is_text:
         commands.append(("LEFTPADDING", (-1, 0), (-1, -1), 16))
@@ -169,6 +157,10 @@ def table(
     )
 
 
+def _cut(value: str) -> str:
+    return value if len(value) <= CELL_LETTERS else value[:CELL_LETTERS] + "…"
+
+
 def _bold(left: int, row: int) -> list[tuple[object, ...]]:
     return [
         ("FONT", (left, row), (-1, row), BOLD, 8.3),
@@ -180,13 +172,21 @@ def tiles(figures: Sequence[tuple[str, str]], across: int = 3) -> Table:
     """Return big figures over their labels, `across` to a row."""
     gap = 8.0
     width = (CONTENT_WIDTH - gap * (across - 1)) / across
+    full = STYLES["tile_value"].fontSize
+    widest = max(stringWidth(value, BOLD, full) for value, _ in figures)
+    style = ParagraphStyle(
+        "tile_value_fitted",
+        parent=STYLES["tile_value"],
+        fontSize=full * min(1.0, (width - 16) / widest),
+    )
     rows: list[list[object]] = []
     for start in range(0, len(figures), across):
         row: list[object] = []
         for value, label in figures[start : start + across]:
-            row += [[text(value, "tile_value"), text(label, "tile_label")], ""]
+            row += [[Paragraph(escape(value), style), text(label, "tile_label")], ""]
         rows += [row[:-1] + [""] * (2 * across - len(row)), [""] * (2 * across - 1)]
     commands: list[tuple[object, ...]] = [
+        ("FONTNAME", (0, 0), (-1, -1), BODY),
         ("VALIGN", (0, 0), (-1, -1), "TOP"),
         ("LEFTPADDING", (0, 0), (-1, -1), 10),
         ("RIGHTPADDING", (0, 0), (-1, -1), 6),

@@ -230,7 +230,7 @@ def punctuality(report: Report) -> Section:
                     [
                         text("The hardest days", "h2"),
                         table(
-                            ("Day", *PERFORMANCE, "An hour late or more"),
+                            ("Day", *PERFORMANCE, "An hour late or\u00a0more"),
                             rows,
                             (24, *PERFORMANCE_WIDTHS, 14),
                         ),
@@ -260,4 +260,4 @@ def _value(groups: dict[int, Sums], key: int, name: str) -> float | None:
 
 def _place(report: Report, code: str) -> str:
     name = report.airport_names.get(code)
-    return f"{code}  {name}" if name else code
+    return f"{code} · {name}" if name else code

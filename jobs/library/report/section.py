@@ -15,8 +15,8 @@ PERFORMANCE = (
     "Flights",
     "Cancelled %",
     "On time %",
-    "Departure delay, min",
-    "Arrival delay, min",
+    "Departure delay,\u00a0min",
+    "Arrival delay,\u00a0min",
 )
 PERFORMANCE_WIDTHS = (13, 13, 12, 14, 13)
 
