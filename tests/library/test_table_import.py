@@ -460,6 +460,18 @@ def test_ndjson_rows_and_bad_lines() -> None:
     assert reasons[5:7] == ["column 'a': it is null or missing", "it is not utf-8"]
 
 
+@pytest.mark.parametrize("size", [1, 1_000])
+def test_a_line_of_ndjson_that_is_no_object_is_set_aside(size: int) -> None:
+    data = b'null\n{"a": 1}\nnull\n {"a": 2}\n "a"\nnull null\n{"a": "x"}\n7\n'
+
+    finished = imported(data, "a int64", source="upload:rows.ndjson", chunk_bytes=size)
+
+    assert rows_of(finished) == [{"a": 1}, {"a": 2}]
+    told = [(line, reason) for line, reason, _ in aside(finished)]
+    assert [line for line, _ in told] == [1, 3, 5, 6, 7, 8]
+    assert {reason for line, reason in told if line != 7} == {"it is no JSON object"}
+
+
 # --- models -------------------------------------------------------------------------------------
 
 

@@ -394,10 +394,19 @@ class JsonRows:
         if _BLANK_JSON.fullmatch(data):
             return
         numbered = list(enumerate(data.split(b"\n"), before + 1))
-        lines = [(n, line) for n, line in numbered if not _BLANK_JSON.fullmatch(line)]
-        yield from self._some(lines, bad)
+        lines = [(n, x) for n, x in numbered if x[:1] == b"{" or not _BLANK_JSON.fullmatch(x)]
+        # Arrow takes `null` for a row of nulls, and alone in a block it dies of it.
+        odd = [n for n, (_, x) in enumerate(lines) if x[:1] != b"{" and x.lstrip()[:1] != b"{"]
+        first = 0
+        for place in odd:
+            yield from self._some(lines[first:place], bad)
+            bad(_bad_line(lines[place], "it is no JSON object"))
+            first = place + 1
+        yield from self._some(lines[first:], bad)
 
     def _some(self, lines: list[tuple[int, bytes]], bad: Callable[[Bad], None]) -> Iterator[Any]:
+        if not lines:
+            return
         pa = self._pa
         try:
             data = b"\n".join([line for _, line in lines]) + b"\n"
@@ -416,8 +425,7 @@ class JsonRows:
         except pa.ArrowInvalid as error:
             reason = self._why(lines[0][1], str(error)) if len(lines) == 1 else ""
         if len(lines) == 1:
-            number, line = lines[0]
-            bad(Bad(number, reason, _clean(line.decode("utf-8", "surrogateescape").rstrip("\r"))))
+            bad(_bad_line(lines[0], reason))
             return
         middle = len(lines) // 2
         yield from self._some(lines[:middle], bad)
@@ -435,6 +443,11 @@ class JsonRows:
                 if "JSON parse error" not in str(error):
                     return f"column {column.name!r}: it is not {column.type} ({error})"
         return told.partition("\n")[0]
+
+
+def _bad_line(numbered: tuple[int, bytes], reason: str) -> Bad:
+    number, line = numbered
+    return Bad(number, reason, _clean(line.decode("utf-8", "surrogateescape").rstrip("\r")))
 
 
 class _ModelColumns:
