@@ -136,7 +136,7 @@ def split(ctx: Context, params: TranscodeParams) -> Iterator[Chunk]:
     wanted = segment_count(
         (source.end - source.first) * float(source.tick_s), params.segment_s, params.segments_min
     )
-    plan = _plan(params, source, wanted if source.pts else 1)
+    plan = _plan(ctx, params, source, wanted if source.pts else 1)
     if plan.audio is not None:
         yield Chunk(kind="audio", plan=plan)
     if source.pts:
@@ -168,7 +168,7 @@ def _made(ctx: Context) -> Path:
     return folder
 
 
-def _plan(params: TranscodeParams, source: "Source", wanted: int) -> Plan:
+def _plan(ctx: Context, params: TranscodeParams, source: "Source", wanted: int) -> Plan:
     cores = os.cpu_count() or 1
     return Plan(
         video=source.video,
@@ -180,7 +180,7 @@ def _plan(params: TranscodeParams, source: "Source", wanted: int) -> Plan:
         end=source.end,
         ladder=_ladder(params, source),
         gop=max(1, round(source.rate * params.keyframe_s)),
-        encoder=_encoder(params),
+        encoder=_encoder(ctx, params),
         # A machine runs as many segments as it has cores; one thread each then beats many.
         threads=params.threads or max(1, cores // wanted),
     )
@@ -206,18 +206,21 @@ def _even(length: float) -> int:
     return max(2, 2 * round(length / 2))
 
 
-def _encoder(params: TranscodeParams) -> Literal["libx264", "h264_nvenc"]:
-    from jobs.library.video.ffmpeg import nvenc_works
+def _encoder(ctx: Context, params: TranscodeParams) -> Literal["libx264", "h264_nvenc"]:
+    from jobs.library.video.ffmpeg import NO_GPU, nvenc_trouble
 
     if params.encoder == "libx264":
         return "libx264"
-    if nvenc_works():
+    trouble = nvenc_trouble()
+    if not trouble:
         return "h264_nvenc"
     if params.encoder == "nvenc":
         raise Discard(
-            "encoder: nvenc does not work on this worker (no GPU with an encoder, or a driver too "
-            "old); leave it at auto, or use the queue of a machine that has one"
+            f"encoder: nvenc does not work on this worker ({trouble}); leave it at auto, or use "
+            "the queue of a machine whose GPU encodes"
         )
+    if trouble != NO_GPU:
+        ctx.log(f"libx264 encodes: this worker's GPU does not ({trouble})")
     return "libx264"
 
 

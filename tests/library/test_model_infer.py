@@ -21,7 +21,7 @@ import skimage
 from pydantic import ValidationError
 
 from jobs import Discard, StopRequested
-from jobs.library.model import session
+from jobs.library.model import predictions, session
 from jobs.library.model_infer import infer
 from jobs.testing import Finished, run
 
@@ -349,6 +349,15 @@ class TestShapes:
         assert written.metadata.num_row_groups == 1
         assert table_of(finished)["y"].to_pylist() == list(range(1000))
 
+    def test_small_batches_are_written_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(predictions, "_GROUP_ROWS", 4)
+        data = parquet({"x": pa.array([float(row) for row in range(10)])})
+
+        written = infer_over(data, same(FLOAT, "n"), batch=1).files["predictions.parquet"]
+
+        groups = pq.ParquetFile(io.BytesIO(written)).metadata
+        assert [groups.row_group(at).num_rows for at in range(3)] == [4, 4, 2]
+
     def test_nan_passes_where_it_is_allowed(self) -> None:
         data = parquet({"x": pa.array([1.0, float("nan")])})
 
@@ -665,6 +674,90 @@ class TestWhereItRuns:
 
         assert message.startswith("device: this worker has no GPU")
         assert "set device to auto or cpu" in message
+
+    def test_a_batch_that_fails_on_the_gpu_is_not_done_on_the_cpu_unnoticed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failure = onnxruntime.capi.onnxruntime_pybind11_state.EPFail
+        make = onnxruntime.InferenceSession
+
+        class Failing:
+            """A GPU that fails at its first batch, and works after that."""
+
+            def __init__(self, inner: Any) -> None:
+                self._inner, self._runs = inner, 0
+
+            def run(self, *args: Any) -> Any:
+                self._runs += 1
+                if self._runs == 1:
+                    raise failure("CUDA failure 700")
+                return self._inner.run(*args)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._inner, name)
+
+        def failing(*args: Any, **named: Any) -> Any:
+            made = make(*args, **named)
+            made._sess = Failing(made._sess)
+            return made
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", failing)
+
+        assert isinstance(infer_over(parquet({"x": GOOD}), PAIR).error, failure)
+
+    @pytest.mark.parametrize(("devices", "uses_it"), [(None, False), ("", False), ("0", True)])
+    def test_a_worker_that_holds_no_gpu_leaves_it_to_those_that_do(
+        self, devices: str | None, uses_it: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+        make = onnxruntime.InferenceSession
+
+        def noted(data: bytes, options: Any, providers: list[Any]) -> Any:
+            asked.append(providers)
+            return make(data, options, providers=["CPUExecutionProvider"])
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+        monkeypatch.setattr(
+            onnxruntime,
+            "get_available_providers",
+            lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        )
+        monkeypatch.setenv("DRAYMAN_KEEPER", "of-a-worker")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if devices is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+
+        assert infer_over(parquet({"x": GOOD}), PAIR).result["device"] == "cpu"
+        assert ("CUDAExecutionProvider" in str(asked)) is uses_it
+        message = refusal(infer_over(parquet({"x": GOOD}), PAIR, device="gpu"))
+        why = "CUDA does not start, the log says why" if uses_it else "num_gpus of its pool is 0"
+        assert f"no GPU that can be used ({why})" in message
+
+    @pytest.mark.parametrize(
+        ("told", "says"),
+        [
+            (
+                "/cuda_call.cc:146 CUBLAS failure 3: the resource allocation failed ; GPU=0 ;",
+                "CUBLAS failure 3: the resource allocation failed",
+            ),
+            (
+                "bfc_arena.cc:360 Available memory of 0 is smaller than requested bytes of 4194304",
+                "Available memory of 0 is smaller than requested bytes of 4194304",
+            ),
+        ],
+    )
+    def test_a_gpu_without_room_is_no_fault_of_the_model(
+        self, told: str, says: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: Any, **named: Any) -> Any:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(told)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+
+        error = infer_over(parquet({"x": GOOD}), PAIR).error
+
+        assert not isinstance(error, Discard)  # so it is tried again
+        assert str(error) == f"model: the machine failed to load it ({says})"
 
     def test_cpu_is_where_it_runs_when_asked_for(self) -> None:
         assert infer_over(parquet({"x": GOOD}), PAIR, device="cpu").result["device"] == "cpu"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -21,6 +22,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from jobs import Discard, StopRequested
+from jobs.library import video_transcode
+from jobs.library.video import ffmpeg as ffmpeg_commands
 from jobs.library.video_transcode import TranscodeParams, transcode
 from jobs.testing import Finished, run, run_chunk
 from tests.support.eventually import eventually, gone
@@ -274,6 +277,42 @@ def test_a_source_may_bear_the_name_of_what_is_made_of_it(clip: Callable[..., st
 
     assert finished.result["renditions"][0]["frames"] == 132
     assert len(finished.files["90p.mp4"]) < len(data)
+
+
+class TestEncoder:
+    TROUBLE = "OpenEncodeSessionEx failed: unsupported device (2)"
+
+    def test_of_a_gpu_that_cannot_encode_auto_says_so_and_takes_the_cpu(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ffmpeg_commands, "nvenc_trouble", lambda: self.TROUBLE)
+        said: list[str] = []
+        ctx: Any = SimpleNamespace(log=said.append)
+
+        encoder = video_transcode._encoder(ctx, TranscodeParams(source="upload:film"))
+
+        assert encoder == "libx264"
+        assert said == [f"libx264 encodes: this worker's GPU does not ({self.TROUBLE})"]
+
+    def test_nvenc_that_does_not_work_is_refused_with_the_reason(
+        self, clip: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ffmpeg_commands, "nvenc_trouble", lambda: self.TROUBLE)
+
+        error = run(transcode, {"source": clip("small.mp4"), "encoder": "nvenc"}).error
+
+        assert isinstance(error, Discard)
+        assert f"nvenc does not work on this worker ({self.TROUBLE})" in str(error)
+
+    def test_the_reason_is_what_ffmpeg_says_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if ffmpeg_commands.nvenc_trouble() != ffmpeg_commands.NO_GPU:
+            pytest.skip("there is a GPU")
+        (tmp_path / "nvidia0").touch()
+        monkeypatch.setattr(ffmpeg_commands, "DEVICES", tmp_path)
+
+        assert ffmpeg_commands.nvenc_trouble() == "Cannot load libcuda.so.1"
 
 
 class TestSizes:

@@ -26,6 +26,8 @@ class Predictions:
         self.schema: Any = None
         self._writer: Any = None
         self._waiting: list[Any] = []
+        #: Of what waits: counted, as adding it up anew for each batch takes longer with each.
+        self._rows = self._bytes = 0
 
     def add(self, kept: Sequence[Any], values: Sequence[Any]) -> None:
         """Take what a batch gave. Raises Discard where it differs from what came before."""
@@ -42,11 +44,11 @@ class Predictions:
             _as(column, field, "keep" if field.name in self._keep else "outputs")
             for column, field in zip(columns, self.schema, strict=True)
         ]
-        self._waiting.append(pa.record_batch(columns, schema=self.schema))
-        if (
-            sum(batch.num_rows for batch in self._waiting) >= _GROUP_ROWS
-            or sum(batch.nbytes for batch in self._waiting) >= _GROUP_BYTES
-        ):
+        batch = pa.record_batch(columns, schema=self.schema)
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._write()
 
     def finish(self) -> None:
@@ -63,6 +65,7 @@ class Predictions:
         table = pa.Table.from_batches(self._waiting).combine_chunks()
         self._writer.write_table(table, row_group_size=table.num_rows)
         self._waiting = []
+        self._rows = self._bytes = 0
 
 
 @contextlib.contextmanager

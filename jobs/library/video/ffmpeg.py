@@ -7,6 +7,7 @@ for an option or a protocol. Rule 4: whatever ends the handler ends ffmpeg, its 
 """
 
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from jobs.context import Context
 from jobs.library.video import READ_ONLY_FILES, needs_video
 from jobs.library.video.plan import Chunk, Plan, Rung, Still
 
-__all__ = ["audio", "executable", "hls", "nvenc_works", "run", "segment", "still"]
+__all__ = ["NO_GPU", "audio", "executable", "hls", "nvenc_trouble", "run", "segment", "still"]
 
 #: How soon a stop is noticed, and how long ffmpeg has to end by itself.
 LOOK_S = 0.1
@@ -30,6 +31,7 @@ END_S = 1.0
 TOLD_BYTES = 2_000
 #: A driver that is broken may hang.
 TRIAL_S = 30
+DEVICES, NO_GPU = Path("/dev"), "no NVIDIA GPU"
 #: Headers of x264 do not depend on the content then, so segments share them.
 X264 = "stitchable=1:scenecut=0:open-gop=0"
 #: x264 spends less on frames that nothing refers to, and takes those at the end of a segment for
@@ -157,10 +159,13 @@ def hls(rendition: Path, segment_s: float) -> list[str]:
     return _command(output, 1)
 
 
-def nvenc_works() -> bool:
-    """Whether this machine encodes H.264 on its GPU: by trying, as not every GPU has the part."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")):
-        return False
+def nvenc_trouble() -> str:
+    """Return why this machine cannot encode H.264 on its GPU, "" if it can.
+
+    By trying, as not every GPU has the part: those made for computing, such as H100, have none.
+    """
+    if not any(DEVICES.glob("nvidia[0-9]*")):
+        return NO_GPU
     ffmpeg = _library()
     black = ffmpeg.input("color=black:s=256x256", f="lavfi")
     output = ffmpeg.output(black, "-", f="null", **{"c:v": "h264_nvenc", "frames:v": 1})
@@ -174,8 +179,11 @@ def nvenc_works() -> bool:
             preexec_fn=_dies_with(os.getpid()),
         )
     except subprocess.TimeoutExpired:
-        return False
-    return tried.returncode == 0
+        return f"it did not answer in {TRIAL_S} s"
+    if tried.returncode == 0:
+        return ""
+    first = tried.stderr.decode(errors="replace").strip().partition("\n")[0]
+    return re.sub(r"^\[.*? @ \w+\] ", "", first)[:200] or f"ffmpeg ended with {tried.returncode}"
 
 
 def _library() -> Any:
