@@ -18,7 +18,8 @@ from cluster.fold import fold
 from cluster.queue import commands as c
 from cluster.queue.engine import decide, evolve_all
 from cluster.queue.events import Event, to_columns
-from cluster.queue.model import Rules, State
+from cluster.queue.model import State
+from cluster.queue.rules import Rules
 from cluster.store.journal import Fenced, Journal, Prepared
 from cluster.store.segment import Rows, SegmentHeader
 from cluster.store.snapshot import Snapshots

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from cluster.queue.model import Limit, QueueLimits, Rules, TenantLimits
+from cluster.queue.rules import Limit, QueueLimits, Rules, TenantLimits
 from jobs.definition import LIMIT_CHARS
 from jobs.errors import InvalidInput
 

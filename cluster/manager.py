@@ -10,35 +10,32 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Coroutine, Iterable
-from itertools import islice
 from typing import Any
 
 import msgspec
 import structlog
 
+from cluster.acceptance import Acceptor
 from cluster.alerts import AlertSender
 from cluster.assignments import assignment_of
+from cluster.attendance import Attendance
 from cluster.commit import Clock, CommitLog, Offload
-from cluster.compaction import CompactionDone, CompactionPlan, CompactorPort
+from cluster.compaction import CompactorPort
 from cluster.feed import Feed, Watch
 from cluster.history.reader import History
+from cluster.housekeeping import Housekeeper
 from cluster.ids import uuid7_maker
 from cluster.intake import IntakeFolder
 from cluster.operating import Operator
 from cluster.pools import LOOK_S, Pools, WorkerPort
 from cluster.pressure import Pressure
 from cluster.protocol import (
-    LEASE_LOST,
     NODE_LOST,
-    WORKER_DIED,
-    Accepted,
-    Batch,
     BatchReply,
     OrderlyStop,
     Orders,
     Outcome,
     Recorded,
-    Refused,
     Report,
     decode_batch,
     decode_record,
@@ -48,14 +45,13 @@ from cluster.protocol import (
 )
 from cluster.queries import Query, Reader, decode_query
 from cluster.queue import commands as c
-from cluster.queue.events import BatchAccepted, ManagerStarted, ManagerStopped, TaskLeased
-from cluster.queue.limits import next_opening
+from cluster.queue.events import ManagerStarted, ManagerStopped, TaskLeased
+from cluster.queue.gates import next_opening
 from cluster.queue.model import State, Task
-from cluster.queue.plan import steps_of
 from cluster.queue.snapshot import SNAPSHOT_VERSION
-from cluster.queue.spec import decode_head, decode_spec
-from cluster.queue.state import TERMINAL, TaskState
+from cluster.queue.state import TERMINAL
 from cluster.rates import Rates
+from cluster.recalls import Recalls
 from cluster.schedules import Scheduler
 from cluster.sessions import Session
 from cluster.settings import ClusterSettings
@@ -67,7 +63,8 @@ from cluster.store.objects import Objects, open_store, probe
 from cluster.store.snapshot import Snapshots
 from cluster.tracing import Span, Tracer
 from cluster.views import Evicted
-from jobs.errors import Conflict, DraymanError, InvalidInput, NotFound, Overloaded
+from cluster.waiters import Waiters
+from jobs.errors import Conflict, DraymanError, NotFound
 
 __all__ = ["Manager", "build"]
 
@@ -85,40 +82,14 @@ GAP_S = 1.0
 PROVE_S, PROVE_IDLE_S = 10.0, 600.0
 #: One that is about to be replaced looks so often.
 REPLACED_S = 1.0
-#: Unstarted work is taken back from a worker that sat on it this long while another is idle.
-RECALL_AFTER_S = 0.1
-#: And after so long whether another is idle or not: it was taken ahead of what proved to be long.
-HOSTAGE_S = 1.0
-#: A newcomer is worth a recall where work runs as long as this; of one batch so many are looked at.
-WORTH_A_RECALL_S = 0.005
-NEWCOMERS_MAX = 8
 #: How often intake is listed by itself.
 FOLD_EVERY_S, FOLD_AGAIN_S = 60.0, 1.0
-#: How often it is looked whether the journal should be folded, and how long after a compaction, or
-#: one that failed, the next may begin.
-COMPACT_LOOK_S = 1.0
-COMPACT_PAUSE_S = 10.0
-COMPACT_RETRY_S = 10.0
-#: Whatever comes first: so much written, or so many jobs that only wait to leave memory; or half as
-#: much as the snapshot has, where that is more.
-COMPACT_BYTES = 64 << 20
-COMPACT_FINISHED = 100_000
-#: A segment more may wait for each so many rows of the snapshot.
-COMPACT_ROWS_A_SEGMENT = 100
-#: Jobs that leave memory in one tick: few enough that no reply waits for it.
-EVICT_MAX = 2_000
-#: Dead letters let go in one second, where there are too many.
-PURGE_MAX = 10_000
 #: Part of the grace of a drain that the workers get: the rest is for their word to be committed.
 DRAIN_PART = 0.9
-#: How long after its first sign a worker may take to its first report: imports on a busy machine.
-STARTING_S = 120.0
 #: A worker that was slower than this to begin what waited was paused, or its queue was.
 TURN_S = 1.0
 #: Outcomes after which the task is ready for any worker.
 HANDED_BACK = frozenset({"stopped", "returned", "crashed"})
-#: Longest `wait` for a job: proxies between cut longer polls.
-WAIT_MAX_S = 30.0
 
 
 class Manager:
@@ -144,20 +115,34 @@ class Manager:
         #: Whether all that lay in intake when this manager began has been taken over.
         self._is_folded = False
         self._space = space
-        self._compactor = compactor
+        self._housekeeper = Housekeeper(commit, compactor, settings, clock)
         self._settings = settings
-        self._workers = workers
         self._clock = clock
         self._draw = draw
         self._sessions: dict[str, Session] = {}
-        #: Workers declared dead: whatever they still say is answered with `drop`.
-        self._gone: dict[str, str] = {}
+        self._attendance = Attendance(
+            commit,
+            workers,
+            self._sessions,
+            clock,
+            config=lambda: self._operator.config,
+            go=self._go,
+            lost=self._lost,
+        )
         self._rates = Rates(clock)
         self._signals = Signals(clock)
         self._pools = Pools(
-            workers, commit.state, self._sessions, self._rates, go=self._go, adopt=self._welcome
+            workers,
+            commit.state,
+            self._sessions,
+            self._rates,
+            go=self._go,
+            adopt=self._attendance.welcome,
         )
+        self._recalls = Recalls(commit, self._sessions, self._rates, self._pools)
+        self._waiters = Waiters(commit.state)
         self._pressure = Pressure(commit, self._rates)
+        self._acceptor = Acceptor(commit, self._pressure)
         self._scheduler = Scheduler(
             commit, new_id=new_id, fired=self._dispatch, traced=put_span is not None
         )
@@ -181,16 +166,12 @@ class Manager:
         )
         #: When limits are looked at next, for what only waits for time.
         self._opens_at = math.inf
-        self._waiting: dict[str, list[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = self._sized_at = clock.monotonic()
         self._draining = False
         self._drain_by = 0.0
         #: Since it was last looked whether this is still the manager.
         self._was_asked = False
-        self._compacted_bytes = 0
-        #: What the last compaction of this life left.
-        self._snapshot = CompactionDone(last=0, seq=0, finished=0, rows=0)
 
     @property
     def _state(self) -> State:
@@ -220,18 +201,14 @@ class Manager:
         # First of all: what waits in intake may be for a queue that only a live change brought.
         new_run = self._operator.begin()
         await self._fold_intake()
-        live = await self._workers.live()
-        for name, pool_name in live.items():
-            self._welcome(name, pool_name)
-        for name in [name for name in self._state.held if name not in live]:
+        for name in await self._attendance.begin():
             # Who knows what ended them: a node, the machine, a deploy. No task is charged for it.
-            self._gone[name] = WORKER_DIED
             self._commit.run(c.Reclaim(name, list(self._state.held[name])))
         self._pools.begin(self._operator.config.pools, warm=new_run)
         self._scheduler.begin()
         self._go(self._tick_forever())
         self._go(self._prove_forever())
-        self._go(self._compact_forever())
+        self._go(self._housekeeper.compact_forever())
         self._go(self._fold_forever())
         self._go(self._space.watch())
         log.info("manager_started", epoch=self._state.epoch, jobs=len(self._state.jobs))
@@ -279,59 +256,11 @@ class Manager:
             return encode(
                 BatchReply(dict.fromkeys(range(len(batch.submissions)), refusal_of(error)))
             )
-        others = self._accept(batch)
+        others = self._acceptor.accept(batch)
         self._dispatch()
-        self._make_way(batch)
+        self._recalls.make_way(batch)
         await self._commit.barrier()
         return encode(BatchReply(others))
-
-    def _accept(self, batch: Batch) -> dict[int, Accepted | Refused]:
-        """Decide a batch; return what was not simply accepted, by its place."""
-        marks = self._state.gateways.get(batch.gateway)
-        if marks is not None and (before := marks.window.get(batch.number)) is not None:
-            return self._answer_again(batch, before or b"{}")
-        if marks is not None and marks.too_old(batch.number):
-            raise Conflict(f"batch {batch.number} of gateway {batch.gateway} is too old to repeat")
-        now = self._commit.now()
-        run, jobs = self._commit.run, self._state.jobs
-        others: dict[int, Accepted | Refused] = {}
-        refused: dict[int, Refused] = {}
-        for i, submission in enumerate(batch.submissions):
-            job_id, raw = submission.job_id, bytes(submission.spec)
-            try:
-                decode_spec(raw)  # what cannot be read as a whole would only be found when it runs
-                spec = decode_head(raw)
-                if not run(c.Submit(job_id, spec, raw), now) and spec.key is not None:
-                    others[i] = self._replayed(job_id, spec.key)
-                elif (job := jobs.get(job_id)) is not None and job.queue != spec.queue:
-                    others[i] = Accepted(job_id, queue=job.queue)
-            except msgspec.MsgspecError as error:
-                refused[i] = refusal_of(InvalidInput("job", f"can't be read: {error}"))
-            except Overloaded as error:
-                refused[i] = refusal_of(self._pressure.timed(error))
-            except DraymanError as error:
-                refused[i] = refusal_of(error)
-        self._commit.record(
-            BatchAccepted(batch.gateway, batch.number, msgspec.Raw(encode(refused)))
-        )
-        return others | refused
-
-    def _replayed(self, job_id: str, key: str | None) -> Accepted:
-        found = self._state.keys.find(key, self._commit.now()) if key is not None else None
-        first = found[0] if found is not None else job_id
-        return Accepted(first, replayed=first != job_id)
-
-    def _answer_again(self, batch: Batch, refused: bytes) -> dict[int, Accepted | Refused]:
-        """Answer a repeated batch as the first time: ids were minted once."""
-        others: dict[int, Accepted | Refused] = {}
-        others |= msgspec.json.decode(refused, type=dict[int, Refused])
-        for i, submission in enumerate(batch.submissions):
-            if i in others:
-                continue
-            accepted = self._replayed(submission.job_id, decode_head(submission.spec).key)
-            if accepted.replayed:
-                others[i] = accepted
-        return others
 
     # --- exchanging with workers --------------------------------------------------------------
 
@@ -341,9 +270,9 @@ class Manager:
         A report without outcomes is held up to `POLL_S` until there are orders for it.
         """
         report = decode_report(payload)
-        if report.worker in self._gone:
+        if report.worker in self._attendance.gone:
             return encode(Orders(self._state.epoch, 0, drop=report.held, drain=True))
-        session = self._sessions.get(report.worker) or self._adopt(report.worker)
+        session = self._sessions.get(report.worker) or self._attendance.adopt(report.worker)
         if report.number <= session.report:
             return encode(Orders(self._state.epoch, 0))
         session.release()
@@ -362,7 +291,7 @@ class Manager:
         if lost:
             log.warning("leases_reclaimed", worker=report.worker, count=len(lost))
             self._commit.run(c.Reclaim(report.worker, lost))
-            self._wake_waiters()
+            self._waiters.look()
         drop = session.has_too_many(self._state)
         if lost or again:
             if session.newcomer:
@@ -483,10 +412,7 @@ class Manager:
             self._rates.finished(queue, len(runs), runs, gaps)
         finished = {job.id: job for task in tasks if (job := task.job).finished_at}
         self._pressure.ended(job.tenant for job in finished.values())
-        if self._waiting:
-            for job_id in finished:
-                for waiter in self._waiting.pop(job_id, ()):
-                    waiter.set()
+        self._waiters.ended(finished)
 
     def _lease(self, session: Session, limit: int, *, ahead: bool = False, first: str = "") -> None:
         if limit <= 0 or session.leaving or session.paused or self._draining:
@@ -504,14 +430,11 @@ class Manager:
             )
 
     def _after(self, task: Task) -> str:
-        return self._cleared_of(task.past[-1].worker) if task.past else ""
-
-    def _cleared_of(self, worker: str) -> str:
-        """Return the worker that ran a task before if nothing of that one may live any more.
-
-        Of a hung one, its keepers end what it ran before its lease is over.
-        """
-        return worker if self._gone.get(worker, LEASE_LOST) != LEASE_LOST else ""
+        """Return the worker that ran a task before, if nothing of that one may live any more."""
+        if not task.past:
+            return ""
+        worker = task.past[-1].worker
+        return worker if self._attendance.is_cleared_of(worker) else ""
 
     def _dispatch(self) -> None:
         """Give ready tasks to parked workers: idle ones first, then those that welcome more."""
@@ -524,28 +447,9 @@ class Manager:
                 session.release()
         self._watch_openings()
 
-    def _welcome(self, worker: str, pool: str) -> None:
-        if worker not in self._sessions and worker not in self._gone:
-            self._adopt(worker).pool = pool
-
-    def _adopt(self, worker: str) -> Session:
-        session = self._sessions[worker] = Session(worker, self._clock.monotonic())
-        self._go(self._watch(worker))
-        return session
-
-    async def _watch(self, worker: str) -> None:
-        cause = await self._workers.watch(worker)
-        self._lose(worker, cause)
-
-    def _lose(self, worker: str, cause: str) -> None:
-        session = self._sessions.pop(worker, None)
-        if session is None:
-            return
-        cause = session.lost or cause
-        self._gone[worker] = cause
-        while len(self._gone) > 1000:
-            del self._gone[next(iter(self._gone))]
-        session.release()
+    def _lost(self, session: Session, cause: str) -> None:
+        """Give away what a worker held that is no more."""
+        worker = session.worker
         tasks = [self._state.leases[t] for t in self._state.held.get(worker, ())]
         log.warning("worker_lost", worker=worker, cause=cause, tasks=len(tasks))
         if cause == NODE_LOST:
@@ -571,17 +475,16 @@ class Manager:
         now = self._clock.monotonic()
         gap, self._ticked_at = now - self._ticked_at, now
         if gap > GAP_S:
-            for session in self._sessions.values():
-                session.seen_at += gap
+            self._attendance.forgive(gap)
         parts: list[Callable[[], object]] = [
             self._pass_time,
             self._promote,
             self._scheduler.look,
             self._feed.tick,
-            self._evict,
-            self._doubt_silent,
-            self._free_hostages,
-            self._take_back,
+            self._housekeeper.evict,
+            self._attendance.doubt_silent,
+            self._recalls.free_hostages,
+            self._recalls.take_back,
         ]
         if now - self._sized_at >= LOOK_S:
             self._sized_at = now
@@ -593,37 +496,16 @@ class Manager:
                 # A defect of ours in one of them is no reason for time to stand still.
                 log.error("tick_failed", part=part.__qualname__, exc_info=error)
 
-    def _evict(self) -> None:
-        self._commit.run(c.Evict(EVICT_MAX))
-
     def _let_go_of_dead(self) -> None:
-        """Purge the oldest dead letters where there are more than are kept."""
-        dead = self._state.dead
-        surplus = len(dead) - self._operator.config.dead_letters_max
-        if surplus <= 0:
-            return
-        oldest = islice(
-            (t.job for t in dead.values() if t.job.finished_at), min(surplus, PURGE_MAX)
-        )
-        for job_id in list(dict.fromkeys(job.id for job in oldest)):
-            self._commit.run(c.Purge(job_id))
-        log.warning("dead_letters_let_go", count=surplus)
+        self._housekeeper.let_go_of_dead(self._operator.config.dead_letters_max)
 
     def _alert(self) -> None:
         if self._alerts.look(self._operator.config):
             self._dispatch()
 
-    def _doubt_silent(self) -> None:
-        now = self._clock.monotonic()
-        for session in self._sessions.values():
-            silent_s = 0.0 if session.owed or session.lost else now - session.seen_at
-            if silent_s > self._heartbeat_timeout_s(session):
-                session.lost = LEASE_LOST
-                self._go(self._give_up(session))
-
     def _pass_time(self) -> None:
         if self._commit.run(c.Tick()):
-            self._wake_waiters()
+            self._waiters.look()
             self._dispatch()
 
     def _watch_openings(self) -> None:
@@ -684,97 +566,6 @@ class Manager:
                 await self._commit.prove()
             await self._clock.sleep(REPLACED_S)
 
-    async def _give_up(self, session: Session) -> None:
-        """End a silent worker, then give away what it held: it must not go on beside the next.
-
-        A manager that was replaced hears of no worker any more, and has none to kill.
-        """
-        try:
-            await self._commit.prove()
-        except DraymanError as error:
-            log.warning("worker_not_given_up", worker=session.worker, error=str(error))
-            session.lost = ""
-            return
-        with contextlib.suppress(DraymanError):  # its node may be out of reach too
-            await self._workers.kill(session.worker)
-        self._lose(session.worker, session.lost)
-
-    def _heartbeat_timeout_s(self, session: Session) -> float:
-        if not (session.report or session.worker in self._state.held):
-            return STARTING_S
-        pool = self._operator.config.pool(session.pool)
-        return pool.heartbeat_timeout_s if pool is not None else 15.0
-
-    def _make_way(self, batch: Batch) -> None:
-        """Ask a worker for what it took ahead, if a newcomer is to go before that.
-
-        Whoever took work ahead takes a newcomer's with its next report; until then that waits for
-        one attempt more than its turn is worth. Of the shortest work that is no time at all.
-        """
-        state = self._state
-        for submission in batch.submissions[:NEWCOMERS_MAX]:
-            job = state.jobs.get(submission.job_id)
-            task = next(iter(job.tasks), None) if job is not None else None
-            if task is None or task.state is not TaskState.READY or task.suspect:
-                continue
-            line = task.line
-            run_s = self._rates.run_s(line.name)
-            if line.paused or run_s is None or run_s < WORTH_A_RECALL_S or line.head() is not task:
-                continue
-            for session in self._sessions.values():
-                if session.recall or line.name not in self._pools.queues_of(session):
-                    continue
-                ahead = [t for t in session.held if t not in session.started and t in state.leases]
-                if ahead and all(_goes_before(task, state.leases[token]) for token in ahead):
-                    session.recall, session.newcomer = ahead, submission.job_id
-                    session.release()
-                    return
-
-    def _free_hostages(self) -> None:
-        """Ask for what waits behind a long task: the next worker that is free is to have it."""
-        leases, too_old = self._state.leases, self._commit.now() - HOSTAGE_S
-        for session in self._sessions.values():
-            if session.recall or session.free > 0 or len(session.held) == len(session.started):
-                continue
-            waiting = [
-                token
-                for token in session.held
-                if token not in session.started
-                and (task := leases.get(token)) is not None
-                and task.leased_at < too_old
-            ]
-            if waiting:
-                session.recall = waiting
-                session.release()
-
-    def _take_back(self) -> None:
-        """Ask for half of what a worker has not started for a while, if another is idle."""
-        idle = [
-            s
-            for s in self._sessions.values()
-            if s.parked is not None and s.free > 0 and not (s.leaving or s.paused)
-        ]
-        if not idle:
-            return
-        leases, too_old = self._state.leases, self._commit.now() - RECALL_AFTER_S
-        for session in idle:
-            queues = set(self._pools.queues_of(session))
-            for other in self._sessions.values():
-                served = self._pools.queues_of(other)
-                if other is session or other.recall or not queues.intersection(served):
-                    continue
-                waiting = [
-                    token
-                    for token in other.held
-                    if token not in other.started
-                    and (task := leases.get(token)) is not None
-                    and task.leased_at < too_old
-                ]
-                if waiting:
-                    other.recall = waiting[-max(session.free, len(waiting) // 2) :]
-                    other.release()
-                    return
-
     # --- intake -------------------------------------------------------------------------------
 
     async def _fold_forever(self) -> None:
@@ -791,74 +582,6 @@ class Manager:
         else:
             self._is_folded = True
         self._dispatch()
-
-    # --- compaction ---------------------------------------------------------------------------
-
-    async def _compact_forever(self) -> None:
-        compacted_at, wait_s = self._clock.monotonic(), COMPACT_LOOK_S
-        while True:
-            await self._clock.sleep(wait_s)
-            wait_s = COMPACT_LOOK_S
-            if not (self._state.planned or self._should_compact(compacted_at)):
-                continue
-            try:
-                await self._compact()
-            except Exception as error:
-                # Whatever the carrier raises: the plan stands, and is carried out again.
-                log.warning("compaction_failed", error=str(error), next_try_s=COMPACT_RETRY_S)
-                wait_s = COMPACT_RETRY_S
-            else:
-                compacted_at = self._clock.monotonic()
-                self._compacted_bytes = self._commit.bytes_written
-
-    def _should_compact(self, compacted_at: float) -> bool:
-        state, settings = self._state, self._settings
-        segments = self._commit.number - state.compacted
-        age_s = self._clock.monotonic() - compacted_at
-        if age_s < COMPACT_PAUSE_S or segments < 2:
-            return False
-        # Each compaction reads and writes the whole snapshot: a large one has to be worth it.
-        snapshot = self._snapshot
-        chunks = sum(len(step.finished) for job in state.plans.values() for step in steps_of(job))
-        return (
-            segments >= settings.compact_segments + snapshot.rows // COMPACT_ROWS_A_SEGMENT
-            or self._commit.bytes_written - self._compacted_bytes
-            >= max(COMPACT_BYTES, snapshot.snapshot_bytes // 2)
-            or len(state.finished) + chunks >= max(COMPACT_FINISHED, snapshot.rows // 2)
-            or (age_s >= settings.compact_after_s and bool(state.finished or chunks))
-        )
-
-    async def _compact(self) -> None:
-        """Have the journal folded up to here, and journal that it is."""
-        self._commit.run(c.PlanCompaction(self._commit.number))
-        await self._commit.barrier()
-        state = self._state
-        plan = CompactionPlan(
-            first=state.compacted + 1,
-            last=state.planned,
-            covered=state.compacted,
-            claims=list(state.claims),
-            retention_days=self._settings.retention_days,
-        )
-        began = self._clock.monotonic()
-        reply = await self._compactor.compact(encode(plan))
-        done = msgspec.json.decode(reply, type=CompactionDone)
-        self._snapshot = done
-        self._commit.run(c.EndCompaction(done.last, done.seq))
-        await self._commit.barrier()
-        log.info(
-            "compacted",
-            segments=plan.last - plan.first + 1,
-            finished=done.finished,
-            rows=done.rows,
-            took_s=round(self._clock.monotonic() - began, 2),
-        )
-
-    def _wake_waiters(self) -> None:
-        jobs = self._state.jobs
-        for job_id in [j for j in self._waiting if j not in jobs or jobs[j].finished_at]:
-            for waiter in self._waiting.pop(job_id):
-                waiter.set()
 
     # --- everything else ----------------------------------------------------------------------
 
@@ -912,7 +635,7 @@ class Manager:
 
     async def _answer(self, query: Query) -> Any:
         if query.op == "wait":
-            await self._wait(query.job_id, query.tenant, query.timeout_s)
+            await self._waiters.wait(query.job_id, query.tenant, query.timeout_s)
             return self._reader.job(query.job_id, query.tenant)
         if query.op in ("cancel", "retry"):
             self._reader.job(query.job_id, query.tenant)  # NotFound for another tenant's
@@ -930,38 +653,12 @@ class Manager:
     def _command(self, command: c.Command, *, dispatch: bool = True) -> None:
         self._commit.check_writable()
         if self._commit.run(command):
-            self._wake_waiters()
+            self._waiters.look()
             for session in self._sessions.values():
                 if self._news(session):
                     session.release()
             if dispatch:
                 self._dispatch()
-
-    async def _wait(self, job_id: str, tenant: str | None, timeout_s: float) -> None:
-        job = self._state.jobs.get(self._state.aliases.get(job_id, job_id))
-        if job is None or (tenant is not None and job.tenant != tenant):
-            raise NotFound("job", job_id)
-        if job.finished_at:
-            return
-        job_id = job.id
-        done = asyncio.Event()
-        waiters = self._waiting.setdefault(job_id, [])
-        waiters.append(done)
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(done.wait(), min(timeout_s, WAIT_MAX_S))
-        finally:  # also if whoever waited has left
-            if done in waiters:
-                waiters.remove(done)
-            if not waiters and self._waiting.get(job_id) is waiters:
-                del self._waiting[job_id]
-
-
-def _goes_before(newcomer: Task, held: Task) -> bool:
-    """Whether a task that is next in line is more urgent than one that was given out unstarted."""
-    if newcomer.job.priority != held.job.priority:
-        return newcomer.job.priority > held.job.priority
-    return newcomer.job.tenant != held.job.tenant
 
 
 async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:

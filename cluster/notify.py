@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from cluster.protocol import Output
-from cluster.queue.model import Job, PastAttempt, Rules
+from cluster.queue.model import Job, PastAttempt
 from cluster.queue.plan import PlanState, last_task
+from cluster.queue.rules import Rules
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.queue.state import TaskState
 from cluster.tasks import EMPTY, output_of, plan_output

@@ -21,9 +21,10 @@ from cluster.feed import Watch
 from cluster.pools import Pools
 from cluster.protocol import Fold
 from cluster.queue.engine import job_status
-from cluster.queue.limits import place_of
-from cluster.queue.model import Job, Limit, Line, PastAttempt, QueueLimits, Task
+from cluster.queue.gates import place_of
+from cluster.queue.model import Job, Line, PastAttempt, Task
 from cluster.queue.plan import PlanState, Role, decode_finished, task_name
+from cluster.queue.rules import Limit, QueueLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec
 from cluster.queue.state import TERMINAL, TaskState
@@ -70,6 +71,8 @@ __all__ = [
 SCAN_MAX = 10_000
 #: A page of jobs ends when they have so many steps together.
 STEPS_MAX = 20_000
+#: Of an error that is told beside a count.
+WHY_CHARS_MAX = 500
 S = TaskState
 _DONE = ProgressView(1.0, "")
 _WAITING = frozenset({S.WAITING, S.BACKING_OFF})
@@ -291,10 +294,13 @@ class Reader:
 
     def dead_counts(self, query: DeadLetterQuery) -> list[DeadCount]:
         """Count the dead letters that match, by queue, type and cause; the most first."""
-        counts = Counter(
-            (job.queue, job.type, _last(task).cause) for job, task in self._dead_tasks(query)
-        )
-        return [DeadCount(*names, count) for names, count in counts.most_common()]
+        counts: Counter[tuple[str, str, str]] = Counter()
+        newest: dict[tuple[str, str, str], Task] = {}
+        for job, task in self._dead_tasks(query):  # longest dead first
+            kind = (job.queue, job.type, _last(task).cause)
+            counts[kind] += 1
+            newest[kind] = task
+        return [DeadCount(*kind, count, _why(newest[kind])) for kind, count in counts.most_common()]
 
     def worker(self, session: Session) -> WorkerView:
         """Return one living worker."""
@@ -540,6 +546,8 @@ def _planned_view(
 
 def _plan_error(plan: PlanState) -> ErrorView | None:
     for task in plan.tasks.values():
+        if task.role is Role.CHUNK and task.step.dead <= task.step.tolerated:
+            continue  # the job goes on without it
         if task.state is S.DEAD and (error := _error(task)) is not None:
             told = f"{task.id}: {error.message}" if task.id else error.message
             return ErrorView(told, error.cause, error.attempt, error.at)
@@ -607,6 +615,11 @@ def _error(task: Task) -> ErrorView | None:
         if past.error:
             return ErrorView(past.error, past.cause or "error", past.number, past.ended_at)
     return None
+
+
+def _why(task: Task) -> str:
+    error = _error(task)
+    return "" if error is None else error.message[:WHY_CHARS_MAX]
 
 
 def _past_attempt(task_id: str, past: PastAttempt) -> AttemptView:

@@ -16,6 +16,7 @@ from cluster.queue.plan import (
     PlanState,
     Role,
     Step,
+    StepState,
     StepTask,
     decode_finished,
     last_task,
@@ -276,13 +277,16 @@ def plan_output(plan: PlanState) -> Output:
     return Output(msgspec.Raw(msgspec.json.encode({"chunks": step.succeeded})))
 
 
+_OPEN = frozenset({StepState.WAITING, StepState.RUNNING})
+
+
 def step_views(job: Job, plan: PlanState) -> list[StepView]:
-    """Return the steps."""
+    """Return the steps; those that their job ended without are `cancelled`."""
     return [
         StepView(
             name,
             step.spec.type or job.type,
-            step.state.value,
+            "cancelled" if job.finished_at and step.state in _OPEN else step.state.value,
             step.spec.needs,
             step.count if step.count >= 0 else None,
             step.succeeded,

@@ -179,6 +179,8 @@ class DeadCount(msgspec.Struct, frozen=True):
     type: str
     cause: str
     count: int
+    #: What the newest of them says, or its beginning.
+    error: str = ""
 
 
 class AttemptView(msgspec.Struct, frozen=True, omit_defaults=True):

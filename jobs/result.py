@@ -36,7 +36,8 @@ def _as_data(value: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return "it contains itself" if isinstance(error, RecursionError) else str(error)
+    is_deep = isinstance(error, RecursionError)
+    return "it contains itself, or is nested too deep" if is_deep else str(error)
 
 
 _encode = msgspec.json.Encoder(enc_hook=_as_data).encode

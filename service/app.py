@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
@@ -126,8 +126,12 @@ def create_app(
         page = dashboard.unknown_page(request) if is_unknown else None
         return page or problem_response(error)
 
+    async def refuse_websocket(websocket: WebSocket, error: Exception) -> None:
+        await websocket.send_denial_response(problem_response(error))
+
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(RequestValidationError, refuse)
+    app.add_exception_handler(WebSocketRequestValidationError, refuse_websocket)
     busiest: ASGIApp = endpoint
     if tracer is not None:
         busiest = Traced(endpoint, tracer)

@@ -21,6 +21,7 @@ from cluster.catalog import TypeCard, card_of
 from cluster.code import SHA, BundleCard, CodeStore, Deployed, read_bundle
 from cluster.planning import TYPES_SHOWN, no_type
 from cluster.store.contract import Objects
+from jobs import library
 from jobs.definition import JobDefinition
 from jobs.errors import Corrupt, DraymanError, InvalidInput, NotFound
 from service.problems import FieldError, InvalidRequest
@@ -37,6 +38,8 @@ STALE_S = 2.0
 #: lines of a batch that are looked at together can name.
 BUNDLES_KEPT = 1_000
 ERRORS_MAX = 50
+#: What comes with Drayman.
+BUILTIN = [getattr(library, name) for name in library.__all__]
 
 
 class KnownType(msgspec.Struct, frozen=True):
@@ -50,6 +53,8 @@ class KnownType(msgspec.Struct, frozen=True):
     #: Takes what `check` returned, and the names of some params (None: all of them); returns these
     #: as plain data with defaults filled in.
     plain: Callable[[Any, set[str] | None], dict[str, Any]]
+    #: Whether it comes with Drayman, and no other code is deployed for it.
+    builtin: bool = False
 
 
 class Catalog(Mapping[str, KnownType]):
@@ -266,7 +271,8 @@ def _started(definition: JobDefinition) -> KnownType:
                 ]
             ) from None
 
-    return KnownType(card_of(definition), "", check, _dumped)
+    builtin = any(definition is one for one in BUILTIN)
+    return KnownType(card_of(definition), "", check, _dumped, builtin)
 
 
 def _dumped(checked: BaseModel, names: set[str] | None) -> dict[str, Any]:

@@ -84,7 +84,10 @@ def main() -> None:
         sys.exit(EXIT_UNREACHABLE)
     except Exception as error:
         # Looked up by module, because importing the client here would slow down `--help`.
-        client = sys.modules.get("service.client")
+        client, errors = sys.modules.get("service.client"), sys.modules.get("jobs.errors")
+        if errors is not None and isinstance(error, errors.InvalidInput):
+            complain(str(error))
+            sys.exit(EXIT_USAGE)
         if client is not None and isinstance(error, client.Unreachable):
             complain(str(error))
             sys.exit(EXIT_UNREACHABLE)

@@ -157,7 +157,7 @@ def _plain(found: "Capacity", burst: "Burst | None", peak: "Peak | None") -> dic
 def _notes(found: "Capacity", burst: "Burst | None", peak: "Peak | None") -> Iterator[str]:
     """Yield what the figures do not show."""
     from cluster.capacity import MANAGER_RATE, OWN_S, START_S
-    from cluster.queue.model import QueueLimits
+    from cluster.queue.rules import QueueLimits
 
     own = f"{OWN_S * 1000:g} ms of Drayman's own a job, and {START_S * 1000:g} ms until it starts"
     yield f"counted in: {own}"

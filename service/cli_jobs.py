@@ -239,7 +239,7 @@ def cancel(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> 
 
 
 def retry(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
-    """Give a failed job a new budget of attempts."""
+    """Redrive a failed job: give it a new budget of attempts."""
     with connect(context) as client:
         job = client.retry(job_id)
     if as_json:
@@ -249,14 +249,22 @@ def retry(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> N
 
 
 def types(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """List the job types; with --json, the JSON Schemas of their params."""
+    """List the job types, your own first; with --json, the JSON Schemas of their params."""
     with connect(context) as client:
         found = client.types()
     if as_json:
         print_json(found)
         return
-    rows = [[kind["name"], kind["queue"], _fields(kind), kind["summary"]] for kind in found]
-    print_table(["TYPE", "QUEUE", "PARAMS", "WHAT IT DOES"], rows, "no job types")
+    own = [kind for kind in found if not kind["builtin"]]
+    _show_types("YOUR OWN TYPE", own, "no job types of your own")
+    if own:
+        typer.echo()
+    _show_types("BUILT-IN TYPE", [kind for kind in found if kind["builtin"]], "none built in")
+
+
+def _show_types(title: str, kinds: list[dict[str, Any]], nothing: str) -> None:
+    rows = [[kind["name"], kind["queue"], _fields(kind), kind["summary"]] for kind in kinds]
+    print_table([title, "QUEUE", "PARAMS", "WHAT IT DOES"], rows, nothing)
 
 
 def upload(
@@ -317,7 +325,7 @@ def _object(text: str, option: str) -> dict[str, Any]:
     elif text.startswith("@"):
         try:
             text = Path(text[1:]).read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"{option}: {error}") from None
     try:
         found = json.loads(text)

@@ -151,7 +151,7 @@ def redrive(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give dead letters a new budget of attempts; one may get other params."""
+    """Redrive dead letters: give them a new budget of attempts; one may get other params."""
     filters = _filters(ids, type, queue, cause, tenant, everything)
     edits = params is not None or bool(set_)
     if edits and (filters.keys() != {"ids"} or len(filters["ids"]) != 1 or rate is not None):

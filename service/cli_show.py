@@ -227,6 +227,10 @@ def show_job(job: "Json") -> None:
         if job[name] and not job["finished_at"]
     ]
     rows += [(f"label {name}", value) for name, value in job["labels"].items()]
+    rows += [
+        ("tells", f"{one['to']} when {', '.join(one['on'])} ({one['type']})")
+        for one in job["notify"]
+    ]
     if job["parent"]:
         rows.append(("submitted by", job["parent"]))
     if job["schedule"]:

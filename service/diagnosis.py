@@ -17,19 +17,10 @@ import msgspec
 
 from service.finding import Finding, Level
 from service.launch import APPLICATION
-from service.schemas import (
-    DeadCount,
-    DeadCounts,
-    Job,
-    JobList,
-    Queue,
-    Queues,
-    Ready,
-    Schedule,
-    Schedules,
-    Worker,
-    Workers,
-)
+from service.schemas.jobs import Job, JobList
+from service.schemas.operate import Ready
+from service.schemas.queues import DeadCount, DeadCounts, Queue, Queues, Worker, Workers
+from service.schemas.schedules import Schedule, Schedules
 
 __all__ = [
     "clocks",

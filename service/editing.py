@@ -15,7 +15,7 @@ from cluster.views import JobView
 from jobs.errors import Conflict, InvalidInput
 from service.api import Api
 from service.auth import Caller
-from service.schemas import KEPT, RetryRequest
+from service.schemas.jobs import KEPT, RetryRequest
 from service.submission import NO_KEY, JobRequest
 
 __all__ = ["edited"]

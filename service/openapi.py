@@ -1,17 +1,36 @@
 """The API's own description: complete and true.
 
 Paths come from the routes, schemas from the very structs that are encoded and decoded
-(`schemas.py`, `submission.py`), and a test holds real answers against them.
+(`schemas/`, `submission.py`), and a test holds real answers against them.
 """
 
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from cluster.config import Config
 from service.problems import KINDS, Problem
-from service.schemas import components
+from service.schemas.code import Code, Deployment, Deployments, DeployRequest
+from service.schemas.endpoints import Endpoint, EndpointList, EndpointRequest, NewEndpoint
+from service.schemas.files import FileList, Upload
+from service.schemas.jobs import Attempts, BatchResult, Job, JobList, RetryRequest, Tasks
+from service.schemas.operate import Health, JobTypes, Ready
+from service.schemas.overview import Overview
+from service.schemas.queues import (
+    DeadCounts,
+    Purged,
+    PurgeRequest,
+    Queue,
+    Queues,
+    Redriven,
+    RedriveRequest,
+    Worker,
+    Workers,
+)
+from service.schemas.schedules import Schedule, ScheduleRequest, Schedules
+from service.schemas.tokens import NewToken, Session, Token, TokenRequest, Tokens
 from service.submission import BatchLine, JobRequest, WorkflowRequest
 
 __all__ = ["answers", "body", "describe", "header"]
@@ -31,6 +50,52 @@ _RATE_LIMIT: Part = {
         ("RateLimit", "What is left of it, which is nothing, and until when."),
     )
 }
+
+#: Everything the API says or takes.
+_SCHEMAS = (
+    Problem,
+    Job,
+    JobList,
+    BatchResult,
+    Attempts,
+    Tasks,
+    FileList,
+    Queue,
+    Queues,
+    Worker,
+    Workers,
+    RedriveRequest,
+    Redriven,
+    PurgeRequest,
+    Purged,
+    DeadCounts,
+    RetryRequest,
+    JobTypes,
+    ScheduleRequest,
+    Schedule,
+    Schedules,
+    Code,
+    DeployRequest,
+    Deployment,
+    Deployments,
+    Upload,
+    EndpointRequest,
+    Endpoint,
+    NewEndpoint,
+    EndpointList,
+    TokenRequest,
+    NewToken,
+    Token,
+    Tokens,
+    Session,
+    Overview,
+    Health,
+    Ready,
+    JobRequest,
+    BatchLine,
+    WorkflowRequest,
+    Config,
+)
 
 
 def answers(
@@ -87,7 +152,7 @@ def describe(app: FastAPI) -> Part:
             if path not in PUBLIC:
                 operation["security"] = [{"token": []}]
     parts = found.setdefault("components", {})
-    parts["schemas"] = components(JobRequest, BatchLine, WorkflowRequest, Config)
+    parts["schemas"] = _components()
     # Its name is that of its table.
     del parts["schemas"]["PoolSettings"]["properties"]["name"]
     parts["securitySchemes"] = {
@@ -97,6 +162,12 @@ def describe(app: FastAPI) -> Part:
             "description": "A token that `drayman up` printed or `drayman token create` made.",
         }
     }
+    return found
+
+
+def _components() -> Part:
+    """Return the JSON Schemas of everything the API says or takes, by name."""
+    _, found = msgspec.json.schema_components(_SCHEMAS, ref_template="#/components/schemas/{name}")
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -248,7 +248,7 @@ def problem_of(error: Exception) -> Problem:
         case InvalidInput():
             found = FieldError(error.field, error.reason)
             return _problem("invalid-input", str(error), errors=[found])
-        case RequestValidationError():
+        case RequestValidationError() | WebSocketRequestValidationError():
             return problem_of(InvalidRequest([_field_error(e) for e in error.errors()]))
         case KeyReused():
             return _problem("key-reused", str(error), job_id=error.job_id)

@@ -80,7 +80,8 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         Seconds | None, Meta(description="Stop an attempt that runs longer than this.")
     ] = None
     expires_at: Annotated[
-        Moment | None, Meta(description="Cancel the job if it has not started by this moment.")
+        Moment | None,
+        Meta(description="Start no attempt from then on; a job that waits is cancelled."),
     ] = None
     max_attempts: Annotated[
         Annotated[int, Meta(ge=1, le=100)] | None,
@@ -91,7 +92,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         Meta(description="Words of your own to find the job by."),
     ] = {}
     queue_timeout_s: Annotated[
-        Seconds | None, Meta(description="Cancel the job if it has not started after so long.")
+        Seconds | None, Meta(description="The same, as so long after it was submitted.")
     ] = None
     grace_s: Annotated[
         Annotated[float, Meta(ge=0, le=DAY_S)] | None,

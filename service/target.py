@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 __all__ = ["DEFAULT_PORT", "NoTarget", "Target", "find_target"]
 
@@ -37,6 +38,10 @@ def find_target(
     """Return the Drayman to talk to. Raises NoTarget."""
     url = url or environment.get(URL_ENV) or None
     token = token or environment.get(TOKEN_ENV) or None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise NoTarget(f"no token has such characters; look at {TOKEN_ENV} or --token")
+    if url is not None:
+        _refuse_no_url(url)
     if url is not None and token is not None:
         return Target(url.rstrip("/"), token)
     runs = _running(environment)
@@ -54,6 +59,16 @@ def find_target(
             raise NoTarget(f"several run here ({urls}); choose with --url or {URL_ENV}")
         runs = preferred
     return Target(runs[0].url, token or runs[0].token)
+
+
+def _refuse_no_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise NoTarget(f"{url!r} is no URL; write http://HOST:PORT in {URL_ENV} or --url")
 
 
 def _running(environment: Mapping[str, str]) -> list[Target]:

@@ -8,7 +8,8 @@ told apart from a full queue and a full system. Rule 3: only who named no queue 
 import msgspec
 
 from cluster.queue.events import JobSubmitted
-from cluster.queue.model import NO_LIMITS, Rules, State, TenantLimits, Usage
+from cluster.queue.model import State, Usage
+from cluster.queue.rules import NO_LIMITS, Rules, TenantLimits
 from cluster.queue.spec import SpecHead, decode_head, decode_spec, encode_spec
 from jobs.errors import InvalidInput, Overloaded
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from cluster.protocol import Outcome, Record
-from cluster.queue.model import Limit
+from cluster.queue.rules import Limit
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import SpecHead
 

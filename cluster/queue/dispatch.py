@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
 
-from cluster.queue.limits import gates_of, has_room
+from cluster.queue.gates import gates_of, has_room
 from cluster.queue.model import Line, State, Task
 from cluster.queue.state import TaskState
 

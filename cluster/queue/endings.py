@@ -14,8 +14,9 @@ from cluster.protocol import Submission
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.admission import submitted
-from cluster.queue.model import Rules, State, Task
+from cluster.queue.model import State, Task
 from cluster.queue.plan import PlanState, Role, StepTask, decode_lost, lost_events, split_error
+from cluster.queue.rules import Rules
 from cluster.queue.spec import JobSpec, decode_head, decode_spec, step_spec
 from jobs.errors import DraymanError, KeyReused
 

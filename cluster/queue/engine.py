@@ -22,7 +22,7 @@ from cluster.queue import events as e
 from cluster.queue.admission import check_room, submitted
 from cluster.queue.dispatch import pick
 from cluster.queue.endings import finish, lose_worker, reclaim, spec_of
-from cluster.queue.limits import (
+from cluster.queue.gates import (
     forget_idle,
     give_back,
     line_up,
@@ -39,7 +39,6 @@ from cluster.queue.model import (
     GatewayMarks,
     Job,
     PastAttempt,
-    Rules,
     State,
     Task,
     WorkerFacts,
@@ -67,6 +66,7 @@ from cluster.queue.plan import (
     plan_status,
     to_redrive,
 )
+from cluster.queue.rules import Rules
 from cluster.queue.spec import SpecHead, decode_head
 from cluster.queue.standing import (
     configure,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from cluster.queue.model import Limit
+from cluster.queue.rules import Limit
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import SpecHead, decode_head
 

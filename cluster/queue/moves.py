@@ -5,7 +5,7 @@ Rule: only `evolve` calls these.
 
 from typing import Any
 
-from cluster.queue.limits import leave_gates, line_up, make_room
+from cluster.queue.gates import leave_gates, line_up, make_room
 from cluster.queue.model import PastAttempt, State, Task
 from cluster.queue.state import Move, TaskState
 

@@ -20,7 +20,7 @@ import msgspec
 
 from cluster.protocol import LostOutput, Output
 from cluster.queue import events as e
-from cluster.queue.limits import line_up
+from cluster.queue.gates import line_up
 from cluster.queue.model import Job, PastAttempt, State, Task
 from cluster.queue.moves import end_lease, keep_attempt, leave_line, make_ready
 from cluster.queue.spec import JobSpec, Plan, StepSpec, decode_spec

@@ -14,14 +14,13 @@ from typing import Any
 
 import msgspec
 
-from cluster.queue.limits import is_idle, limit_of, place_of, restore_gates, settle_gates
+from cluster.queue.gates import is_idle, limit_of, place_of, restore_gates, settle_gates
 from cluster.queue.line import BucketMark, Priorities, marks_of, put_marks
 from cluster.queue.model import (
     Effect,
     Gate,
     GatewayMarks,
     Job,
-    Limit,
     Line,
     PastAttempt,
     Side,
@@ -40,6 +39,7 @@ from cluster.queue.plan import (
     plan_status,
     uncount,
 )
+from cluster.queue.rules import Limit
 from cluster.queue.schedule import Schedule
 from cluster.queue.spec import Plan, decode_head
 from cluster.queue.state import TaskState

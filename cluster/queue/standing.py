@@ -9,8 +9,9 @@ import msgspec
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.admission import submitted
-from cluster.queue.limits import put_limits
-from cluster.queue.model import Line, Rules, State, Usage
+from cluster.queue.gates import put_limits
+from cluster.queue.model import Line, State, Usage
+from cluster.queue.rules import Rules
 from cluster.queue.schedule import Schedule, ScheduleSpec
 from cluster.queue.spec import decode_head, decode_spec, encode_spec
 from jobs.errors import Conflict, InvalidInput, NotFound, Overloaded

@@ -21,17 +21,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, BinaryIO, Literal, Protocol, cast
 
 import msgspec
 
 from cluster.protocol import (
-    EPHEMERAL,
     NOTHING,
     Assignment,
     FileInfo,
-    InputInfo,
     LostOutput,
     Outcome,
     OutcomeKind,
@@ -39,28 +36,23 @@ from cluster.protocol import (
     Submission,
 )
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.settings import DATA_DIRS_ENV, OUTPUT_DIRS_ENV
 from cluster.trace_context import TRACED_ENV, attempt_context
-from cluster.views import TaskPage, TaskView
 from cluster.worker.board import OUTCOME_BYTES_MAX
 from cluster.worker.ephemeral import EphemeralFile
-from cluster.worker.pipe import Answer, Moved
-from jobs.buckets import refuse_own
+from cluster.worker.pipe import Moved
+from cluster.worker.reading import Reading, ReadingHost, may_read, may_write
 from jobs.context import Context, Files
 from jobs.endpoint import Endpoint
-from jobs.errors import InvalidInput, NotFound, Unavailable
+from jobs.errors import InvalidInput, Unavailable
 from jobs.kept import checkpoint_json, effect_json, once_key, output_name, strict_json, telling
 from jobs.outcome import Discard, Retry, Snooze, StopRequested, seconds
 from jobs.redact import redact, redact_json
 
 __all__ = [
-    "BEING_MADE",
     "Attempt",
     "AttemptContext",
     "Host",
-    "InputLost",
     "SplitResult",
-    "Store",
     "encode_outcome",
 ]
 
@@ -69,15 +61,8 @@ RESULT_BYTES_INLINE_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 1024
 #: A message is redacted before it is cut; so much more of it is looked at.
 _MESSAGE_CHARS_MAX = 64 * 1024
-#: Inputs that lineage names, and jobs that one attempt may submit.
-INPUTS_MAX = 1_000
+#: Jobs that one attempt may submit.
 SUBMITS_MAX = 100
-#: Tasks of which it is remembered what they made.
-KNOWN_MAX = 20_000
-#: Said of an output that is being made again, for the attempt that had made it: whatever comes of
-#: that is newer, so nobody takes it for lost once more.
-BEING_MADE = 0
-_UNDER_WAY = frozenset({"waiting", "ready", "leased", "backing_off"})
 #: How often progress leaves the child, at most.
 PROGRESS_EVERY_S = 0.1
 #: How long until a store that did not answer is asked again for a finished result, at most.
@@ -85,22 +70,6 @@ STORE_RETRY_MAX_S = 5.0
 
 _NULL_OUTPUT = msgspec.Raw(b"{}")
 _encode = msgspec.json.Encoder().encode
-
-
-class Store(Protocol):
-    """What an attempt needs of the store."""
-
-    @property
-    def objects(self) -> Any:
-        """Its objects."""
-
-    @property
-    def files(self) -> Any:
-        """The files of jobs in it."""
-
-    @property
-    def lineage(self) -> Any:
-        """What it has of finished chunks."""
 
 
 class SplitResult(msgspec.Struct, frozen=True):
@@ -111,31 +80,19 @@ class SplitResult(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class InputLost(BaseException):
-    """Raised inside a handler: what it needs is gone. Not for `except Exception` to swallow."""
-
-
-class Host(Protocol):
+class Host(ReadingHost, Protocol):
     """The child an attempt runs in."""
 
     stops: dict[int, str]
     scratch: Path
     #: What this process was told so far, by `secret` of any attempt.
     secrets: list[str]
-    #: Outputs that this process found to be whole, by path.
-    checked: set[str]
-
-    def call(self, token: int, op: str, key: str, value: msgspec.Raw) -> Answer:
-        """Ask the worker and wait; raises the error it answers."""
 
     def show(self, moved: Moved) -> None:
         """Send progress."""
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Call `action` in a while, from any thread."""
-
-    def store(self) -> Store:
-        """Open the store, once."""
 
     def submission(
         self, attempt: "Attempt", type: str, params: Any, options: dict[str, Any]
@@ -180,12 +137,10 @@ class Attempt:
     __slots__ = (
         "_asked",
         "_host",
-        "_inputs",
-        "_known",
-        "_lost",
         "_moved",
         "_open",
         "_outputs",
+        "_reading",
         "_secrets",
         "_shown_at",
         "_submits",
@@ -216,11 +171,7 @@ class Attempt:
         #: Those that this attempt asked for.
         self._asked: list[str] = []
         self._outputs: dict[str, FileInfo] = {}
-        #: What it read, and which of that was gone.
-        self._inputs: dict[str, InputInfo] = {}
-        self._lost: list[LostOutput] = []
-        #: Outputs of other tasks as far as they were looked up, by (job, task).
-        self._known: dict[tuple[str, str], TaskView] = {}
+        self._reading: Reading | None = None
         #: Jobs to be submitted with its success.
         self._submits: list[Submission] = []
         #: Of a split: what it made.
@@ -337,224 +288,31 @@ class Attempt:
 
         return EphemeralFile(name, self._host.scratch, hold, stored)
 
-    def fetch(self, uri: str, into: Path) -> Path:
-        """Bring what `uri` names to this machine."""
-        scheme, _, rest = uri.partition(":")
-        if scheme == "file":
-            path = self._local(uri)
-            self._read(InputInfo(uri, "", path.stat().st_size if path.is_file() else 0))
-            return path
-        if scheme == "output":
-            return self._fetch_output(uri, into)
-        with self._source(uri) as source:
-            path, digest = _copied(source, into, rest.rpartition("/")[2])
-        self._read(InputInfo(uri, digest, path.stat().st_size))
-        return path
-
-    def open(self, uri: str) -> BinaryIO:
-        """Open what `uri` names where it lies. An output is checked as a whole before."""
-        if uri.startswith("file:"):
-            path = self._local(uri)
-            self._read(InputInfo(uri, "", path.stat().st_size))
-            return path.open("rb")
-        if uri.startswith("output:"):
-            view, file = self._output_file(uri)
-            if file.is_ephemeral:
-                return self._fetch_output(uri, self.workdir()).open("rb")
-            # Once a process: chunks that read ranges of one large file would read all of it each.
-            if file.path not in self._host.checked and not self._is_whole(file):
-                self._lose(view)
-            self._host.checked.add(file.path)
-            self._read(InputInfo(uri, file.sha256, file.bytes, view.attempts))
-            try:
-                return cast(BinaryIO, self.files.open_read(file.path))
-            except NotFound:
-                self._host.checked.discard(file.path)
-                self._lose(view)
-        source = self._source(uri)
-        self._read(InputInfo(uri, "", source.seek(0, io.SEEK_END)))
-        source.seek(0)
-        return source
-
-    def _source(self, uri: str) -> BinaryIO:
-        scheme, _, rest = uri.partition(":")
-        if scheme == "upload":
-            path = self.files.upload_path(self.tenant, rest)
-            try:
-                return cast(BinaryIO, self.files.open_read(path))
-            except NotFound:  # which names a path in the store: no name that anybody gave
-                fix = f"send it with PUT /v1/uploads/{quote(rest, safe='')} (drayman upload)"
-                raise NotFound("upload", rest, fix) from None
-        folder, _, name = uri.rpartition("/")
-        if scheme in {"s3", "gs", "az"} and name and urlsplit(uri).path.strip("/"):
-            from cluster.store.objects import open_store
-
-            refuse_own(uri)
-            return open_store(folder).open_read(name)
-        raise InvalidInput(
-            "uri",
-            f"{uri!r} cannot be fetched; use upload:, output:, file:///, s3://, gs:// or az://",
-        )
-
-    def _local(self, uri: str) -> Path:
-        parts = urlsplit(uri)
-        if parts.netloc not in {"", "localhost"}:
-            raise InvalidInput("uri", f"{uri!r} names another machine; use file:///path")
-        path = Path(unquote(parts.path)).resolve()
-        if not self.may_read(path):
-            raise InvalidInput("uri", f"{uri!r} is outside the folders that jobs may read")
-        if not path.exists():
-            raise NotFound("file", str(path))
-        return path
-
-    # --- outputs of other tasks ---------------------------------------------------------------
-
-    def _fetch_output(self, uri: str, into: Path) -> Path:
-        view, file = self._output_file(uri)
-        try:
-            if file.is_ephemeral:
-                path, digest = self._brought(file, into)
-            else:
-                with self._host.store().files.open_read(file.path) as source:
-                    path, digest = _copied(source, into, file.name)
-        except NotFound:
-            self._lose(view)
-        if digest != file.sha256:
-            self._lose(view)
-        self._read(InputInfo(uri, digest, file.bytes, view.attempts))
-        return path
-
-    def _brought(self, file: FileInfo, into: Path) -> tuple[Path, str]:
-        path = _free(into, file.name)
-        where = msgspec.Raw(msgspec.json.encode(str(path)))
-        self._host.call(self._token, "bring", file.path, where)
-        with path.open("rb") as brought:
-            return path, hashlib.file_digest(brought, "sha256").hexdigest()
-
-    def _output_file(self, uri: str) -> tuple[TaskView, FileInfo]:
-        job_id, _, rest = uri.removeprefix("output:").partition("/")
-        task_id, _, name = rest.partition("/")
-        if not (job_id and task_id and name):
-            raise InvalidInput("uri", f"{uri!r}: write it as output:JOB/TASK/NAME")
-        view = self.task_of(job_id, task_id)
-        self.insist_on(job_id, view)
-        for file in view.files:
-            if file.name == name:
-                return view, file
-        known = ", ".join(file.name for file in view.files) or "none"
-        raise NotFound("file", f"{uri}: that task kept {known}")
-
-    def task_of(self, job_id: str, task_id: str) -> TaskView:
-        """Return a task of this tenant, with what it left. Raises NotFound."""
-        known = self._known.get((job_id, task_id))
-        if known is None:
-            self.know(job_id, self.tasks(job_id, ids=[task_id]).tasks)
-            known = self._known[job_id, task_id]
-        return known
-
-    def know(self, job_id: str, tasks: list[TaskView]) -> None:
-        """Remember tasks that were looked up, the last so many."""
-        if len(self._known) > KNOWN_MAX:
-            self._known.clear()
-        self._known.update({(job_id, task.task_id): task for task in tasks})
-
-    @property
-    def files(self) -> Any:
-        """The files of the store."""
-        return self._host.store().files
-
     def own_path(self, name: str) -> str:
         """Return where this attempt's output `name` lies."""
         a = self.assignment
         path: str = self.files.result_path(a.job_id, a.task_id, a.attempt, name)
         return path
 
-    def tasks(self, job_id: str, **which: Any) -> TaskPage:
-        """Return tasks of a job, wherever they are remembered: `ids`, or `first` and `limit`."""
-        value = msgspec.Raw(msgspec.json.encode(which))
-        answer = self._host.call(self._token, "tasks", job_id, value)
-        if answer.found != "evicted":
-            page = msgspec.json.decode(answer.value, type=TaskPage)
-            return cast(TaskPage, self._host.store().lineage.filled(job_id, page))
-        return past_tasks(self._host.store().objects, job_id, self.tenant, which)
+    @property
+    def files(self) -> Any:
+        """The files of the store."""
+        return self._host.store().files
 
-    def result_of(self, view: TaskView) -> bytes:
-        """Return what a task returned, as JSON; an output that is gone ends the attempt."""
-        if view.result_ref is None:
-            return bytes(view.result)
-        try:
-            data: bytes = self._host.store().objects.get(view.result_ref)
-        except NotFound:
-            self._lose(view)
-        if view.result_sha256 and hashlib.sha256(data).hexdigest() != view.result_sha256:
-            self._lose(view)
-        return data
+    @property
+    def reading(self) -> Reading:
+        """What it reads; made when first asked for."""
+        if self._reading is None:
+            self._reading = Reading(self._host, self.assignment, self.tenant)
+        return self._reading
 
-    def lose(self, task_id: str, attempt: int) -> NoReturn:
-        """End the attempt: an output of a task of its own job is gone or spoiled."""
-        if all(lost.task_id != task_id for lost in self._lost):
-            self._lost.append(LostOutput(task_id, attempt))
-        raise InputLost(f"the output of task {task_id} is gone, or not what it was")
+    def fetch(self, uri: str, into: Path) -> Path:
+        """Bring what `uri` names to this machine."""
+        return self.reading.fetch(uri, into)
 
-    def insist_on(self, job_id: str, view: TaskView) -> None:
-        """End the attempt if a task of its own job had an output that is being made again."""
-        if job_id == self.assignment.job_id and view.attempts and view.state in _UNDER_WAY:
-            self.lose(view.task_id, BEING_MADE)
-
-    def _lose(self, view: TaskView) -> NoReturn:
-        """End the attempt, having looked what else of all it was told of is gone."""
-        # One that is not known any more came from a join's results, of which there may be many.
-        own = self.assignment.job_id
-        job_id = next((job for (job, _), task in self._known.items() if task is view), own)
-        if job_id != self.assignment.job_id:
-            raise Unavailable(
-                f"the output of task {view.task_id} of job {job_id} is gone, or not what it was; "
-                "submit that job anew"
-            )
-        others = [
-            task for (job, _), task in self._known.items() if job == job_id and task is not view
-        ]
-        missing = self._missing([file.path for one in others for file in one.files])
-        for other in others:
-            if not self._is_there(other, missing):
-                self._lost.append(LostOutput(other.task_id, other.attempts))
-        self.lose(view.task_id, view.attempts)
-
-    def _missing(self, paths: list[str]) -> set[str]:
-        """Return those held files that are gone, asked for all at once."""
-        held = [path for path in paths if path.startswith(EPHEMERAL)]
-        if not held:
-            return set()
-        value = msgspec.Raw(msgspec.json.encode(held))
-        answer = self._host.call(self._token, "missing", "", value)
-        return set(msgspec.json.decode(answer.value, type=list[str]))
-
-    def _is_there(self, view: TaskView, missing: set[str]) -> bool:
-        if view.result_ref is not None:
-            try:
-                data = self._host.store().objects.get(view.result_ref)
-            except NotFound:
-                return False
-            if view.result_sha256 and hashlib.sha256(data).hexdigest() != view.result_sha256:
-                return False
-        if any(file.path in missing for file in view.files):
-            return False
-        return all(file.is_ephemeral or self._is_whole(file) for file in view.files)
-
-    def _is_whole(self, file: FileInfo) -> bool:
-        """Whether an output is there as it was made."""
-        digest = hashlib.sha256()
-        try:
-            with self._host.store().files.open_read(file.path) as source:
-                while block := source.read(1 << 20):
-                    digest.update(block)
-        except NotFound:
-            return False
-        return digest.hexdigest() == file.sha256
-
-    def _read(self, info: InputInfo) -> None:
-        if len(self._inputs) < INPUTS_MAX:
-            self._inputs[info.uri] = info
+    def open(self, uri: str) -> BinaryIO:
+        """Open what `uri` names where it lies."""
+        return self.reading.open(uri, self.workdir)
 
     # --- jobs it submits ----------------------------------------------------------------------
 
@@ -569,11 +327,11 @@ class Attempt:
 
     def may_read(self, path: Path) -> bool:
         """Whether params may name this path of the worker's own disk."""
-        return _is_within(path, DATA_DIRS_ENV) or self.may_write(path)
+        return may_read(path)
 
     def may_write(self, path: Path) -> bool:
         """Whether params may name this path to write to."""
-        return _is_within(path, OUTPUT_DIRS_ENV)
+        return may_write(path)
 
     def workdir(self) -> Path:
         """Return the scratch directory, made now if it was not yet."""
@@ -585,23 +343,24 @@ class Attempt:
 
     def succeeded(self, data: bytes) -> Outcome:
         """Return the outcome of a handler that returned `data` (JSON). May write to the store."""
-        if self._lost:
-            return self._ended_lost()  # whatever the handler made of it
+        reading = self._reading
+        if reading is not None and reading.lost:
+            return self._ended_lost(reading.lost)  # whatever the handler made of it
         data = strict_json(data)
         for unclosed in self._open:
             unclosed.close()
         output = _NULL_OUTPUT
-        if data != b"null" or self._outputs or self.params or self._inputs:
+        if data != b"null" or self._outputs or self.params or (reading and reading.inputs):
             output = self._output(data)
         self.close()
         return Outcome(
             self._token, "ok", self.started_at, time.time(), output, submits=self._submits
         )
 
-    def _ended_lost(self) -> Outcome:
+    def _ended_lost(self, outputs: list[LostOutput]) -> Outcome:
         self.close()
-        lost = msgspec.Raw(msgspec.json.encode(self._lost))
-        told = ", ".join(one.task_id for one in self._lost[:5])
+        lost = msgspec.Raw(msgspec.json.encode(outputs))
+        told = ", ".join(one.task_id for one in outputs[:5])
         error = f"the output of {told} is gone, or not what it was"
         now = time.time()
         return Outcome(self._token, "lost", self.started_at, now, lost, error, "input lost")
@@ -624,7 +383,7 @@ class Attempt:
             split.count if split is not None else None,
             split.manifest if split is not None else None,
             split.sha256 if split is not None else "",
-            list(self._inputs.values()),
+            [] if self._reading is None else list(self._reading.inputs.values()),
             self.params,
         )
         return msgspec.Raw(msgspec.json.encode(output))
@@ -656,8 +415,9 @@ class Attempt:
             return _unwritable(self._token, self.started_at, broken)
 
     def _failed(self, error: BaseException) -> Outcome:
-        if self._lost and self.stop_reason() is None:
-            return self._ended_lost()
+        reading = self._reading
+        if reading is not None and reading.lost and self.stop_reason() is None:
+            return self._ended_lost(reading.lost)
         if isinstance(error, Discard):
             return self._ended("discarded", _text(error), "discarded")
         if isinstance(error, Snooze):
@@ -746,42 +506,6 @@ class _OutputFile(io.BufferedIOBase):
             self.close()
         else:
             self.abort()
-
-
-def _copied(source: BinaryIO, into: Path, name: str) -> tuple[Path, str]:
-    """Return where the copy lies, and the checksum of what was copied."""
-    path = _free(into, name)
-    digest = hashlib.sha256()
-    with path.open("wb") as copy:
-        while block := source.read(1 << 20):
-            digest.update(block)
-            copy.write(block)
-    return path, digest.hexdigest()
-
-
-def _free(into: Path, name: str) -> Path:
-    """Return a path in the directory where no file of that name is yet."""
-    path = into / name
-    if path.exists():
-        path = Path(tempfile.mkdtemp(prefix="input-", dir=into)) / name
-    return path
-
-
-def past_tasks(objects: Any, job_id: str, tenant: str, which: dict[str, Any]) -> TaskPage:
-    """Return tasks of a job that only history knows. Raises NotFound."""
-    from cluster.history.lineage import Lineage, record_page
-    from cluster.history.reader import History
-
-    record = History(objects).find(job_id)
-    if record is None or record.view.tenant != tenant:
-        raise NotFound("job", job_id)
-    return record_page(Lineage(objects), job_id, record.view.steps, record.tasks, **which)
-
-
-def _is_within(path: Path, variable: str) -> bool:
-    allowed = os.environ.get(variable, "")
-    folders = [Path(folder).resolve() for folder in allowed.split(os.pathsep) if folder]
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _told(error: BaseException) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from jobs.redact import redact_bytes
 
-__all__ = ["LOG_BYTES_MAX", "cut", "last_lines", "read_log"]
+__all__ = ["CAPTURE_BYTES_MAX", "LOG_BYTES_MAX", "cut", "last_lines", "read_log"]
 
 LOG_BYTES_MAX = 1 << 20
+#: A capture file beyond this is cut under the attempt that fills it, or emptied between two.
+CAPTURE_BYTES_MAX = 64 << 20
 #: A masked secret may shrink the text; so much more is read than kept.
 _MARGIN_BYTES = 64 * 1024
 _TOLD_LINES = 10

@@ -1,16 +1,20 @@
-"""One token in the hands of a worker, and what an ordered stop makes of how it ended."""
+"""One token in the hands of a worker, and what is made of an end that its child did not tell."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
 
 from cluster.protocol import NODE_LOST, Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
-from cluster.worker.slot import Slot
+from cluster.worker.capture import last_lines
+from cluster.worker.slot import Death, Slot
+from jobs.redact import redact
 
-__all__ = ["BLOCKED", "Held", "as_ordered"]
+__all__ = ["BLOCKED", "Held", "as_ordered", "crashed", "discarded"]
 
+ERROR_CHARS_MAX = 4096
 #: Why an attempt is killed that lets no other on its event loop have a turn.
 BLOCKED = "blocked loop"
 #: Stops after which a result that came all the same still counts.
@@ -93,3 +97,33 @@ def _renamed(outcome: Outcome, kind: Any, error: str, cause: str) -> Outcome:
         cause=cause,
         log=outcome.log,
     )
+
+
+def crashed(
+    held: Held, death: Death, cause: str, printed: bytes, where: str, *, alone: bool
+) -> Outcome:
+    """Return the outcome of an attempt whose process died, with what it printed last.
+
+    `where` that is kept; `alone`: nothing else ran in the process.
+    """
+    told = redact(last_lines(printed), held.secrets)
+    died = f"its process died: {cause}" + (f" ({death.told})" if death.told else "")
+    now = time.time()
+    ran_s = time.monotonic() - (held.started_s or time.monotonic())
+    return Outcome(
+        held.token,
+        "crashed",
+        now - max(0.0, ran_s),  # it may have died while it waited for its moment
+        now,
+        error=f"{died}\n{told}".strip()[:ERROR_CHARS_MAX],
+        cause=cause,
+        alone=alone,
+        log=where,
+    )
+
+
+def discarded(held: Held, reason: str) -> Outcome:
+    """Return the outcome of an attempt whose code cannot run."""
+    now = time.time()
+    told = f"the job's code cannot run: {reason}"[:ERROR_CHARS_MAX]
+    return Outcome(held.token, "discarded", now, now, error=told, cause="discarded")

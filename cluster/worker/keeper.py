@@ -30,9 +30,10 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.worker.processes import descendants
 from cluster.worker.remains import hold
 
-__all__ = ["CODE_FOLDER", "descendants", "main"]
+__all__ = ["CODE_FOLDER", "main"]
 
 #: Where, beside the scratch directories, a worker keeps the code that its children run.
 CODE_FOLDER = "code"
@@ -248,46 +249,6 @@ class _Keeper:
             self._control.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             pass  # The worker is gone; the next read says so, and the keeper ends.
-
-
-def descendants(root: int) -> list[int]:
-    """Return every living process below `root`, zombies left out.
-
-    Empty where there is no /proc: there the process group of the child is all that is known.
-    """
-    children: dict[int, list[int]] = {}
-    zombies = set()
-    for pid, parent, state in _processes():
-        children.setdefault(parent, []).append(pid)
-        if state == "Z":
-            zombies.add(pid)
-    found: list[int] = []
-    queue = [root]
-    while queue:
-        below = children.get(queue.pop(), [])
-        queue += below
-        found += below
-    return [pid for pid in found if pid not in zombies]
-
-
-def _processes() -> list[tuple[int, int, str]]:
-    try:
-        names = os.listdir("/proc")
-    except FileNotFoundError:
-        return []
-    stats = ((int(name), _stat(int(name))) for name in names if name.isdigit())
-    return [(pid, int(fields[1]), fields[0]) for pid, fields in stats if fields]
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the state on; empty if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    # The name before it is in parentheses and may hold anything, more parentheses included.
-    return text.rpartition(")")[2].split()
 
 
 def _kill(pid: int) -> None:

@@ -7,6 +7,7 @@ without it.
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from cluster.worker.capture import read_log
 from cluster.worker.held import Held
 from jobs.errors import DraymanError
 
-__all__ = ["LogStore", "Logs", "read_quietly"]
+__all__ = ["LogStore", "Logs"]
 
 log = structlog.get_logger("drayman.worker")
 
@@ -41,8 +42,22 @@ class Logs:
         self._open_store = open_store
         self._store: LogStore | None = None
 
-    async def put(self, held: Held, data: bytes) -> str:
-        """Put the log of an attempt and return where; empty if there is none, or no store."""
+    async def keep(self, held: Held, path: Path, end: int | None = None) -> tuple[bytes, str]:
+        """Put what an attempt that ended left in the file; return it, and where it lies."""
+        data = await asyncio.to_thread(_read, held, path, held.output_at, end)
+        return data, await self._insist(held, data)
+
+    async def keep_so_far(self, held: Held, path: Path) -> None:
+        """Put what a running attempt printed so far, if that is news."""
+        data = await asyncio.to_thread(_read, held, path, held.output_at, None, True)
+        crc = zlib.crc32(data)
+        if crc == held.log_crc or held.slot is None or held.ending is not None:
+            return
+        held.log_crc = crc
+        await self._insist(held, data)
+
+    async def _insist(self, held: Held, data: bytes) -> str:
+        """Return where it lies; empty if there is nothing to put, or no store."""
         if not data:
             return ""
         a = held.assignment
@@ -68,9 +83,7 @@ class Logs:
         self._store.put(path, data, durable=False)
 
 
-def read_quietly(
-    held: Held, path: Path, start: int, end: int | None = None, partial: bool = False
-) -> bytes:
+def _read(held: Held, path: Path, start: int, end: int | None, partial: bool = False) -> bytes:
     """Return what an attempt printed; nothing if that cannot be read."""
     start = 0 if held.beginning else start
     end = 1 << 62 if end is None else end

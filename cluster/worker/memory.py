@@ -8,7 +8,7 @@ those of a neighbour.
 import os
 from pathlib import Path
 
-from cluster.worker.keeper import descendants
+from cluster.worker.processes import descendants
 
 __all__ = ["MIB", "held_bytes", "oom_kills", "resident_bytes"]
 

@@ -4,7 +4,7 @@ Rule 1: what a task needs of others it gets as references and looks up itself: t
 names, not data. Rule 2: a split writes its chunks, with the params all of them share, into one
 manifest, so that a chunk needs nothing but its number; the manifest is read by the group of rows
 and each group once. Rule 3: what is missing or spoiled ends the attempt by the name of the task
-that made it (`Attempt.lose`), never as a failure of this one.
+that made it (`Reading.lose`), never as a failure of this one.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ from cluster.queue.plan import CHUNKS_MAX
 from cluster.queue.spec import JobSpec
 from cluster.tasks import params_hash
 from cluster.views import TaskView
-from cluster.worker.attempt import BEING_MADE, Attempt, AttemptContext, SplitResult
+from cluster.worker.attempt import Attempt, AttemptContext, SplitResult
+from cluster.worker.reading import BEING_MADE
 from jobs.definition import JobDefinition
 from jobs.errors import NotFound
 from jobs.fan_out import FanOut
@@ -128,7 +129,7 @@ class Parts:
         """Return the manifest, copied here by the first chunk that needs it."""
         info = inputs.manifest
         if info is None:
-            attempt.lose(inputs.split[0], BEING_MADE)
+            attempt.reading.lose(inputs.split[0], BEING_MADE)
         known = self._manifests.get(info.sha256)
         if known is not None:
             self._manifests.move_to_end(info.sha256)
@@ -141,9 +142,9 @@ class Parts:
                     digest.update(block)
                     copy.write(block)
         except NotFound:
-            attempt.lose(*inputs.split)
+            attempt.reading.lose(*inputs.split)
         if digest.hexdigest() != info.sha256:
-            attempt.lose(*inputs.split)
+            attempt.reading.lose(*inputs.split)
         manifest = self._manifests[info.sha256] = _Manifest(path)
         path.unlink()  # mapped: it lives as long as somebody reads it
         while len(self._manifests) > GROUPS_MAX:
@@ -179,7 +180,7 @@ def _filled(attempt: Attempt, inputs: Inputs, template: bytes) -> bytes:
     def output_of(step: str) -> tuple[str, Output]:
         task_id, output = inputs.outputs[step]
         if output is None:
-            attempt.lose(task_id, BEING_MADE)
+            attempt.reading.lose(task_id, BEING_MADE)
         return task_id, output
 
     def what(kind: str, target: str) -> Any:
@@ -221,9 +222,9 @@ def _result(attempt: Attempt, task_id: str, output: Output) -> Any:
     if output.result_ref is None:
         return msgspec.json.decode(output.result)
     job_id = attempt.assignment.job_id
-    view = attempt.task_of(job_id, task_id)
-    attempt.insist_on(job_id, view)
-    return msgspec.json.decode(attempt.result_of(view))
+    view = attempt.reading.task_of(job_id, task_id)
+    attempt.reading.insist_on(job_id, view)
+    return msgspec.json.decode(attempt.reading.result_of(view))
 
 
 # --- splitting ----------------------------------------------------------------------------------
@@ -319,15 +320,15 @@ class _Walk:
             indexes = [i for i in range(first, min(first + PAGE, inputs.count)) if i not in failed]
             while indexes:  # the answer may be the first of them only, if they are large
                 ids = [f"{prefix}{index}" for index in indexes]
-                views = attempt.tasks(job_id, ids=ids).tasks
-                attempt.know(job_id, views)
+                views = attempt.reading.tasks(job_id, ids=ids).tasks
+                attempt.reading.know(job_id, views)
                 for view in views:
-                    attempt.insist_on(job_id, view)
+                    attempt.reading.insist_on(job_id, view)
                     yield self._result(job_id, view)
                 indexes = indexes[len(views) :]
 
     def _result(self, job_id: str, view: TaskView) -> ChunkResult[Any]:
-        data = self._attempt.result_of(view)
+        data = self._attempt.reading.result_of(view)
         value = _read(lambda: self._fan_out.value.validate_json(data), f"result of {view.task_id}")
         files = {file.name: f"output:{job_id}/{view.task_id}/{file.name}" for file in view.files}
         return ChunkResult(view.index, value, files)

@@ -31,6 +31,7 @@ import structlog
 from cluster.code import Unpacked
 from cluster.protocol import Assignment, Outcome
 from cluster.worker.board import Board
+from cluster.worker.life import Life, cause_of
 from cluster.worker.memory import MIB, held_bytes, oom_kills, resident_bytes
 from cluster.worker.pipe import (
     Answer,
@@ -46,11 +47,11 @@ from cluster.worker.pipe import (
     decode_from_child,
     encode,
     frame,
-    salvage,
     salvage_ended,
 )
+from cluster.worker.processes import kill_quietly, sweep
 
-__all__ = ["HUNG", "Death", "Patience", "Slot", "SlotConfig", "SlotOwner", "cause_of"]
+__all__ = ["HUNG", "Death", "Patience", "Slot", "SlotConfig", "SlotOwner"]
 
 log = structlog.get_logger("drayman.worker")
 
@@ -69,9 +70,6 @@ WEIGH_S = 1.0
 #: A child with nothing to run that holds this part of its limit is replaced.
 BLOATED = 0.5
 _CLOSE_S = 10.0
-_SWEEP_S = 5.0
-
-_decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ class Slot:
         self._pulsed_s = 0.0
         self._rewound = False
         self._scratch_root = scratch
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._control: socket.socket | None = None
         self._control_buffer = b""
         self._control_closed = asyncio.Event()
@@ -246,7 +244,7 @@ class Slot:
                 self._control.shutdown(socket.SHUT_WR)
                 await asyncio.wait_for(self._control_closed.wait(), _CLOSE_S)
             except (OSError, TimeoutError):
-                await asyncio.to_thread(_sweep_marked, self._mark)
+                await asyncio.to_thread(sweep, MARK, self._mark)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -261,7 +259,7 @@ class Slot:
         if self._control is None or self._life is not None:
             return  # Its keeper was lost while it paused, and the next one has its own child.
         loop = asyncio.get_running_loop()
-        life = _Life(self._scratch)
+        life = Life(self._scratch)
         self._life = life
         self.lives += 1
         self.taken = 0
@@ -371,6 +369,12 @@ class Slot:
         if not life.killed:
             life.killed, life.ends_s = True, time.monotonic()
 
+    def kill_for(self, token: int) -> None:
+        """Kill the child to end this attempt; whatever else runs in it is innocent."""
+        if self.guilty is None:
+            self.guilty = token
+            self.kill()
+
     def tend(self, now: float) -> None:
         """See to it that the child comes up, stays within its memory, and ends when it is to.
 
@@ -392,16 +396,16 @@ class Slot:
             log.error("worker.child_not_ready", pid=self.child_pid, next="a new child is started")
             self.kill()
 
-    def _insist(self, life: "_Life", now: float) -> None:
+    def _insist(self, life: Life, now: float) -> None:
         log.error("worker.keeper_stuck", keeper=self.keeper_pid, next="it is killed")
         life.ends_s = now
         # Its death is heard of like any other, and everything it left is swept.
         if self.keeper_pid:
-            _kill(self.keeper_pid)
+            kill_quietly(self.keeper_pid)
         else:
-            self._spawn(lambda: asyncio.to_thread(_sweep_marked, self._mark))
+            self._spawn(lambda: asyncio.to_thread(sweep, MARK, self._mark))
 
-    def _weigh(self, life: "_Life", now: float) -> None:
+    def _weigh(self, life: Life, now: float) -> None:
         if not self.fed:
             return
         limit = self.config.memory_limit_bytes
@@ -438,6 +442,12 @@ class Slot:
     @property
     def _grown_bytes(self) -> int:
         return self._life.board.grown_bytes() if self._life is not None else 0
+
+    @property
+    def running(self) -> int:
+        """The token that runs, by the word of the board; 0 for none."""
+        board = self.board
+        return board.running()[0] if board is not None else 0
 
     def rewind(self) -> None:
         """Empty the capture file. Only while nothing runs."""
@@ -484,7 +494,7 @@ class Slot:
             self.types = message.code
             self._owner.on_ready(self)
 
-    def lost(self, life: "_Life") -> None:
+    def lost(self, life: Life) -> None:
         """Note that the data socket of a life is at its end."""
         life.at_end = True
         life.ends_s = life.ends_s or time.monotonic()
@@ -529,7 +539,7 @@ class Slot:
 
     async def _replace_keeper(self) -> None:
         log.warning("worker.keeper_lost", keeper=self.keeper_pid, next="a new one is started")
-        await asyncio.to_thread(_sweep_marked, self._mark)
+        await asyncio.to_thread(sweep, MARK, self._mark)
         if (life := self._life) is not None:
             life.status = life.status or int(signal.SIGKILL)
             self._settle()
@@ -575,7 +585,7 @@ class Slot:
             prompt = was_ready or life.killed
             self._spawn(self._fork if prompt else self._fork_later)
 
-    def _why(self, life: "_Life", status: int) -> tuple[str, str]:
+    def _why(self, life: Life, status: int) -> tuple[str, str]:
         """Return the cause of a death, and what more there is to say."""
         cause = life.cause or cause_of(status)
         if cause == "signal 9" and not life.killed and oom_kills() > life.oom_kills:
@@ -592,69 +602,10 @@ class Slot:
         await asyncio.sleep(pause_s)
 
 
-class _Life:
-    """One child: its sockets, board and capture file."""
-
-    def __init__(self, scratch: Path) -> None:
-        name = uuid.uuid4().hex[:12]
-        self.data, self._theirs = socket.socketpair()
-        self.output_path = scratch / f"output-{name}"
-        board_path = scratch / f"board-{name}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._board_fd = os.open(board_path, flags, 0o600)
-        os.unlink(board_path)
-        self._output_fd = os.open(self.output_path, flags | os.O_APPEND, 0o600)
-        self.board = Board(self._board_fd, create=True)
-        self.transport: asyncio.WriteTransport | None = None
-        self.status: int | None = None
-        self.at_end = False
-        self.closed = asyncio.Event()
-        #: Whether it ever took work.
-        self.was_ready = False
-        self.born_s = time.monotonic()
-        self.killed = False
-        #: Since when its end is due: its kill was ordered, or only its keeper's word is missing.
-        self.ends_s = 0.0
-        #: Why it was killed, if there is a reason beyond the attempt's own.
-        self.cause = ""
-        self.told = ""
-        self.peak_bytes = 0
-        #: What was handed out to any attempt in it: a module may have kept it for the next.
-        self.secrets: list[str] = []
-        self.weighed_s = 0.0
-        self.oom_kills = oom_kills()
-        self.data.setblocking(False)
-
-    def fds(self) -> list[int]:
-        """Return what the child gets."""
-        return [self._theirs.fileno(), self._board_fd, self._output_fd]
-
-    def release_fds(self) -> None:
-        """Close this process's copies of what the child got."""
-        self._theirs.close()
-        os.close(self._board_fd)
-        os.close(self._output_fd)
-
-    def kept(self) -> list[Outcome]:
-        """Return the outcomes on the board. One of a write cut short counts as not ended."""
-        kept = self.board.kept()
-        return salvage(kept)[0] if kept else []
-
-    def close(self) -> None:
-        """Let go of everything but the capture file."""
-        if self.transport is not None:
-            self.transport.abort()
-            self.transport = None
-        else:
-            self.data.close()
-        self.board.close()
-        self.closed.set()
-
-
 class _Data(asyncio.Protocol):
     """The worker's end of a child's socket."""
 
-    def __init__(self, slot: Slot, life: _Life) -> None:
+    def __init__(self, slot: Slot, life: Life) -> None:
         self._slot, self._life = slot, life
         self._frames = Frames()
 
@@ -682,20 +633,6 @@ class _Data(asyncio.Protocol):
         self._slot.lost(self._life)
 
 
-def kept_outcomes(board: Board) -> list[Outcome]:
-    """Return the outcomes on the board of a living child."""
-    try:
-        return _decode_outcomes(b"[%b]" % board.kept())
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return []  # Caught in the middle of a write; it will be sent.
-
-
-def cause_of(status: int) -> str:
-    """Return `signal 11` or `exit 3` for a wait status."""
-    code = os.waitstatus_to_exitcode(status)
-    return f"signal {-code}" if code < 0 else f"exit {code}"
-
-
 def _launch_keeper(control: socket.socket, scratch: Path, mark: str, patience_s: float) -> None:
     hidden = (SECRET_PREFIX, MARK, "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
@@ -709,31 +646,3 @@ def _launch_keeper(control: socket.socket, scratch: Path, mark: str, patience_s:
         command, env=env, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as launcher:
         launcher.wait()
-
-
-def _sweep_marked(mark: str) -> None:
-    """Kill whatever still carries a dead keeper's mark."""
-    give_up_at = time.monotonic() + _SWEEP_S
-    while (marked := _marked(mark)) and time.monotonic() < give_up_at:
-        for pid in marked:
-            _kill(pid)
-        time.sleep(0.01)
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # Gone already, or it gave itself to another user.
-
-
-def _marked(mark: str) -> list[int]:
-    needle = f"{MARK}={mark}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if needle in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            pass  # Gone meanwhile, or not ours.
-    return found

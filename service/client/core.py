@@ -7,6 +7,7 @@ repeating it changes nothing.
 """
 
 import contextlib
+import json
 import random
 import time
 import uuid
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import httpx
+
+from jobs.errors import InvalidInput
 
 __all__ = [
     "SPREAD",
@@ -31,6 +34,7 @@ __all__ = [
     "Tries",
     "Unreachable",
     "is_later",
+    "json_body",
     "keys",
     "refusal",
     "retry_after_s",
@@ -80,7 +84,7 @@ class Send:
     path: str
     #: The body; what makes one anew for each try, where it is an iterator.
     content: bytes | Callable[[], Iterator[bytes]] | None = None
-    #: What else httpx takes: `json`, `params`, `headers`.
+    #: What else httpx takes: `params`, `headers`.
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -160,6 +164,9 @@ class Core:
         """Send a request until it is answered for good. Raises ApiError or Unreachable."""
         repeatable = method in ("GET", "PUT") if repeatable is None else repeatable
         tries = tries or Tries(self.patience_s)
+        if (value := request.pop("json", None)) is not None:
+            content = json_body(value)
+            request["headers"] = {"Content-Type": "application/json"} | request.get("headers", {})
         for last in tries:
             asked_s: float | None = None
             try:
@@ -180,6 +187,17 @@ class Core:
     def unreachable(self, error: httpx.TransportError) -> Unreachable:
         """Return what is said when patience ended."""
         return Unreachable(f"{self.url} does not answer: {error}")
+
+
+def json_body(value: Any) -> bytes:
+    """Return the value as JSON. Raises InvalidInput where it cannot be written as such."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        reason = "NaN and infinity are no JSON; leave them out, or send null or a text"
+    except (TypeError, RecursionError) as error:
+        reason = f"cannot be written as JSON: {error}"
+    raise InvalidInput("body", reason)
 
 
 class Tries:

@@ -22,6 +22,7 @@ from service.client.core import (
     Tries,
     Unreachable,
     is_later,
+    json_body,
     keys,
     refusal,
     wait_s,
@@ -105,7 +106,7 @@ class JobCalls(Core):
         """
         whole = key or uuid.uuid4().hex
         for number, batch in enumerate(_batches(jobs)):
-            lines = [json.dumps(dict(job)).encode() for job in batch]
+            lines = [json_body(dict(job)) for job in batch]
             named = {("Idempotency-Key" if key else "Drayman-Request-Id"): f"{whole}-{number}"}
             for result in (yield from self._submit_lines(lines, named)):
                 yield Item({**result, "line": number * BATCH_LINES + result["line"]})

@@ -242,6 +242,7 @@ class DeadCount(TypedDict):
     type: str
     cause: str
     count: int
+    error: str
 
 
 class Overview(TypedDict):

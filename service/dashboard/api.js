@@ -17,7 +17,7 @@ let isReachable = true, answeredAt = new Date();
 /** When Drayman answered last. */
 export const lastAnswer = () => answeredAt;
 
-/** Call `told(isReachable)` whenever the server stops or begins to answer, or refuses the token. */
+/** Call `told` with whether the server answers whenever that changes, "unauthorized", "unavailable". */
 export function onReach(told) {
   watchers.add(told);
 }
@@ -40,16 +40,23 @@ export async function request(method, path, { body, json, headers = {}, signal }
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    reached(false);
-    throw new Refused(0, { title: "No answer", detail: "Drayman does not answer. Is it running?" });
+    throw unanswered();
   }
+  const isProblem = answer.headers.get("content-type")?.includes("json");
+  // A proxy says that nobody is behind it.
+  if (!isProblem && answer.status >= 502) throw unanswered();
   reached(true);
   if (answer.ok) return answer;
-  const isProblem = answer.headers.get("content-type")?.includes("json");
   const problem = isProblem ? await answer.json().catch(() => ({})) : {};
   // Who signs in with a wrong token may still be signed in with another.
   if (answer.status === 401 && path !== "/v1/session") for (const told of watchers) told("unauthorized");
+  if (problem.type === "/problems/unavailable") for (const told of watchers) told("unavailable");
   throw new Refused(answer.status, problem);
+}
+
+function unanswered() {
+  reached(false);
+  return new Refused(0, { title: "No answer", detail: "Drayman does not answer. Is it running?" });
 }
 
 export async function get(path, options) {

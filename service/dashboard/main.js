@@ -75,6 +75,12 @@ const LIVE = {
   live: ["good", "Live"],
   polling: ["good", "Up to date"],
   away: ["bad", "No answer"],
+  unready: ["bad", "Manager away"],
+};
+/** What the bar at the top says, if anything. */
+const AWAY = {
+  away: () => `No answer since ${moment(lastAnswer())}; what you see is old.`,
+  unready: () => "The queue manager is away; what you see is old. Jobs are still taken, and start when it is back.",
 };
 
 function drawFrame() {
@@ -133,15 +139,25 @@ async function refreshBadges() {
 function toldLive(now) {
   if (state.live === now) return;
   state.live = now;
-  away.textContent = now === "away" ? `No answer since ${moment(lastAnswer())}; what you see is old.` : "";
-  drawFrame();
+  away.textContent = AWAY[now]?.() ?? "";
+  if (state.session) drawFrame();
 }
 
-/** One request may fail for itself, and some pages ask for nothing by themselves: look until it answers. */
+let isProbing = false;
+
+/**
+ * One request may fail for itself, some pages ask for nothing by themselves, and some answers need
+ * no manager: look until all is there.
+ */
 async function probe() {
-  const isThere = await request("GET", "/healthz").then(() => true, (error) => error.status !== 0);
-  toldLive(isThere ? "polling" : "away");
-  if (!isThere) setTimeout(probe, AWAY_MS);
+  if (isProbing) return;
+  isProbing = true;
+  for (let now = ""; now !== "polling";) {
+    now = await request("GET", "/readyz").then(() => "polling", (error) => (error.status === 0 ? "away" : "unready"));
+    toldLive(now);
+    if (now !== "polling") await new Promise((again) => setTimeout(again, AWAY_MS));
+  }
+  isProbing = false;
 }
 
 // --- pages ------------------------------------------------------------------------------------
@@ -160,7 +176,7 @@ function render() {
     root, params, may, go,
     args: found ? location.pathname.match(found[0]).slice(1).map(decodeURIComponent) : [],
     title: (text) => { document.title = `${text} · Drayman`; },
-    follow: (stream, how) => follow(stream, { ...how, told: toldLive }),
+    follow: (stream, how) => follow(stream, { ...how, told: (now) => isProbing || toldLive(now) }),
   };
   if (!found) {
     show(root, empty("There is no such page", "The menu shows those there are."));
@@ -260,7 +276,7 @@ function begin() {
 async function start() {
   onReach((now) => {
     if (now === "unauthorized" && state.session) askForToken("The session is over: the token was revoked, or the browser was told to forget it.");
-    else if (now === false && state.session) probe();
+    else if ((now === false || now === "unavailable") && state.session) probe();
   });
   addEventListener("hashchange", () => {
     const other = tokenOfLink();

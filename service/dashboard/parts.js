@@ -20,6 +20,7 @@ const ICONS = {
   more: "M6 12v.01M12 12v.01M18 12v.01",
   copy: "M9 9h10v11H9zM5 15V4h10",
   file: "M6 3.500h8l4 4v13H6zM14 3.500v4h4",
+  open: "M13 5h6v6M19 5l-9 9M17 14v5H5V7h5",
   down: "M12 4v11M7.500 11L12 15.500 16.500 11M5 20h14",
   pause: "M9 6v12M15 6v12",
   play: "M8 5.500v13l10-6.500z",

@@ -65,7 +65,10 @@ function pdf(file) {
     // Its type is said here, so whatever the bytes are, no browser takes them for a page. Not with
     // `sandbox` on the frame: browsers then start no PDF viewer, which has a sandbox of its own.
     const url = URL.createObjectURL(new Blob([await answer.arrayBuffer()], { type: "application/pdf" }));
-    place.replaceChildren(h("iframe", { src: `${url}#toolbar=0&navpanes=0&view=FitH`, title: file.name }));
+    place.replaceChildren(
+      h("a", { class: "button ghost small", href: url, target: "_blank", rel: "noopener" }, icon("open"), "Open in a tab"),
+      // Its toolbar says which page of how many it is.
+      h("iframe", { src: `${url}#navpanes=0&view=FitH`, title: file.name }));
     place.removeAttribute("aria-busy");
   }).catch((error) => place.replaceChildren(h("p", { class: "error" }, reasonOf(error))));
   return place;

@@ -16,7 +16,8 @@ from service.bodies import read_body
 from service.openapi import answers, body
 from service.problems import TooLarge
 from service.routes.queues import read_json
-from service.schemas import Code, Deployment, Deployments, DeployRequest, reply
+from service.schemas.code import Code, Deployment, Deployments, DeployRequest
+from service.showing import reply
 
 __all__ = ["router"]
 

@@ -23,16 +23,9 @@ from service.auth import Caller
 from service.openapi import answers, body
 from service.routes.jobs import tenant_for
 from service.routes.queues import read_json
-from service.schemas import (
-    Endpoint,
-    EndpointList,
-    EndpointRequest,
-    Job,
-    NewEndpoint,
-    accepted_job,
-    endpoint_of,
-    reply,
-)
+from service.schemas.endpoints import Endpoint, EndpointList, EndpointRequest, NewEndpoint
+from service.schemas.jobs import Job
+from service.showing import accepted_job, endpoint_of, reply
 from service.submission import JobRequest, RequestKey
 
 __all__ = ["router"]

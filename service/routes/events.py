@@ -30,8 +30,8 @@ from service.bodies import ClientGone
 from service.openapi import answers
 from service.problems import RequestError, problem_response
 from service.routes.jobs import label_of, tenant_for
-from service.schemas import encode, job_of
 from service.sending import SAFE
+from service.showing import encode, job_of
 
 __all__ = ["router"]
 

@@ -18,20 +18,9 @@ from service.headers import wait_s
 from service.openapi import answers, body
 from service.problems import Forbidden
 from service.routes.submit import OVERHEAD_BYTES
-from service.schemas import (
-    KEPT,
-    Attempts,
-    Job,
-    JobList,
-    RetryRequest,
-    Tasks,
-    attempt_of,
-    job_list,
-    job_of,
-    reply,
-    task_of,
-)
+from service.schemas.jobs import KEPT, Attempts, Job, JobList, RetryRequest, Tasks
 from service.sending import SAFE
+from service.showing import attempt_of, job_list, job_of, reply, task_of
 from service.submission import decode_as
 
 __all__ = ["PageFilter", "label_of", "router", "tenant_for"]

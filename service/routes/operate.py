@@ -13,7 +13,8 @@ from service.api import Api
 from service.auth import Caller
 from service.metrics import CONTENT_TYPE
 from service.openapi import answers
-from service.schemas import Health, JobType, JobTypes, Ready, reply
+from service.schemas.operate import Health, JobType, JobTypes, Ready
+from service.showing import reply
 
 __all__ = ["RUN_HEADER", "router"]
 
@@ -112,6 +113,7 @@ def _types(api: Api) -> JobTypes:
             JobType(
                 name=known.card.name,
                 summary=known.card.summary,
+                builtin=known.builtin,
                 queue=known.card.queue,
                 max_attempts=known.card.max_attempts,
                 timeout_s=known.card.timeout_s,
@@ -123,6 +125,6 @@ def _types(api: Api) -> JobTypes:
                 code=known.code,
                 params_schema=msgspec.json.decode(known.card.schema),
             )
-            for _, known in sorted(api.catalog.items())
+            for name, known in sorted(api.catalog.items(), key=lambda one: (one[1].builtin, one[0]))
         ]
     )

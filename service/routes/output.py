@@ -19,8 +19,9 @@ from service.api import Api, job_id_of
 from service.auth import Caller
 from service.headers import not_modified
 from service.openapi import answers, header
-from service.schemas import FileList, file_of, reply
+from service.schemas.files import FileList
 from service.sending import SAFE, send_file, stream_objects
+from service.showing import file_of, reply
 
 __all__ = ["router"]
 

@@ -14,7 +14,8 @@ from cluster.views import JobQuery, JobStatus, JobView, WorkerView
 from service.api import Api
 from service.auth import Caller
 from service.openapi import answers
-from service.schemas import Ended, Overview, Recent, Spread, WorkerTotals, moment, reply
+from service.schemas.overview import Ended, Overview, Recent, Spread, WorkerTotals
+from service.showing import moment, reply
 
 __all__ = ["router"]
 

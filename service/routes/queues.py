@@ -13,10 +13,10 @@ from service.auth import Caller
 from service.bodies import read_body
 from service.openapi import answers, body
 from service.routes.jobs import PageFilter, tenant_for
-from service.schemas import (
+from service.schemas.jobs import JobList
+from service.schemas.queues import (
     DeadCount,
     DeadCounts,
-    JobList,
     Purged,
     PurgeRequest,
     Queue,
@@ -26,11 +26,8 @@ from service.schemas import (
     WhichDead,
     Worker,
     Workers,
-    job_list,
-    queue_of,
-    reply,
-    worker_of,
 )
+from service.showing import job_list, queue_of, reply, worker_of
 from service.submission import decode_as
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -127,7 +124,7 @@ def router(api: Api) -> APIRouter:
                 cause=query.cause,
             )
         )
-        counts = [DeadCount(one.queue, one.type, one.cause, one.count) for one in found]
+        counts = [DeadCount(one.queue, one.type, one.cause, one.count, one.error) for one in found]
         return reply(DeadCounts(counts))
 
     @routes.post(

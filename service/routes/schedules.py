@@ -29,15 +29,9 @@ from service.openapi import answers, body
 from service.problems import FieldError, InvalidRequest, Malformed, TooLarge
 from service.routes.jobs import tenant_for
 from service.routes.submit import OVERHEAD_BYTES
-from service.schemas import (
-    Job,
-    Schedule,
-    ScheduleRequest,
-    Schedules,
-    job_of,
-    reply,
-    schedule_of,
-)
+from service.schemas.jobs import Job
+from service.schemas.schedules import Schedule, ScheduleRequest, Schedules
+from service.showing import job_of, reply, schedule_of
 from service.submission import DAY_S, EXPIRES_DAYS_MAX, JobRequest, RequestKey, decode_as
 
 __all__ = ["router"]

@@ -15,7 +15,8 @@ from service.api import Api
 from service.auth import Caller, check_origin, cookie_name
 from service.openapi import answers
 from service.routes.queues import read_json
-from service.schemas import Session, reply
+from service.schemas.tokens import Session
+from service.showing import reply
 
 __all__ = ["router"]
 

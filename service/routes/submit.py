@@ -25,15 +25,8 @@ from service.bodies import Bodies
 from service.headers import wait_s
 from service.openapi import answers, body, header
 from service.problems import Malformed, RequestError, TooLarge, problem_of
-from service.schemas import (
-    FINISHED,
-    BatchResult,
-    Job,
-    accepted_job,
-    encode,
-    encode_lines,
-    job_of,
-)
+from service.schemas.jobs import FINISHED, BatchResult, Job
+from service.showing import accepted_job, encode, encode_lines, job_of
 from service.submission import BatchLine, JobRequest, RequestKey, WorkflowRequest
 
 __all__ = ["SubmitEndpoint", "router"]

@@ -10,7 +10,8 @@ from service.api import Api
 from service.auth import Caller
 from service.openapi import answers, body
 from service.routes.queues import read_json
-from service.schemas import NewToken, Token, TokenRequest, Tokens, reply, token_of
+from service.schemas.tokens import NewToken, Token, TokenRequest, Tokens
+from service.showing import reply, token_of
 
 __all__ = ["router"]
 

@@ -13,7 +13,8 @@ from service.api import Api
 from service.auth import Caller
 from service.bodies import stream_body
 from service.openapi import answers
-from service.schemas import Upload, reply
+from service.schemas.files import Upload
+from service.showing import reply
 
 __all__ = ["router"]
 

@@ -79,6 +79,7 @@ async def test_deployed_types_are_listed_with_their_schema(
     listed = {t["name"]: t for t in (await admin.get("/v1/types")).json()["types"]}
 
     assert (listed["shop.invoice"]["code"], listed["greet"]["code"]) == (bundle.sha, "")
+    assert listed["shop.invoice"]["builtin"] is False
     assert listed["shop.invoice"]["summary"] == "Write an invoice, as of v1."
     assert listed["shop.invoice"]["params_schema"]["required"] == ["cents"]
 

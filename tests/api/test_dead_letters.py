@@ -12,10 +12,15 @@ from tests.support.api import RunningApi, running_api
 GREET: dict[str, Any] = {"type": "greet", "params": {"name": "Ada"}}
 
 
-async def dead(api: RunningApi, client: httpx.AsyncClient, **more: Any) -> Any:
+async def dead(
+    api: RunningApi,
+    client: httpx.AsyncClient,
+    error: str = "the printer is on fire",
+    **more: Any,
+) -> Any:
     """Submit a job that fails for good; return it as it is then."""
     job = (await client.post("/v1/jobs", json=GREET | more)).json()
-    await api.worker.fail("the printer is on fire")
+    await api.worker.fail(error)
     return (await client.get(job["links"]["self"])).json()
 
 
@@ -50,8 +55,21 @@ async def test_dead_letters_are_counted_by_queue_type_and_cause(
     none = (await acme.get("/v1/dead-letters/counts?queue=io")).json()["counts"]
 
     once = {"queue": "default", "type": "greet.once", "cause": "error", "count": 3}
+    once["error"] = "the printer is on fire"
     assert everything == [once, once | {"type": "greet", "count": 1}]
     assert (own, none) == ([once], [])
+
+
+async def test_counts_tell_what_the_newest_of_a_kind_says(
+    api: RunningApi, acme: httpx.AsyncClient
+) -> None:
+    for error in ("out of ink", "out of paper " * 100):
+        await dead(api, acme, error)
+
+    [found] = (await acme.get("/v1/dead-letters/counts")).json()["counts"]
+
+    assert found["count"] == 2
+    assert found["error"] == ("out of paper " * 100)[:500]
 
 
 async def test_redrive_at_a_rate_spreads_the_jobs(api: RunningApi, acme: httpx.AsyncClient) -> None:
@@ -137,7 +155,7 @@ async def test_purged_dead_letter_that_is_in_history_can_not_be_tried_again(
 ) -> None:
     job = await dead(api, acme)
     await acme.post("/v1/dead-letters/purge", json={"filter": {"type": "greet"}})
-    await api.manager._compact()
+    await api.manager._housekeeper.compact()
     api.manager.tick()
     await api.manager._commit.barrier()
     assert job["id"] not in api.manager._state.jobs

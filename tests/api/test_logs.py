@@ -85,7 +85,7 @@ async def test_of_many_that_run_some_are_in_one_answer_and_each_can_be_asked_for
 
 async def over(api: RunningApi, job_id: str) -> None:
     """Let a finished job leave the manager's memory."""
-    await api.manager._compact()
+    await api.manager._housekeeper.compact()
     api.manager.tick()
     await api.manager._commit.barrier()
     assert job_id not in api.manager._state.jobs

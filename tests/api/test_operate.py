@@ -8,8 +8,9 @@ import httpx
 import jsonschema
 import pytest
 
+from jobs.library import call_http, fetch_tables
 from service.problems import KINDS
-from tests.support.api import RunningApi
+from tests.support.api import RunningApi, running_api
 
 GREET: dict[str, Any] = {"type": "greet", "params": {"name": "Ada"}}
 
@@ -34,6 +35,18 @@ async def test_types_come_with_schemas(acme: httpx.AsyncClient) -> None:
     assert types["greet"]["summary"] == "Greet somebody."
     assert types["greet"]["params_schema"]["properties"]["times"]["maximum"] == 10
     assert types["greet.once"]["unique_by"] == ["name"]
+
+
+async def test_own_types_come_before_those_that_are_built_in() -> None:
+    async with running_api(types=[call_http, fetch_tables]) as api:
+        types = (await api.client("acme").get("/v1/types")).json()["types"]
+
+    assert [(one["name"], one["builtin"]) for one in types] == [
+        ("greet", False),
+        ("greet.once", False),
+        ("http.call", True),
+        ("report.fetch", True),
+    ]
 
 
 async def test_paused_queue_starts_nothing_until_resumed(

@@ -256,6 +256,9 @@ def test_a_job_is_submitted_from_its_form_and_its_pdf_is_seen(page: Any) -> None
 
     expect(heading(page, "shop.invoice")).to_contain_text("completed")
     expect(page.locator("iframe")).to_have_attribute("src", re.compile("^blob:"))
+    with page.context.expect_page() as tab:
+        page.get_by_role("link", name="Open in a tab").click()
+    assert tab.value.evaluate("document.contentType") == "application/pdf"
     with page.expect_download() as download:
         page.get_by_role("link", name="Download invoice.pdf").click()
     assert download.value.path().read_bytes().startswith(b"%PDF")
@@ -347,8 +350,8 @@ def test_a_failed_job_says_why_and_is_redriven_with_its_like(
     page.get_by_role("button", name="shop.reject").click()
     expect(page.get_by_text("no such article")).to_be_visible()
 
-    group = page.locator(".group", has_text="shop.reject")
-    group.get_by_role("button", name="Redrive", exact=True).click()
+    head = page.locator(".group > header", has_text="shop.reject")
+    head.get_by_role("button", name="Redrive", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Redrive").click()
 
     expect(page.get_by_text("1 job will be tried again")).to_be_visible()
@@ -395,9 +398,9 @@ def test_groups_of_dead_letters_say_why_before_they_are_opened(
     page.goto(f"{drayman.url}/dead-letters")
 
     group = page.locator(".group", has_text="shop.reject")
-    expect(group.locator(".fold")).to_contain_text("no such")
+    expect(group.locator(".fold")).to_contain_text("no such shelf")
     page.goto(drayman.url)
-    expect(page.get_by_role("region", name="Why jobs failed")).to_contain_text("no such")
+    expect(page.get_by_role("region", name="Why jobs failed")).to_contain_text("no such shelf")
     client.redrive(type="shop.reject")
 
 
@@ -508,6 +511,12 @@ def test_every_page_says_that_drayman_does_not_answer_until_it_does(
     expect(away).to_be_in_viewport(timeout=20_000)
     page.unroute("**/*")
     expect(away).to_have_count(0)
+    managerless = page.get_by_role("status").filter(has_text="The queue manager is away")
+    refused = {"status": 503, "json": {"type": "/problems/unavailable"}}
+    page.route(re.compile("/v1/|/readyz"), lambda route: route.fulfill(**refused))
+    expect(managerless).to_be_in_viewport(timeout=20_000)
+    page.unroute_all()
+    expect(managerless).to_have_count(0)
 
 
 def test_the_end_of_an_id_finds_a_job_that_is_listed(

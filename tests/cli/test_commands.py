@@ -153,7 +153,9 @@ def test_tokens_queues_workers_types(
     assert "paused" in connected("queues", "--pause", "default").out
     assert "paused" not in connected("queues", "--resume", "default").out
     assert connected("workers").code == 0
-    assert "name [times] [note]" in connected("types").out
+    listed = connected("types").out
+    assert "YOUR OWN TYPE" in listed
+    assert "name [times] [note]" in listed
 
 
 def test_refusals_end_2_and_name_the_field(connected: Drayman) -> None:
@@ -165,7 +167,18 @@ def test_refusals_end_2_and_name_the_field(connected: Drayman) -> None:
     assert connected("status", "nope").code == 2
     assert connected("submit", "greet", "--params", "{").code == 2
     assert connected("submit", "greet", "--delay", "soon").code == 2
+    for number in ("NaN", "[1e999]"):
+        ran = connected("submit", "greet", "--param", f"name={number}")
+        assert (ran.code, "NaN and infinity" in ran.err) == (2, True)
     assert connected("no-such-command").code == 2
+
+
+def test_a_file_that_is_no_text_is_refused(connected: Drayman, tmp_path: Path) -> None:
+    (tmp_path / "params").write_bytes(b"\xff\xfe{}")
+
+    ran = connected("submit", "greet", "--params", f"@{tmp_path}/params")
+
+    assert (ran.code, "decode" in ran.err) == (2, True)
 
 
 def test_refusal_with_json_is_the_problem(connected: Drayman) -> None:
@@ -186,6 +199,22 @@ def test_nothing_to_talk_to_ends_3(drayman: Drayman) -> None:
     ran = drayman("list")
 
     assert (ran.code, "drayman up" in ran.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "named"),
+    [
+        ("http://[::1", "x", "http://HOST:PORT"),
+        ("127.0.0.1:8000", "x", "http://HOST:PORT"),
+        ("http://127.0.0.1:1", "\u00fc", "token"),
+    ],
+)
+def test_what_is_no_url_or_no_token_ends_3(
+    drayman: Drayman, url: str, token: str, named: str
+) -> None:
+    ran = drayman("--url", url, "--token", token, "list")
+
+    assert (ran.code, named in ran.err) == (3, True)
 
 
 def test_nobody_there_ends_3(drayman: Drayman, monkeypatch: pytest.MonkeyPatch) -> None:

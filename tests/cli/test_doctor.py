@@ -24,7 +24,8 @@ from service.diagnosis import (
 )
 from service.edge import free_port
 from service.finding import Finding
-from service.schemas import DeadCount, Queue, Schedule, Worker
+from service.schemas.queues import DeadCount, Queue, Worker
+from service.schemas.schedules import Schedule
 from tests.cli.conftest import Server
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

@@ -49,6 +49,9 @@ def test_those_named_are_told_of_what_was_asked_for(connected: Drayman, tmp_path
     )
 
     assert ran.code == 0, ran.err
+    shown = connected("status", ran.out.strip()).out
+    assert "ann@example.org when completed, failed (notify.email)" in shown
+    assert f"{HOOK} when failed (notify.webhook)" in shown
     assert told(connected, ran.out) == [
         (ENDED, "notify.email", "ann@example.org"),
         (["started", "cancelled"], "notify.email", "ann@example.org, bob@example.org"),

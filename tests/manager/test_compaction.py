@@ -47,7 +47,7 @@ async def test_finished_jobs_leave_memory_and_history_has_them(objects: MemoryOb
         await complete(one)
         waiting = await submit(one)
 
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
 
         assert list(one.state.jobs) == [waiting]
@@ -63,7 +63,7 @@ async def test_the_next_manager_starts_from_the_snapshot(objects: MemoryObjects)
         await complete(one)
         waiting = await submit(one)
         delayed = await submit(one, run_at=4e9)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
         later = await submit(one)
         before = list(dump(one.state))
@@ -84,12 +84,12 @@ async def test_covered_segments_are_deleted_by_the_next_compaction_but_for_the_c
         for _ in range(3):
             await submit(one)
             await complete(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         covered = one.state.compacted
         assert segments(objects)[:covered] == list(range(1, covered + 1))
 
         await submit(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
 
         assert [number for number in segments(objects) if number <= covered] == one.state.claims
         assert one.state.claims == [1, 2]
@@ -106,14 +106,14 @@ async def test_a_compaction_that_died_is_done_again_to_the_same_end(objects: Mem
             asked.append(plan)
             raise ConnectionError("its process died after all was written")
 
-        one.manager._compactor = type("Dying", (), {"compact": staticmethod(die)})()
+        one.manager._housekeeper._compactor = type("Dying", (), {"compact": staticmethod(die)})()
         with pytest.raises(ConnectionError):
-            await one.manager._compact()
+            await one.manager._housekeeper.compact()
         planned = one.state.planned
 
     async with life(objects, "w1") as two:
         assert two.state.planned == planned
-        await two.manager._compact()
+        await two.manager._housekeeper.compact()
         two.manager.tick()
 
         assert (two.state.planned, two.state.compacted) == (0, planned)
@@ -129,13 +129,13 @@ async def test_a_failed_job_stays_in_memory_and_can_be_redriven(objects: MemoryO
         job_id = await submit(one)
         (assignment,) = (await one.take()).assignments
         await one.finish(assignment.token, kind="discarded")
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
         assert job_id in one.state.jobs
 
         await one.gateway.retry(job_id, None)
         await complete(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
 
         assert one.state.jobs == {}
@@ -148,7 +148,7 @@ async def test_leases_outlive_a_snapshot(objects: MemoryObjects) -> None:
     async with life(objects, "w1") as one:
         job_id = await submit(one)
         (assignment,) = (await one.take()).assignments
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
 
     async with life(objects, "w1") as two:
         assert two.manager._commit.base > 0
@@ -162,7 +162,7 @@ async def test_leases_outlive_a_snapshot(objects: MemoryObjects) -> None:
 async def test_a_damaged_snapshot_is_refused(objects: MemoryObjects) -> None:
     async with life(objects, "w1") as one:
         await submit(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
     (info,) = list(objects.list("snapshots/"))
     data = bytearray(objects.get(info.path))
     data[len(data) // 2] ^= 1
@@ -177,7 +177,7 @@ async def test_a_page_of_history_is_newest_first_and_filtered(objects: MemoryObj
     async with life(objects, "w1") as one:
         jobs = [await submit(one, labels={"n": str(number % 2)}) for number in range(7)]
         await complete(one, 7)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
 
     history = History(objects)
     page = history.page(JobQuery(limit=3), below=7)
@@ -191,13 +191,13 @@ async def test_a_dead_letter_that_was_purged_stays_in_the_list(objects: MemoryOb
     async with life(objects, "w1") as one:
         jobs = [await submit(one) for _ in range(5)]
         await fail(one, 5)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         gateway = one.gateway
         await gateway.purge(DeadLetterQuery(ids=jobs[:2]))
         await gateway.retry(jobs[2], None)
         await gateway.retry(jobs[3], None)
         await complete(one, 1)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
 
         # Two were let go, one is what it was; of two that began again one is over for good.
@@ -225,7 +225,7 @@ async def test_whoever_asks_does_not_see_where_a_job_lies(objects: MemoryObjects
         over = [await submit(one) for _ in range(3)]
         await complete(one, 3)
         live = await submit(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
         gateway = one.gateway
 
@@ -253,7 +253,7 @@ async def test_a_resent_key_finds_a_job_that_has_left_memory(objects: MemoryObje
     async with life(objects, "w1") as one:
         job_id = await submit(one, **keyed)
         await complete(one)
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
 
         assert await submit(one, **keyed) == job_id
@@ -264,7 +264,7 @@ async def test_a_resent_key_finds_a_job_that_has_left_memory(objects: MemoryObje
 
 async def test_a_second_compaction_with_nothing_new_changes_nothing(objects: MemoryObjects) -> None:
     async with life(objects) as one:
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         last = one.state.compacted
 
         assert one.manager._commit.run(c.PlanCompaction(last)) == []

@@ -356,7 +356,7 @@ async def test_below_the_compaction_a_stream_begins_anew_and_says_so(
     job_id, other = await submit(one), await submit(one)
     await run(one)
     for _ in range(2):  # the second deletes what the first covered
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
     one.manager.tick()
     assert list(one.state.jobs) == [other]
 

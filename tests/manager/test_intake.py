@@ -122,7 +122,7 @@ async def test_a_batch_whose_reply_was_lost_does_not_run_again_from_intake(
         port.manager, port.loses_replies = one.manager, True
         first = (await gateway.submit(JobSpec("greet", **KEYED))).job_id
         assert await ran(one) == [first]
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
 
         await one.manager._intake.fold()
@@ -161,7 +161,7 @@ async def test_an_id_given_for_a_key_that_was_known_stands_for_the_first_job(
         assert await ran(two) == []
         view = await two.gateway.job(second, None)
         assert (view.id, view.alias_of, view.status) == (second, first, "completed")
-        await two.manager._compact()
+        await two.manager._housekeeper.compact()
         two.manager.tick()
         view = await two.gateway.job(second, None)
         assert (view.id, view.alias_of, view.status) == (second, first, "completed")
@@ -262,7 +262,7 @@ async def test_a_copy_of_an_object_that_was_folded_runs_nothing(
     data = objects.get(name)
     async with life(objects, "w1") as one:
         assert await ran(one) == [job_id]
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
         one.manager.tick()
     objects.put(name, data)
 

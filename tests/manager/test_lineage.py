@@ -38,7 +38,7 @@ async def submit(one: Life, spec: JobSpec) -> str:
 
 
 async def compacted(one: Life) -> None:
-    await one.manager._compact()
+    await one.manager._housekeeper.compact()
     one.manager.tick()
     await one.manager._commit.barrier()
 

@@ -19,7 +19,7 @@ from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager
 from cluster.protocol import Accepted, Refused
-from cluster.queue.model import QueueLimits
+from cluster.queue.rules import QueueLimits
 from cluster.queue.spec import JobSpec
 from cluster.store.contract import ObjectInfo
 from cluster.store.memory import MemoryObjects

@@ -11,7 +11,7 @@ from cluster.notify import NOTIFIES, TOLD_BYTES_MAX
 from cluster.protocol import FileInfo, Output, encode
 from cluster.queue import commands as c
 from cluster.queue import events as e
-from cluster.queue.model import QueueLimits, Rules
+from cluster.queue.rules import QueueLimits, Rules
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import JobSpec, Notify, decode_spec, encode_spec
 from cluster.views import JobQuery

@@ -199,7 +199,7 @@ async def test_chunks_of_a_worker_that_died_run_elsewhere_and_the_others_go_on(
         (mine,) = (await one.report("w1", free=1)).assignments
         waiting = asyncio.create_task(one.report("w1", held=[mine.token]))
         await asyncio.sleep(0)
-        one.manager._lose("w1", "signal 9")
+        one.manager._attendance.lose("w1", "signal 9")
         await waiting
 
         given = await work(one, fine(3), worker="w2")
@@ -382,7 +382,7 @@ async def test_steps_that_do_not_need_a_failed_one_still_run_where_the_workflow_
         await work(one, fine(a="failed"), free=1)
 
         for job_id, states in (
-            (stops, ["failed", "waiting", "running"]),
+            (stops, ["failed", "cancelled", "cancelled"]),
             (goes_on, ["failed", "skipped", "succeeded"]),
         ):
             view = await one.gateway.job(job_id, None)
@@ -609,6 +609,23 @@ async def test_a_cancelled_job_leases_nothing_more_and_ends_when_the_last_attemp
 
         view = await one.gateway.job(job_id, None)
         assert (view.status, view.reason) == ("cancelled", "cancelled")
+        assert [step.state for step in view.steps] == ["cancelled"]
+
+
+async def test_the_error_of_a_job_is_not_that_of_a_chunk_it_did_without(
+    objects: MemoryObjects,
+) -> None:
+    other = Outcome(0, "failed", 1.0, 2.0, error="no joining")
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, fan_out(max_attempts=1, tolerate=0.5))
+        await work(one, fine(3, t1="failed"), most=4)
+        assert (await one.gateway.job(job_id, None)).error is None
+
+        await work(one, fine(3, join=other))
+
+        view = await one.gateway.job(job_id, None)
+        assert view.error is not None
+        assert (view.status, view.error.message) == ("failed", "join: no joining")
 
 
 async def test_a_manifest_that_was_lost_is_made_again_and_the_chunks_go_on(
@@ -822,7 +839,7 @@ async def test_a_store_of_an_older_version_goes_on(objects: MemoryObjects) -> No
         running = await submit(one, JobSpec("greet"))
         (assignment,) = (await one.take()).assignments
         waiting = await submit(one, JobSpec("greet"))
-        await one.manager._compact()
+        await one.manager._housekeeper.compact()
     identity, _ = read_identities(objects, objects)
     assert identity is not None
     snapshots = Snapshots(objects, identity.journal_id, SNAPSHOT_VERSION)

@@ -14,7 +14,7 @@ from cluster.gateway import Gateway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.protocol import Accepted, Outcome, Output, Refused, encode
-from cluster.queue.model import QueueLimits, TenantLimits
+from cluster.queue.rules import QueueLimits, TenantLimits
 from cluster.queue.spec import JobSpec
 from cluster.refusals import ASKED
 from cluster.store.memory import MemoryObjects

@@ -54,7 +54,7 @@ async def fail(one: Life, kind: Any = "discarded") -> None:
 
 
 async def compacted(one: Life) -> None:
-    await one.manager._compact()
+    await one.manager._housekeeper.compact()
     one.manager.tick()
     # Its word is written by a thread, which a life that is dropped would not wait for.
     await one.manager._commit.barrier()

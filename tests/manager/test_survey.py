@@ -77,9 +77,9 @@ async def test_compacted_store_is_whole(objects: MemoryObjects) -> None:
         for _ in range(3):
             orders = await now.take()
             await now.finish(orders.assignments[0].token)
-        await now.manager._compact()
+        await now.manager._housekeeper.compact()
         await now.gateway.submit(SPEC)
-        await now.manager._compact()
+        await now.manager._housekeeper.compact()
 
     seen = by_path(objects)
 
@@ -175,9 +175,9 @@ async def test_damaged_snapshot_is_wrong_and_no_gap_is_blamed_for_it(
     objects: MemoryObjects,
 ) -> None:
     async with life(objects) as now:
-        await now.manager._compact()
+        await now.manager._housekeeper.compact()
         await now.gateway.submit(SPEC)
-        await now.manager._compact()
+        await now.manager._housekeeper.compact()
     *_, snapshot = [info.path for info in objects.list("snapshots/")]
     objects.put(snapshot, objects.get(snapshot)[:-10])
 

@@ -10,7 +10,7 @@ from cluster.manager import Manager
 from cluster.queries import Query
 from cluster.queue import engine
 from cluster.queue.events import TaskReady
-from cluster.queue.model import QueueLimits
+from cluster.queue.rules import QueueLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.schedules import AT_ONCE

@@ -23,9 +23,10 @@ from cluster.protocol import FileInfo, Outcome, OutcomeKind, Output
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve, job_status
-from cluster.queue.limits import next_opening
-from cluster.queue.model import Job, Limit, QueueLimits, Rules, State, Task
+from cluster.queue.gates import next_opening
+from cluster.queue.model import Job, State, Task
 from cluster.queue.plan import OVER, REBUILDS_MAX, PlanState, Role, Step, StepState, StepTask
+from cluster.queue.rules import Limit, QueueLimits, Rules
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec
 from cluster.queue.state import TERMINAL, TaskState

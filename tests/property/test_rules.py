@@ -17,8 +17,9 @@ from cluster.protocol import Outcome, OutcomeKind, Record
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve, job_status
-from cluster.queue.limits import next_opening
-from cluster.queue.model import Limit, QueueLimits, Rules, State, Task, TenantLimits
+from cluster.queue.gates import next_opening
+from cluster.queue.model import State, Task
+from cluster.queue.rules import Limit, QueueLimits, Rules, TenantLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import encode_spec

@@ -83,7 +83,7 @@ def readopt_nothing() -> Iterator[Plan]:
     start = Manager.start
 
     async def start_anew(self: Manager, version: str) -> None:
-        self._workers = Forgetful(self._workers)
+        self._attendance._workers = Forgetful(self._attendance._workers)
         await start(self, version)
 
     with mock.patch.object(Manager, "start", start_anew):

@@ -3,9 +3,10 @@
 from collections import defaultdict
 
 from cluster.queue import events as e
-from cluster.queue.limits import gates_of, has_room, limit_of
-from cluster.queue.model import Gate, Limit, Side, State, Task, Usage
+from cluster.queue.gates import gates_of, has_room, limit_of
+from cluster.queue.model import Gate, Side, State, Task, Usage
 from cluster.queue.plan import Role, StepTask
+from cluster.queue.rules import Limit
 from cluster.queue.state import TERMINAL, TaskState
 
 __all__ = ["StartsAudit", "check_counts", "check_gates"]

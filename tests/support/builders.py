@@ -13,21 +13,11 @@ from cluster.protocol import Outcome, OutcomeKind
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve
-from cluster.queue.limits import is_idle
+from cluster.queue.gates import is_idle
 from cluster.queue.line import Priorities, marks_of
-from cluster.queue.model import (
-    Gate,
-    Job,
-    Limit,
-    Line,
-    QueueLimits,
-    Rules,
-    State,
-    Task,
-    TenantLimits,
-    Timer,
-)
+from cluster.queue.model import Gate, Job, Line, State, Task, Timer
 from cluster.queue.plan import PlanState, Step, StepTask
+from cluster.queue.rules import Limit, QueueLimits, Rules, TenantLimits
 from cluster.queue.spec import JobSpec, decode_head, encode_spec
 from cluster.queue.state import TaskState
 

@@ -19,7 +19,7 @@ from cluster.config import (
     default_config,
     encode_config,
 )
-from cluster.queue.model import Limit, QueueLimits, TenantLimits
+from cluster.queue.rules import Limit, QueueLimits, TenantLimits
 from jobs.errors import InvalidInput
 from service import config_file, deployment, launch
 from service.config_file import changes, config_of, read_config, table_of, toml_of

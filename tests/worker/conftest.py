@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from cluster.protocol import Outcome, Output
-from cluster.worker.keeper import descendants
+from cluster.worker.processes import descendants
 from cluster.worker.slot import Slot
 from cluster.worker.worker import Worker, WorkerTimes
 from tests.support.eventually import eventually, gone

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cluster.protocol import Recorded, decode_record, encode
-from cluster.worker.slot import cause_of
+from cluster.worker.life import cause_of
 from tests.support.eventually import eventually, gone, written
 from tests.support.scripted_manager import ScriptedManager
 

@@ -220,7 +220,7 @@ async def test_suspect_runs_with_nothing_else_in_its_child(start: Any, alone: bo
 async def test_attempt_that_prints_without_end_does_not_fill_the_disk(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.worker.executor.CAPTURE_BYTES_MAX", 2 << 20)
+    monkeypatch.setattr("cluster.worker.watch.CAPTURE_BYTES_MAX", 2 << 20)
     bench = await start()
     token = bench.manager.submit("test.print_without_end", {"path": str(tmp_path / "n")})
     await written(tmp_path / "n")

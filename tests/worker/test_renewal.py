@@ -46,9 +46,9 @@ def lengths(found: list[int]) -> list[int]:
 
 async def ready_spare(bench: Any) -> int:
     """Wait for the spare child and return its process."""
-    executor = bench.worker._executor
-    await eventually(lambda: executor._spare is not None and executor._spare.is_ready)
-    return int(executor._spare.child_pid)
+    children = bench.worker._executor._children
+    await eventually(lambda: children.spare is not None and children.spare.is_ready)
+    return int(children.spare.child_pid)
 
 
 def gate(folder: Path, name: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ async def test_without_a_limit_the_child_stays(start: Any, result: Any) -> None:
     bench = await start(job_modules=JOBS)
 
     assert lengths(await pids(bench, result, 5)) == [5]
-    assert bench.worker._executor._spare is None
+    assert bench.worker._executor._children.spare is None
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -164,7 +164,7 @@ async def test_end_of_the_worker_is_the_end_of_the_spare_child(start: Any, resul
     bench = await start(job_modules=JOBS, tasks_max=2)
     await pids(bench, result, 1)
     spare = await ready_spare(bench)
-    keeper = bench.worker._executor._spare.keeper_pid
+    keeper = bench.worker._executor._children.spare.keeper_pid
 
     bench.worker.stop()
     await bench.running

@@ -168,7 +168,7 @@ async def test_worker_of_which_a_part_broke_ends_itself(start: Any) -> None:
     async def broken() -> None:
         raise ZeroDivisionError("a part of it broke")
 
-    bench.worker._executor._spawn(broken())
+    bench.worker._executor.spawn(broken())
 
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(asyncio.shield(bench.running), 5)

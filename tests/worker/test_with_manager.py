@@ -158,7 +158,7 @@ async def test_late_word_of_a_worker_that_was_given_up_changes_nothing(
 
         # To the manager, a worker that hangs: nothing arrives. Its keeper is kept quiet for it.
         talk, first._manager = first._manager, _Away()
-        one.now.manager._lose("w1", "lease lost")
+        one.now.manager._attendance.lose("w1", "lease lost")
         await one.start("w2")
         states = await one.ended(job)
         with_second = one.task(job).attempt

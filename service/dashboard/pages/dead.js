@@ -3,7 +3,6 @@
 import { get, post, query } from "../api.js";
 import { h, show } from "../dom.js";
 import { count, plural, shortId } from "../format.js";
-import { reasons } from "../reasons.js";
 import { editAndRedrive } from "../redrive.js";
 import { act, button, confirm, dialog, empty, labels, page, section, time, trouble } from "../parts.js";
 
@@ -17,7 +16,6 @@ export function open(view) {
   let counts = [];
   /** What is open: its jobs, and where the next page begins. */
   const opened = new Map();
-  const why = reasons();
   const mayAct = view.may("submit");
 
   const following = view.follow("/v1/events?status=failed", {
@@ -26,7 +24,7 @@ export function open(view) {
         ({ counts } = await get(query("/v1/dead-letters/counts", filter)));
         // A link from elsewhere names one group: that is what one came to see.
         if (counts.length === 1 && !opened.size && NAMES.some((name) => filter[name])) opened.set(keyOf(counts[0]), null);
-        await Promise.all([why.read(counts), ...counts.filter((one) => opened.has(keyOf(one))).map((one) => read(one))]);
+        await Promise.all(counts.filter((one) => opened.has(keyOf(one))).map((one) => read(one)));
         draw();
       } catch (error) {
         if (!view.root.childElementCount) show(view.root, trouble(error));
@@ -90,7 +88,7 @@ export function open(view) {
       isFiltered && h("div", { class: "toolbar" }, NAMES.filter((name) => filter[name]).map((name) => h("span", { class: "chip on" }, h("b", null, name), filter[name])), h("a", { href: "/dead-letters", class: "button ghost small" }, "All dead letters")),
       counts.length
         ? h("div", { class: "panel groups" }, counts.map(group))
-        : section("", { kind: "bare" }, empty("No dead letters", "A job whose attempts are used up, or that said it can never work, comes to stand here with every error it met. Nothing is tried again until somebody says so."))));
+        : section("", { kind: "bare" }, empty("No dead letters", "A job whose attempts are used up, or that said it can never work, comes to stand here with every error it met. Nothing is tried again until somebody redrives it."))));
   }
 
   function group(one) {
@@ -101,7 +99,7 @@ export function open(view) {
         h("button", { type: "button", class: "fold", "aria-expanded": String(isOpen), "aria-controls": id, "data-row": true, onclick: () => toggle(one) },
           h("span", { class: "arrow", "aria-hidden": "true" }),
           h("b", { class: "bad num" }, count(one.count)), h("span", { class: "name" }, one.type), h("span", { class: "tag" }, one.cause), h("span", { class: "faint" }, `queue ${one.queue}`),
-          !isOpen && h("span", { class: "why", title: why.of(one) }, why.of(one))),
+          !isOpen && one.error && h("span", { class: "why", title: one.error }, one.error)),
         mayAct && h("div", { class: "aside" },
           button("Redrive", { icon: "retry", kind: "small", onclick: () => redrive(one) }),
           button("", { icon: "trash", kind: "ghost small", title: one.count === 1 ? "Purge this one" : `Purge these ${count(one.count)}`, onclick: () => purge(one) }))),
@@ -111,7 +109,7 @@ export function open(view) {
           h("span", { class: "prose clamp", title: job.error?.message }, job.error?.message ?? "no reason is known"),
           h("span", { class: "chips" }, labels(job.labels, 2)),
           h("span", { class: "faint num" }, plural(job.attempts, "attempt"), " · ", time(job.finished_at)),
-          mayAct && h("span", { class: "levers" }, !job.steps.length && button("Edit and redrive", { kind: "ghost small", onclick: () => editAndRedrive(job, following.changed) }), button("Retry", { icon: "retry", kind: "ghost small", onclick: () => acted(() => post(`/v1/jobs/${job.id}/retry`), "It has a new budget of attempts") }))))),
+          mayAct && h("span", { class: "levers" }, !job.steps.length && button("Edit and redrive", { kind: "ghost small", onclick: () => editAndRedrive(job, following.changed) }), button("Redrive", { icon: "retry", kind: "ghost small", title: "Redrive this one", onclick: () => acted(() => post(`/v1/jobs/${job.id}/retry`), "It has a new budget of attempts") }))))),
         found.next !== null && button("Show more", { kind: "ghost small", onclick: () => act(() => read(one, true)).then(draw) }),
       ]));
   }

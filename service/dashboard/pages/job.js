@@ -40,7 +40,7 @@ export function open(view) {
     if (OVER.includes(state.job.status) && state.job.status !== "failed") following.stop();
   }
 
-  /** Its stream had ended, and who retries a job may change its params. */
+  /** Its stream had ended, and who redrives a job may change its params. */
   function revive() {
     Object.assign(state, { params: null, revivedUntil: Date.now() + DOUBLE_MS });
     refollow();
@@ -110,14 +110,14 @@ export function open(view) {
     if (!OVER.includes(job.status)) {
       found.push(button("Cancel", {
         icon: "stop", key: "cancel", disabled: Boolean(job.stopping),
-        // It takes the place of Retry: a second click there is not meant for it.
+        // It takes the place of Redrive: a second click there is not meant for it.
         onclick: () => Date.now() > state.revivedUntil && confirm("Cancel this job?", job.status === "processing" ? "It is asked to stop, and ended by force after its grace." : "It has not begun, and will not.", "Cancel the job", () => acted(() => post(`${base}/cancel`), "It will stop")),
       }));
     }
     if (job.status === "failed") {
-      found.push(button("Retry", { icon: "retry", kind: "primary", key: "retry", onclick: () => acted(() => post(`${base}/retry`), "It has a new budget of attempts") }));
+      found.push(button("Redrive", { icon: "retry", kind: "primary", key: "redrive", title: "Give it a new budget of attempts", onclick: () => acted(() => post(`${base}/retry`), "It has a new budget of attempts") }));
       if (!job.steps.length) {
-        found.push(button("Edit and retry", { icon: "submit", key: "edit", onclick: () => editAndRedrive(job, refollow) }));
+        found.push(button("Edit and redrive", { icon: "submit", key: "edit", onclick: () => editAndRedrive(job, refollow) }));
       }
     }
     found.push(h("a", { class: "button", href: `/submit?type=${enc(job.type)}`, "data-key": "again" }, icon("submit"), h("span", null, "Submit another")));
@@ -126,6 +126,8 @@ export function open(view) {
 
   function draw() {
     const { job, attempts } = state;
+    const files = section("Files", { key: "files", aside: job.files.length ? plural(job.files.length, "file") : null },
+      job.files.length ? fileList(job.files) : h("p", { class: "quiet" }, "It wrote no files."));
     show(view.root, page(
       h("span", { class: "job-title" }, job.type, h("span", { role: "status" }, status(job.status, job.stopping ? `stopping: ${job.stopping}` : ""))),
       { sub: [h("span", { class: "mono" }, job.id), copyButton(job.id, "Copy the id")], actions: actions(job) },
@@ -134,6 +136,7 @@ export function open(view) {
       facts(job),
       h("div", { class: `columns wide ${job.status}` },
         h("div", { class: "stack" },
+          job.files.length > 0 && files,
           job.steps.length > 1 && section("Steps", { key: "steps", aside: `${job.steps.filter((one) => one.state === "succeeded").length} of ${job.steps.length} done` },
             graph(job.steps, (name) => { state.step = state.step === name ? null : name; draw(); }, state.step)),
           job.steps.length === 1 && chunks(job.steps[0]),
@@ -147,8 +150,7 @@ export function open(view) {
         h("div", { class: "stack" },
           section("Result", { key: "result" }, result(job)),
           section("Params", { key: "params", aside: download(`${base}/params`, `${id}-params.json`, "Download the params") }, state.params?.() ?? h("p", { class: "quiet" }, "Loading…")),
-          section("Files", { key: "files", aside: job.files.length ? plural(job.files.length, "file") : null },
-            job.files.length ? fileList(job.files) : h("p", { class: "quiet" }, "It wrote no files.")))),
+          !job.files.length && files)),
     ));
   }
 

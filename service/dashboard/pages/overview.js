@@ -4,7 +4,6 @@ import { get } from "../api.js";
 import { endings, ran, sparkline } from "../charts.js";
 import { h, show } from "../dom.js";
 import { count, duration, plural, rate } from "../format.js";
-import { reasons } from "../reasons.js";
 import { curl, empty, jobLink, meter, page, section, status, table, time, trouble } from "../parts.js";
 
 /** Samples of this long are kept for the small lines, over reloads too. */
@@ -16,16 +15,14 @@ const KEPT = "drayman-samples";
 export function open(view) {
   view.title("Overview");
   const samples = kept();
-  const why = reasons();
   const following = view.follow("/v1/events", {
     async refresh() {
       try {
         const [overview, { queues }, { counts }, { jobs }] = await Promise.all([
           get("/v1/overview"), get("/v1/queues"), get("/v1/dead-letters/counts"), get("/v1/jobs?limit=8"),
         ]);
-        await why.read(counts.slice(0, CAUSES));
         note(samples, overview, queues, counts);
-        show(view.root, draw(overview, queues, counts, jobs, samples, why));
+        show(view.root, draw(overview, queues, counts, jobs, samples));
       } catch (error) {
         if (!view.root.childElementCount) show(view.root, trouble(error));
         throw error;
@@ -60,7 +57,7 @@ function note(samples, { workers, recent }, queues, counts) {
   sessionStorage.setItem(KEPT, JSON.stringify(samples));
 }
 
-function draw(overview, queues, counts, jobs, samples, why) {
+function draw(overview, queues, counts, jobs, samples) {
   const { workers, recent } = overview;
   const line = (name, label) => samples.length > 1 && sparkline(samples.map((one) => one[name]), label);
   const last = samples.at(-1);
@@ -79,7 +76,7 @@ function draw(overview, queues, counts, jobs, samples, why) {
     section("Ended jobs", { aside: legend() }, endings(recent)),
     h("div", { class: "columns" },
       section("Queues", { aside: h("a", { href: "/queues" }, "All queues"), key: "queues" }, queueList(queues)),
-      section("Why jobs failed", { aside: h("a", { href: "/dead-letters" }, "Dead letters"), key: "dead" }, causes(counts, why))),
+      section("Why jobs failed", { aside: h("a", { href: "/dead-letters" }, "Dead letters"), key: "dead" }, causes(counts))),
     jobs.length > 0 && section("Newest jobs", { aside: h("a", { href: "/jobs" }, "All jobs"), key: "jobs" }, newest(jobs)));
 }
 
@@ -101,14 +98,14 @@ function queueList(queues) {
     h("span", { class: "num" }, one.paused ? "paused" : `${count(one.ready + one.parked)} waiting, ${count(one.leased)} running`))));
 }
 
-function causes(counts, why) {
+function causes(counts) {
   if (!counts.length) return empty("No dead letters", "A job whose attempts are used up comes to stand here, with all that went wrong.");
   const most = counts[0].count;
   return h("ul", { class: "bars" }, counts.slice(0, CAUSES).map((one) => h("li", { "data-key": `${one.queue}/${one.type}/${one.cause}` },
     h("a", { href: `/dead-letters?${new URLSearchParams({ type: one.type, queue: one.queue, cause: one.cause })}` }, one.type),
     meter(one.count / most, `${one.type}: dead letters`, "bad"),
     h("span", { class: "num" }, `${count(one.count)} · ${one.cause}`),
-    why.of(one) && h("span", { class: "why", title: why.of(one) }, why.of(one)))));
+    one.error && h("span", { class: "why", title: one.error }, one.error))));
 }
 
 function newest(jobs) {

@@ -37,8 +37,15 @@ function begin(view, types) {
   }
   function list() {
     const all = found();
-    show(picks, all.length ? all.map((one) => h("li", { "data-key": one.name },
-      h("button", { type: "button", "data-row": true, "aria-pressed": String(picked === one), onclick: () => pick(one) }, h("b", null, one.name), h("span", { class: "faint" }, one.summary)))) : h("li", { class: "quiet" }, "No type has this in its name."));
+    const group = (name, some) => some.length > 0 && [h("li", { class: "heading", "data-key": name }, h("h2", null, name)), some.map(row)];
+    show(picks, !all.length ? h("li", { class: "quiet" }, "No type has this in its name.")
+      // What is looked for stands together, the best first: Enter picks it.
+      : filter.value.trim() ? all.map(row)
+      : [group("Your own", all.filter((one) => !one.builtin)), group("Built in", all.filter((one) => one.builtin))]);
+  }
+  function row(one) {
+    return h("li", { "data-key": one.name },
+      h("button", { type: "button", "data-row": true, "aria-pressed": String(picked === one), onclick: () => pick(one) }, h("b", null, one.name), h("span", { class: "faint" }, one.summary)));
   }
   function pick(one) {
     picked = one;

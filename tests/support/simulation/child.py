@@ -21,8 +21,9 @@ from cluster.history.lineage import Lineage
 from cluster.protocol import NOTHING, Assignment, FileInfo, Inputs, Outcome, Submission
 from cluster.queue.spec import JobSpec, decode_spec, encode_spec
 from cluster.views import TaskPage, TaskView
-from cluster.worker.attempt import BEING_MADE, Attempt, InputLost, SplitResult
+from cluster.worker.attempt import Attempt, SplitResult
 from cluster.worker.pipe import Answer, Call, Ended, Feed, Moved, Recall, Stop, until_start_s
+from cluster.worker.reading import BEING_MADE, InputLost
 from cluster.worker.slot import Death, Slot, SlotConfig, SlotOwner
 from jobs.errors import DraymanError, NotFound, Unavailable
 from jobs.outcome import Discard, Retry, Snooze, StopRequested
@@ -358,7 +359,7 @@ class SimChild:
         if inputs.role == "whole":
             for name, (task_id, output) in inputs.outputs.items():
                 if output is None:
-                    attempt.lose(task_id, BEING_MADE)
+                    attempt.reading.lose(task_id, BEING_MADE)
                 if output.result != NOTHING and output.chunks is None:
                     self._auditor.plans.given(assignment, name, task_id, output)
             await self._program(attempt, assignment, params["steps"])
@@ -439,11 +440,11 @@ class SimChild:
     async def _manifest(self, attempt: Attempt, assignment: Assignment, inputs: Inputs) -> Any:
         file = inputs.manifest
         if file is None:
-            attempt.lose(inputs.split[0], BEING_MADE)
+            attempt.reading.lose(inputs.split[0], BEING_MADE)
         try:
             data = await self._insist(assignment.token, self._world.store.get, file.path)
         except NotFound:
-            attempt.lose(*inputs.split)
+            attempt.reading.lose(*inputs.split)
         assert hashlib.sha256(data).hexdigest() == file.sha256
         return msgspec.json.decode(data)
 
@@ -456,7 +457,7 @@ class SimChild:
             names = [f"{prefix}{i}" for i in range(first, last) if i not in failed]
             views = await self._tasks(assignment, names)
             for view in views:
-                attempt.insist_on(assignment.job_id, view)
+                attempt.reading.insist_on(assignment.job_id, view)
             self._auditor.plans.joined(assignment.job_id, assignment.token, views)
 
     async def _tasks(self, assignment: Assignment, ids: list[str]) -> list[TaskView]:
@@ -474,7 +475,7 @@ class SimChild:
     ) -> None:
         if op == "lose" and assignment.attempt <= args[1]:
             [task] = await self._tasks(assignment, [args[0]])
-            attempt.lose(task.task_id, task.attempts)
+            attempt.reading.lose(task.task_id, task.attempts)
         elif op == "spoil" and assignment.attempt == 1:
             file = msgspec.json.decode(assignment.inputs, type=Inputs).manifest
             assert file is not None

@@ -15,8 +15,9 @@ from typing import Any
 from cluster.config import Config, decode_config
 from cluster.protocol import Assignment
 from cluster.queue import events as e
-from cluster.queue.model import Limit, QueueLimits, State
+from cluster.queue.model import State
 from cluster.queue.plan import Role, StepTask
+from cluster.queue.rules import Limit, QueueLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, StepSpec, decode_spec
 from cluster.queue.state import UNFINISHED, TaskState

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from cluster.config import Config, PoolSettings
 from cluster.gateway import Gateway, ManagerAway
-from cluster.queue.model import Limit, QueueLimits, TenantLimits
+from cluster.queue.rules import Limit, QueueLimits, TenantLimits
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.views import DeadLetterQuery, WorkerView

@@ -181,13 +181,14 @@ class World:
         uuid = SimpleNamespace(uuid4=lambda: UUID(int=self.rng.getrandbits(128), version=4))
         nowhere = Path("/nonexistent/simulation")
         with contextlib.ExitStack() as stack:
-            for module in ("worker", "executor", "logs", "attempt", "pipe"):
+            parts = ("worker", "executor", "backlog", "children", "watch", "held", "calls", "logs")
+            for module in (*parts, "attempt", "pipe"):
                 stack.enter_context(mock.patch(f"cluster.worker.{module}.time", time))
             stack.enter_context(mock.patch("cluster.worker.worker.random", self.rng))
             stack.enter_context(
                 mock.patch("cluster.worker.worker.make_scratch", return_value=nowhere)
             )
-            stack.enter_context(mock.patch("cluster.worker.executor.Slot", slot))
+            stack.enter_context(mock.patch("cluster.worker.children.Slot", slot))
             # Its children die with a worker, at once.
             stack.enter_context(
                 mock.patch("cluster.worker.executor.wait_until_gone", mock.AsyncMock())
@@ -195,7 +196,7 @@ class World:
             stack.enter_context(mock.patch("cluster.store.identity.uuid", uuid))
             stack.enter_context(mock.patch("cluster.store.objects.uuid", uuid))
             # Ten seconds between two compactions are longer than most schedules.
-            stack.enter_context(mock.patch("cluster.manager.COMPACT_PAUSE_S", 1.0))
+            stack.enter_context(mock.patch("cluster.housekeeping.COMPACT_PAUSE_S", 1.0))
             if self.seed % 100:  # Parquet is most of a run's time; now and then it is the real one
                 stack.enter_context(mock.patch("cluster.store.journal.encode", encode_segment))
                 stack.enter_context(mock.patch("cluster.store.journal.decode", decode_segment))

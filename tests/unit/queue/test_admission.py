@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.queue import commands as c
-from cluster.queue.model import QueueLimits, Rules, TenantLimits
+from cluster.queue.rules import QueueLimits, Rules, TenantLimits
 from cluster.queue.spec import Plan, SpecHead, StepSpec, encode_spec
 from jobs.errors import Overloaded
 from tests.support.builders import Rulebook, a_job, a_spec, canonical

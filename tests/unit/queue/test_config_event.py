@@ -5,7 +5,7 @@ import pytest
 
 from cluster.queue import commands as c
 from cluster.queue import events as e
-from cluster.queue.model import Limit
+from cluster.queue.rules import Limit
 from cluster.queue.snapshot import dump, load
 from jobs.errors import Conflict
 from tests.support.builders import Rulebook, canonical

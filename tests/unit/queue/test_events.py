@@ -7,7 +7,7 @@ import pytest
 
 from cluster.queue import events as e
 from cluster.queue.engine import _EVOLVE
-from cluster.queue.model import Limit
+from cluster.queue.rules import Limit
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.spec import decode_head, encode_spec
 from cluster.queue.state import IllegalTransition

@@ -2,7 +2,8 @@
 
 from cluster.queue import commands as c
 from cluster.queue import events as e
-from cluster.queue.model import LEARNED_RUNS, QueueLimits
+from cluster.queue.model import LEARNED_RUNS
+from cluster.queue.rules import QueueLimits
 from cluster.queue.spec import Plan, StepSpec
 from cluster.queue.state import TaskState
 from tests.support.builders import Rulebook, a_job, canonical, some_rules

@@ -10,8 +10,8 @@ from cluster.protocol import FileInfo, Outcome, Output
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.dispatch import AHEAD_SEEN
-from cluster.queue.limits import AHEAD_S, LEAD_S, USED, limit_of, next_opening
-from cluster.queue.model import Limit
+from cluster.queue.gates import AHEAD_S, LEAD_S, USED, limit_of, next_opening
+from cluster.queue.rules import Limit
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec, encode_spec
 from cluster.queue.state import TaskState

@@ -8,7 +8,7 @@ import pytest
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue import standing
-from cluster.queue.model import QueueLimits, Rules
+from cluster.queue.rules import QueueLimits, Rules
 from cluster.queue.schedule import ScheduleSpec
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import JobSpec, Plan, StepSpec, encode_spec

@@ -1,4 +1,4 @@
-"""Limits that jobs share by a key: how many run at once, and how many start a second.
+"""Gates, where jobs that share a limit wait: so many run at once, so many start a second.
 
 Rule 1: of each queue no more tasks are READY than there is room for at each of their gates; others
 are PARKED at the first that has none, off the line, where they take turns as in a line. So a worker
@@ -15,7 +15,8 @@ import heapq
 from collections.abc import Iterable, Iterator
 
 from cluster.queue import events as e
-from cluster.queue.model import OPENINGS_MIN, Gate, Limit, Side, State, Task
+from cluster.queue.model import OPENINGS_MIN, Gate, Side, State, Task
+from cluster.queue.rules import Limit
 from cluster.queue.state import Move, TaskState
 
 __all__ = [
