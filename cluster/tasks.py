@@ -277,16 +277,15 @@ def plan_output(plan: PlanState) -> Output:
     return Output(msgspec.Raw(msgspec.json.encode({"chunks": step.succeeded})))
 
 
-_OPEN = frozenset({StepState.WAITING, StepState.RUNNING})
-
-
 def step_views(job: Job, plan: PlanState) -> list[StepView]:
-    """Return the steps; those that their job ended without are `cancelled`."""
+    """Return the steps; one that ran when its job ended is `cancelled`."""
     return [
         StepView(
             name,
             step.spec.type or job.type,
-            "cancelled" if job.finished_at and step.state in _OPEN else step.state.value,
+            "cancelled"
+            if job.finished_at and step.state is StepState.RUNNING
+            else step.state.value,
             step.spec.needs,
             step.count if step.count >= 0 else None,
             step.succeeded,

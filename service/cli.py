@@ -3,7 +3,7 @@
 Rule 1: it talks HTTP, and imports neither Ray nor the API's server unless a command must (`up`).
 Rule 2: what was asked for goes to stdout, everything else to stderr; `--json` prints the API's own
 JSON. Rule 3: exit codes mean something: 0 done, 1 the job failed, 2 the request was wrong or
-refused, 3 Drayman could not be reached.
+refused, 3 Drayman could not be reached or said "later" for too long.
 """
 
 import sys

@@ -289,9 +289,11 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_jobs)
 
 
-def given_params(text: str | None, param: list[str] | None) -> dict[str, Any]:
-    """Return what `--params` and all of `--param` say together."""
-    single = {name: _value(value) for name, value in pairs(param, "--param").items()}
+def given_params(
+    text: str | None, param: list[str] | None, option: str = "--param"
+) -> dict[str, Any]:
+    """Return what `--params` and all of `--param`, or an option like it, say together."""
+    single = {name: _value(value) for name, value in pairs(param, option).items()}
     return ({} if text is None else _object(text, "--params")) | single
 
 

@@ -158,7 +158,7 @@ def redrive(
         raise typer.BadParameter("--params and --set go with the id of one job and nothing else")
     with connect(context) as client:
         if edits:
-            found = given_params(params, set_)
+            found = given_params(params, set_, "--set")
             client.retry(filters["ids"][0], **{"set" if params is None else "params": found})
             count = 1
         else:
@@ -167,6 +167,8 @@ def redrive(
         print_json({"redriven": count})
     else:
         typer.echo(f"redriven: {count}")
+        if (named := len(filters.get("ids", ()))) > count:
+            typer.echo(f"{named - count} of those named are no dead letters (any more)", err=True)
 
 
 def purge(

@@ -37,7 +37,7 @@ def find_target(
 ) -> Target:
     """Return the Drayman to talk to. Raises NoTarget."""
     url = url or environment.get(URL_ENV) or None
-    token = token or environment.get(TOKEN_ENV) or None
+    token = (token or environment.get(TOKEN_ENV) or "").strip() or None
     if token is not None and not (token.isascii() and token.isprintable()):
         raise NoTarget(f"no token has such characters; look at {TOKEN_ENV} or --token")
     if url is not None:

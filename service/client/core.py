@@ -234,8 +234,10 @@ class Tries:
 
 
 def keys(given: str | None) -> dict[str, str]:
-    """Return the header that makes repeating a submission safe."""
+    """Return the header that makes repeating a submission safe. Raises InvalidInput."""
     if given is not None:
+        if not (given.isascii() and given.isprintable()):
+            raise InvalidInput("key", "it travels in a header: use ASCII that prints")
         escaped = given.replace("\\", r"\\").replace('"', r"\"")
         return {"Idempotency-Key": f'"{escaped}"'}
     # Not Idempotency-Key: that would override a job type's own `unique_for_s`.

@@ -36,7 +36,7 @@ __all__ = ["JobCalls"]
 #: One long poll; the server caps it at 30.
 POLL_S = 25
 #: Lines of one batch, as the server takes them.
-BATCH_LINES = 10_000
+BATCH_LINES, BATCH_BYTES = 10_000, 16 << 20
 #: Of those that were refused so many are sent again at least; else twice what was taken last.
 AGAIN_LINES = 100
 #: Jobs and tasks asked for at once, as many as the server gives.
@@ -105,11 +105,12 @@ class JobCalls(Core):
         anew with each that is taken.
         """
         whole = key or uuid.uuid4().hex
-        for number, batch in enumerate(_batches(jobs)):
-            lines = [json_body(dict(job)) for job in batch]
+        before = 0
+        for number, lines in enumerate(_batches(jobs)):
             named = {("Idempotency-Key" if key else "Drayman-Request-Id"): f"{whole}-{number}"}
             for result in (yield from self._submit_lines(lines, named)):
-                yield Item({**result, "line": number * BATCH_LINES + result["line"]})
+                yield Item({**result, "line": before + result["line"]})
+            before += len(lines)
 
     def _submit_lines(
         self, lines: list[bytes], headers: dict[str, str]
@@ -335,8 +336,9 @@ class JobCalls(Core):
         raise AssertionError("the last try returns or raises")
 
     @call
-    def upload(self, path: Path, name: str | None = None) -> Steps[Upload]:
+    def upload(self, path: Path | str, name: str | None = None) -> Steps[Upload]:
         """Store a file; return `{uri, bytes, sha256}`. Put the uri into params."""
+        path = Path(path)
         target = f"/v1/uploads/{quote(name or path.name, safe='')}"
 
         def blocks() -> Iterator[bytes]:
@@ -351,12 +353,16 @@ def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def _batches(jobs: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    batch: list[Mapping[str, Any]] = []
+def _batches(jobs: Iterable[Mapping[str, Any]]) -> Iterator[list[bytes]]:
+    """Yield the jobs as lines, in batches that the API takes."""
+    batch: list[bytes] = []
+    size = 0
     for job in jobs:
-        batch.append(job)
-        if len(batch) == BATCH_LINES:
+        line = json_body(dict(job))
+        if batch and (len(batch) == BATCH_LINES or size + len(line) > BATCH_BYTES):
             yield batch
-            batch = []
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line) + 1
     if batch:
         yield batch

@@ -3,18 +3,21 @@
 Rule 1: an `id:` is the number of a journalled event, so any replica goes on where another stopped;
 what has no number (progress) has no id. Rule 2: a stream is an answer like any other until its
 first byte: what is wrong is said with a problem. While the manager is away it begins nevertheless,
-as a browser does not come again after an error. Rule 3: a client that takes nothing is let go.
+as a browser does not come again after an error. Rule 3: a client that takes nothing is let go, and
+one whose token was revoked meanwhile is told nothing more.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
@@ -23,12 +26,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cluster.feed import Filter, Message, Told
 from cluster.follow import Begin, Watcher
 from cluster.views import JobStatus
-from jobs.errors import DraymanError, InvalidInput
+from jobs.errors import DraymanError, InvalidInput, Unavailable
 from service.api import Api, job_id_of
-from service.auth import Caller, credentials
+from service.auth import Authenticator, Caller, credentials
 from service.bodies import ClientGone
 from service.openapi import answers
-from service.problems import RequestError, problem_response
+from service.problems import RequestError, Unauthorized, problem_response
 from service.routes.jobs import label_of, tenant_for
 from service.sending import SAFE
 from service.showing import encode, job_of
@@ -53,8 +56,8 @@ HEADERS = SAFE | {
 _HELLO = b"retry: %d\n\n" % RETRY_MS
 _KEEP_ALIVE = b":\n\n"
 _NUMBER = re.compile(r"[0-9]{1,18}")
-#: How a WebSocket is closed: it is over; try again.
-OVER, AGAIN = 1000, 1013
+#: How a WebSocket is closed: it is over; the token was revoked; try again.
+OVER, REVOKED, AGAIN = 1000, 1008, 1013
 
 LastEventId = Annotated[
     str | None,
@@ -81,7 +84,11 @@ class EventFilter(BaseModel):
 def router(api: Api) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["events"], default_response_class=Response)
-    reader = Annotated[Caller, Depends(api.caller("read"))]
+
+    async def reading(request: Request) -> _Right:
+        return await _right(api, request, request.method)
+
+    reader = Annotated[_Right, Depends(reading)]
     seen = ("unauthorized", "forbidden", "invalid-input", "overloaded", "unavailable")
     stream = answers(
         200, None, *seen, description="Events, until it is over.", media_type="text/event-stream"
@@ -100,7 +107,7 @@ def router(api: Api) -> APIRouter:
         | {204: {"description": "It is over, and the client has every event."}},
     )
     async def job_events(
-        caller: reader,
+        right: reader,
         job_id: str,
         tasks: Annotated[bool, Query(description="Tell of single chunks, too.")] = False,
         last_event_id: LastEventIdToo = None,
@@ -108,25 +115,25 @@ def router(api: Api) -> APIRouter:
     ) -> Response:
         """Follow a job: its state first, then each change, as server-sent events."""
         after = _after(header or last_event_id)
-        watcher = api.follower.job(job_id_of(job_id), caller.sees, after, chunks=tasks)
-        return await _answer(watcher)
+        watcher = api.follower.job(job_id_of(job_id), right.caller.sees, after, chunks=tasks)
+        return await _answer(watcher, right)
 
     @routes.get("/v1/events", responses=stream)
     async def all_events(
-        caller: reader,
+        right: reader,
         query: Annotated[EventFilter, Query()],
         header: LastEventId = None,
     ) -> Response:
         """Follow what happens to jobs, as server-sent events."""
         wanted = Filter(
-            tenant_for(caller, query.tenant),
+            tenant_for(right.caller, query.tenant),
             query.type,
             query.queue,
             query.status,
             label_of(query.label),
         )
         after = _after(header or query.last_event_id)
-        return await _answer(api.follower.all(wanted, after))
+        return await _answer(api.follower.all(wanted, after), right)
 
     @routes.websocket("/v1/jobs/{job_id}/watch")
     async def watch_job(
@@ -135,18 +142,42 @@ def router(api: Api) -> APIRouter:
         """Follow a job over a WebSocket: the same messages, one a frame."""
         try:
             # As if it changed something: a WebSocket is not bound by a page's origin.
-            sent = credentials(dict(websocket.scope["headers"]), "CONNECT")
-            caller = await api.authenticator.identify(sent)
-            caller.need("read")
+            right = await _right(api, websocket, "CONNECT")
             after = _after(last_event_id)
-            watcher = api.follower.job(job_id_of(job_id), caller.sees, after, chunks=tasks)
+            watcher = api.follower.job(job_id_of(job_id), right.caller.sees, after, chunks=tasks)
             await _begun(watcher)
         except (DraymanError, RequestError) as error:
             await websocket.send_denial_response(problem_response(error))
             return
-        await _over_websocket(websocket, watcher)
+        await _over_websocket(websocket, watcher, right)
 
     return routes
+
+
+@dataclass(frozen=True, slots=True)
+class _Right:
+    """Who watches, and by which token: it may be revoked while the stream goes on."""
+
+    authenticator: Authenticator
+    sent: bytes | None
+    caller: Caller
+
+    async def is_left(self) -> bool:
+        """Whether the token still stands for the same; what can't be known changes nothing."""
+        try:
+            return await self.authenticator.identify(self.sent) == self.caller
+        except Unauthorized:
+            return False
+        except Unavailable:
+            return True
+
+
+async def _right(api: Api, connection: HTTPConnection, method: str) -> _Right:
+    """Return the caller's right to read. Raises Unauthorized, Forbidden or Unavailable."""
+    sent = credentials(dict(connection.scope["headers"]), method)
+    caller = await api.authenticator.identify(sent)
+    caller.need("read")
+    return _Right(api.authenticator, sent, caller)
 
 
 def _after(text: str | None) -> int | None:
@@ -165,12 +196,12 @@ async def _begun(watcher: Watcher) -> None:
         raise
 
 
-async def _answer(watcher: Watcher) -> Response:
+async def _answer(watcher: Watcher, right: _Right) -> Response:
     await _begun(watcher)
     if watcher.is_over and not watcher.has_news:
         watcher.close()
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    return _EventStream(watcher)
+    return _EventStream(watcher, right)
 
 
 # --- as server-sent events --------------------------------------------------------------------
@@ -179,9 +210,9 @@ async def _answer(watcher: Watcher) -> Response:
 class _EventStream(Response):
     """Sends what a watcher gets, until it is over or its client is gone."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, right: _Right) -> None:
         # Not the base's: that would say how long it is.
-        self._watcher = watcher
+        self._watcher, self._right = watcher, right
         self.status_code, self.background = 200, None
         self.init_headers(HEADERS)
 
@@ -198,7 +229,7 @@ class _EventStream(Response):
             }
             await _sent(send, start)
             await _sent(send, _body(_HELLO))
-            async for items in _batches(watcher):
+            async for items in _batches(watcher, self._right):
                 if gone.done():
                     return
                 await _sent(send, _body(_frames(items)))
@@ -216,16 +247,17 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _batches(watcher: Watcher) -> Any:
-    """Yield what comes, and nothing where a word is due that the stream lives."""
+async def _batches(watcher: Watcher, right: _Right) -> Any:
+    """Yield what comes while there is a right to it, and [] where a sign of life is due."""
     while True:
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 items = await watcher.next()
+            if not items:
+                return
         except TimeoutError:
-            yield []
-            continue
-        if not items:
+            items = []
+        if not await right.is_left():
             return
         yield items
 
@@ -267,20 +299,20 @@ def _data(item: Begin | Message | Told) -> bytes:
 # --- over a WebSocket -------------------------------------------------------------------------
 
 
-async def _over_websocket(websocket: WebSocket, watcher: Watcher) -> None:
+async def _over_websocket(websocket: WebSocket, watcher: Watcher, right: _Right) -> None:
     gone = asyncio.ensure_future(_hung_up(websocket))
     gone.add_done_callback(lambda _: watcher.end())
     try:
         async with asyncio.timeout(WRITE_S):
             await websocket.accept()
-        async for items in _batches(watcher):
+        async for items in _batches(watcher, right):
             for item in items:
                 if gone.done():
                     return
                 async with asyncio.timeout(WRITE_S):
                     await websocket.send_text(_data(item).decode())
         if not gone.done():
-            await websocket.close(AGAIN if watcher.is_behind else OVER)
+            await websocket.close(await _code(watcher, right))
     except WebSocketDisconnect:
         pass  # it hung up while something was sent
     except TimeoutError:
@@ -288,6 +320,12 @@ async def _over_websocket(websocket: WebSocket, watcher: Watcher) -> None:
     finally:
         watcher.close()
         gone.cancel()
+
+
+async def _code(watcher: Watcher, right: _Right) -> int:
+    if not await right.is_left():
+        return REVOKED
+    return AGAIN if watcher.is_behind else OVER
 
 
 async def _hung_up(websocket: WebSocket) -> None:

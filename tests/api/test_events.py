@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from service.routes import events
 from tests.support.api import RunningApi
@@ -249,6 +249,34 @@ async def test_who_never_reads_is_let_go_and_harms_no_other(
             other = await submit(acme, type="greet.once")
 
             assert json.loads((await the(found, "job.submitted"))["data"])["job_id"] == other
+
+
+async def test_who_watches_with_a_token_that_is_revoked_is_told_nothing_more(
+    api: RunningApi, acme: httpx.AsyncClient, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.1)
+    token, record = api.tokens.create("acme", ["read"])
+    lent = api.anonymous({"Authorization": f"Bearer {token}"})
+    job_id = await submit(acme)
+    url = f"ws://{server}/v1/jobs/{job_id}/watch"
+    async with (
+        stream(server, lent, "/v1/events") as answer,
+        stream(server, acme, "/v1/events") as others,
+        connect(url, additional_headers=headers(lent)) as wire,
+    ):
+        found = events_of(answer)
+        await wire.recv()
+
+        api.tokens.revoke(record.id)
+
+        async with asyncio.timeout(20):
+            async for _ in found:
+                pass
+            with pytest.raises(ConnectionClosedError):
+                await wire.recv()
+        assert wire.close_code == events.REVOKED
+        await submit(acme)
+        await the(events_of(others), "job.submitted")
 
 
 # --- over a WebSocket -------------------------------------------------------------------------

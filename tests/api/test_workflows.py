@@ -291,7 +291,7 @@ async def test_what_fails_stops_the_rest_and_a_retry_goes_on_there(
     await api.worker.succeed("c")
     done = (await acme.get(made["links"]["self"])).json()
 
-    assert [s["state"] for s in failed["steps"]] == ["succeeded", "failed", "cancelled"]
+    assert [s["state"] for s in failed["steps"]] == ["succeeded", "failed", "waiting"]
     assert (failed["status"], failed["error"]["message"]) == ("failed", "b: the printer is on fire")
     assert [s["state"] for s in retried["steps"]] == ["succeeded", "running", "waiting"]
     assert (done["status"], done["result"]) == ("completed", "c")

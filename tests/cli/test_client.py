@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jobs.errors import InvalidInput
 from service.client import ApiError, Client, Unreachable, key_for
 from tests.cli.conftest import Server
 
@@ -164,6 +165,32 @@ def test_many_jobs_and_all_pages(server: Server) -> None:
         assert results[-1]["problem"]["status"] == 422
         assert len(list(client.jobs())) == 120
         assert len(list(client.jobs(limit=7))) == 7
+
+
+def test_many_jobs_travel_in_batches_that_fit(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.client.jobs.BATCH_BYTES", 500)
+    with Client(server.url, server.token()) as client:
+        jobs = [{"type": "greet", "params": {"name": "x" * 150}} for _ in range(20)]
+        jobs[7] = {"type": "greet", "params": {"name": "x" * 900}}
+
+        results = list(client.submit_many([*jobs, {"type": "nope"}]))
+
+        assert [result["line"] for result in results] == list(range(1, 22))
+        assert [at for at, result in enumerate(results) if "id" not in result] == [20]
+
+
+def test_what_cannot_be_sent_is_refused_by_name(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with Client(server.url, server.token()) as client:
+        with pytest.raises(InvalidInput, match="body: NaN and infinity"):
+            client.submit("greet", {"name": float("nan")})
+        with pytest.raises(InvalidInput, match=r"body: .*set"):
+            list(client.submit_many([{"type": "greet", "params": {1, 2}}]))
+        with pytest.raises(InvalidInput, match="key: it travels in a header"):
+            client.submit("greet", {"name": "Ada"}, key="Zoë")
+        assert client.upload(str(tmp_path / "a.txt"))["bytes"] == 1
 
 
 def test_wait_returns_the_finished_job_or_times_out(server: Server) -> None:

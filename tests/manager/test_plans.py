@@ -382,7 +382,7 @@ async def test_steps_that_do_not_need_a_failed_one_still_run_where_the_workflow_
         await work(one, fine(a="failed"), free=1)
 
         for job_id, states in (
-            (stops, ["failed", "cancelled", "cancelled"]),
+            (stops, ["failed", "waiting", "cancelled"]),
             (goes_on, ["failed", "skipped", "succeeded"]),
         ):
             view = await one.gateway.job(job_id, None)
