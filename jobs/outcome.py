@@ -58,14 +58,18 @@ class Discard(Exception):
 
 
 class Snooze(Exception):
-    """Not yet: run again in `delay_s` seconds. Consumes no attempt."""
+    """Not yet: run again in `delay_s` seconds. Consumes no attempt.
 
-    def __init__(self, delay_s: float | timedelta) -> None:
-        super().__init__(delay_s)
+    `reason` is shown with the job while it waits.
+    """
+
+    def __init__(self, delay_s: float | timedelta, reason: str = "") -> None:
+        super().__init__(delay_s, reason)
         self.delay_s = seconds("Snooze.delay_s", delay_s)
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"snoozed for {self.delay_s:g} s"
+        return f"snoozed for {self.delay_s:g} s" + (f": {self.reason}" if self.reason else "")
 
 
 class StopRequested(BaseException):

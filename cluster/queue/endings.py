@@ -229,7 +229,7 @@ def _snoozed(rules: Rules, task: Task, outcome: Any, draw: float, now: float) ->
     if task.stop == "cancel":
         return _cancelled(task, outcome, "cancelled")
     retry_at = now + _bounded_s(outcome.delay_s or 0.0)
-    return e.TaskSnoozed(retry_at=retry_at, **_lease_of(task, outcome))
+    return e.TaskSnoozed(retry_at=retry_at, error=outcome.error, **_lease_of(task, outcome))
 
 
 def _stopped(rules: Rules, task: Task, outcome: Any, draw: float, now: float) -> e.Event:

@@ -589,7 +589,7 @@ def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
 
 def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
     task = end_lease(state, event, at)
-    keep_attempt(task, "snoozed")
+    keep_attempt(task, "snoozed", event.error, "snoozed" if event.error else "")
     task.move(Move.SNOOZED)
     task.suspect = False
     task.due_at = event.retry_at

@@ -214,6 +214,8 @@ class TaskSnoozed(AttemptEnd, frozen=True):
 
     kind = "task_snoozed"
     retry_at: float = 0.0
+    #: Why, if it said so.
+    error: str = ""
 
 
 class TaskDied(AttemptEnd, frozen=True):

@@ -421,7 +421,8 @@ class Attempt:
         if isinstance(error, Discard):
             return self._ended("discarded", _text(error), "discarded")
         if isinstance(error, Snooze):
-            return self._ended("snoozed", delay_s=seconds("Snooze.delay_s", error.delay_s))
+            delay_s = seconds("Snooze.delay_s", error.delay_s)
+            return self._ended("snoozed", str(error.reason), "snoozed", delay_s)
         if isinstance(error, Retry):
             after_s = error.after_s
             after_s = None if after_s is None else seconds("Retry.after_s", after_s)

@@ -55,7 +55,7 @@ from cluster.worker.pipe import (
     until_start_s,
 )
 from jobs.definition import JobDefinition
-from jobs.outcome import Discard
+from jobs.outcome import Discard, Snooze
 from jobs.registry import Registry
 from jobs.result import encode_result
 
@@ -71,6 +71,8 @@ OUTCOMES_TOGETHER_MAX = 200
 OUTCOMES_TOGETHER_S = 0.003
 #: The reading thread gets its turn this soon beside a handler that never lets go by itself.
 SWITCH_INTERVAL_S = 0.001
+#: A job waits so long for a type that Drayman was started without, and again.
+UNKNOWN_TYPE_S = 30.0
 _READ_BYTES = 1 << 18
 _EXIT_BROKEN = 71
 
@@ -304,7 +306,7 @@ class Child:
     def prepare(self, attempt: Attempt) -> tuple[Callable[[], Any], bool]:
         """Return what runs the attempt, and whether that returns a coroutine.
 
-        Raises Discard for bad input.
+        Raises Discard for bad input, and Snooze for a type that is not known (any more).
         """
         assignment = attempt.assignment
         spec = decode_spec(assignment.spec)
@@ -351,7 +353,10 @@ class Child:
         definition = self._registry.get(name)
         if definition is None:
             known = ", ".join(sorted(self._registry)) or "none"
-            raise Discard(f"job type {name!r} is not known on this worker; it knows: {known}")
+            told = f"job type {name!r} is not known on this worker; it knows: {known}"
+            if self.config.code:
+                raise Discard(told)  # a bundle stays what it is
+            raise Snooze(UNKNOWN_TYPE_S, f"{told}; start Drayman with the --jobs that has it")
         kind = _Type(
             definition,
             definition.handler,

@@ -95,6 +95,21 @@ async def test_waits_beyond_all_reason_are_cut_to_a_year() -> None:
         assert view.next_attempt_at < one.manager._commit.now() + 367 * 86_400
 
 
+async def test_why_a_job_was_put_off_is_shown_while_it_waits() -> None:
+    async with life(MemoryObjects("memory://"), "w1") as one:
+        job_id = await submit(one)
+        (assignment,) = (await one.take()).assignments
+        told = Outcome(assignment.token, "snoozed", 1.0, 2.0, error="banks rest", delay_s=60.0)
+        await one.report(outcomes=[told])
+
+        view = await one.gateway.job(job_id, None)
+
+        assert view.error is not None
+        assert (view.status, view.error.message) == ("pending", "banks rest")
+        (attempt,) = await one.gateway.attempts(job_id, None)
+        assert (attempt.outcome, attempt.error) == ("snoozed", "banks rest")
+
+
 @pytest.mark.parametrize("after", ["²", "9" * 5000, "-1", "x"])
 async def test_a_cursor_that_is_none_is_refused(after: str) -> None:
     async with life(MemoryObjects("memory://")) as one:

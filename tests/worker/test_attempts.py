@@ -93,10 +93,10 @@ async def test_sys_exit_is_a_failure_not_a_crash(bench: Bench) -> None:
     assert (outcome.kind, outcome.error) == ("failed", "SystemExit: 3")
 
 
-async def test_unknown_type_is_discarded_and_names_what_is_known(bench: Bench) -> None:
+async def test_job_of_an_unknown_type_waits_and_names_what_is_known(bench: Bench) -> None:
     outcome = await run(bench, "test.no_such")
 
-    assert outcome.kind == "discarded"
+    assert (outcome.kind, outcome.delay_s) == ("snoozed", 30.0)
     assert "'test.no_such' is not known on this worker" in outcome.error
     assert "test.ok" in outcome.error
 
