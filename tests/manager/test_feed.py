@@ -518,7 +518,7 @@ SAMPLES: list[e.Event] = [
     e.AttemptCrashed(**LEASE, error="x", cause="signal 9"),
     e.LeaseReleased(**LEASE, cause="drain"),
     e.InputsLost(**LEASE, needs=["a"]),
-    e.TaskSnoozed(**LEASE, retry_at=5.0),
+    e.TaskSnoozed(**LEASE, retry_at=5.0, error="banks rest"),
     e.TaskDied(**LEASE, error="x", cause="error"),
     e.TaskCancelled("j", "0", "cancelled", 1, 1),
     e.StopRequested(**LEASE, reason="cancel"),

@@ -30,7 +30,7 @@ EVERY: list[e.Event] = [
     e.AttemptFailed(*LEASE, **END, error="boom\n", cause="timeout", retry_at=3.3),
     e.AttemptCrashed(*LEASE, **END, error="dead", cause="signal 11"),
     e.LeaseReleased(*LEASE, **END, cause="drain", started=False, suspect=True),
-    e.TaskSnoozed(*LEASE, **END, retry_at=9.75),
+    e.TaskSnoozed(*LEASE, **END, retry_at=9.75, error="later"),
     e.TaskDied(*LEASE, **END, error="boom", cause="oom", charged="recovery"),
     e.TaskCancelled("job-1", "0", "expired"),
     e.TaskCancelled("job-1", "0", "cancelled", 2, 5, **END),
