@@ -560,7 +560,7 @@ def _same(request: JobRequest, params: bytes) -> list[Any]:
     """Return what makes two requests the same: as asked for, before defaults are filled in."""
     return [
         request.type,
-        msgspec.json.decode(params),
+        _comparable(params),
         request.queue,
         request.priority,
         request.run_at,
@@ -577,6 +577,14 @@ def _same(request: JobRequest, params: bytes) -> list[Any]:
             if (value := getattr(request, name)) not in (None, [])
         ),
     ]
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() else number  # 1.0 and 1 are one number in JSON
+
+
+_comparable = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def _canonical(value: Any) -> str:

@@ -102,7 +102,7 @@ async def test_bare_and_quoted_keys_are_the_same_key(acme: httpx.AsyncClient) ->
 async def test_same_request_written_differently_is_the_same(acme: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "k1"}
     one = b'{"type":"greet","params":{"name":"Ada","times":2}}'
-    other = b'{ "params": {"times": 2, "name": "Ada"}, "type": "greet" }'
+    other = b'{ "params": {"times": 2.0, "name": "Ada"}, "type": "greet" }'
     first = await acme.post("/v1/jobs", content=one, headers=headers)
 
     second = await acme.post("/v1/jobs", content=other, headers=headers)
