@@ -31,6 +31,15 @@ SQL_MEMORY = "2GB"
 _PLAN = "plan.schema"
 _SUFFIX = {"csv": ".csv", "ndjson": ".ndjson", "parquet": ".parquet"}
 _BLOCK = 1 << 20
+#: The years 1 to 9999, in days since 1970; and a day in the units that reach beyond them.
+FIRST_DAY, DAYS_END = -719_162, 2_932_897
+_PER_DAY = {
+    "date32[day]": 1,
+    "date64[ms]": 86_400_000,
+    "s": 86_400,
+    "ms": 86_400_000,
+    "us": 86_400_000_000,
+}
 
 Text = Annotated[str, Field(min_length=1, max_length=2048)]
 
@@ -436,7 +445,12 @@ def _write_csv(
     plain = _plain_schema(schema)
     options = pacsv.WriteOptions(include_header=has_header, delimiter=params.delimiter)
     with pacsv.CSVWriter(sink, plain, write_options=options) as writer:
-        yield lambda batch: writer.write_batch(batch.cast(plain))
+
+        def add(batch: Any) -> None:
+            _check_moments(batch)
+            writer.write_batch(batch.cast(plain))
+
+        yield add
 
 
 @contextlib.contextmanager
@@ -451,7 +465,34 @@ def _write_ndjson(
     fields = [f.with_type(pa.string()) if _is_fine(f.type) else f for f in plain]
     told = pa.schema(fields)
     encode = msgspec.json.Encoder().encode_lines
-    yield lambda batch: sink.write(encode(batch.cast(told).to_pylist()))
+
+    def add(batch: Any) -> None:
+        _check_moments(batch)
+        sink.write(encode(batch.cast(told).to_pylist()))
+
+    yield add
+
+
+def _check_moments(batch: Any) -> None:
+    """Raise Discard naming a column with a moment that text cannot tell."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        kind = field.type
+        is_time = pa.types.is_timestamp(kind)
+        if not (is_time or pa.types.is_date(kind)):
+            continue
+        day = _PER_DAY.get(kind.unit if is_time else str(kind))
+        if day is None:
+            continue
+        found = pc.min_max(column.cast(pa.int32() if day == 1 else pa.int64()))
+        first, last = found["min"].as_py(), found["max"].as_py()
+        if first is not None and not FIRST_DAY * day <= first <= last < DAYS_END * day:
+            raise Discard(
+                f"format: column {field.name!r} has a moment outside the years 1 to 9999, which "
+                "text cannot tell; leave its row out, or choose parquet"
+            )
 
 
 def _is_fine(kind: Any) -> bool:

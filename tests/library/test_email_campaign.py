@@ -263,6 +263,7 @@ def test_a_row_that_lacks_a_merge_field_is_bad_unless_the_template_says_what_els
         ("a.parquet", b"email\n", "no Parquet"),
         ("a.csv", b"name\nAnn\n", "has no 'email'"),
         ("a.csv", b"email,name\na@example.org\n", "1 cells"),
+        ("a.csv", b"email,email\na@example.org,b@example.org\n", "'email' stands twice"),
     ],
 )
 def test_a_list_that_is_none_sends_nothing_and_says_why(

@@ -320,6 +320,32 @@ def test_what_is_no_parquet_or_not_there_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in str(exported("upload:nothing").error)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inside", "outside"),
+    [
+        (pa.timestamp("s"), 253_402_300_799, 253_402_300_800),
+        (pa.timestamp("us", "UTC"), -62_135_596_800_000_000, -62_135_596_800_000_001),
+        (pa.date32(), 2_932_896, 2_932_897),
+        (pa.timestamp("ns"), 2**63 - 1, None),
+    ],
+)
+@pytest.mark.parametrize("format", ["csv", "ndjson"])
+def test_moment_that_text_cannot_tell_is_refused(
+    kind: Any, inside: int, outside: int | None, format: str, tmp_path: Path
+) -> None:
+    good = parquet(tmp_path / "good.parquet", {"at": pa.array([inside, None, 0], kind)})
+    assert one_file(exported(good, format=format)).count(b"\n") >= 3
+    if outside is None:
+        return
+    bad = parquet(tmp_path / "bad.parquet", {"at": pa.array([outside], kind)})
+
+    refused = exported(bad, format=format)
+
+    assert isinstance(refused.error, Discard)
+    assert "column 'at' has a moment outside the years 1 to 9999" in str(refused.error)
+    assert exported(bad, format="parquet").error is None
+
+
 def test_list_in_csv_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "x.parquet", {"n": [1], "l": [[1]]})
 

@@ -56,6 +56,8 @@ def _csv(lines: Iterable[str]) -> Iterator[Row]:
     csv.field_size_limit(LINE_CHARS_MAX)
     reader = csv.reader(lines)
     header = [name.strip() for name in next(reader, [])]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise Discard(f"source: column {twice!r} stands twice in the header; rename one")
     place = 0
     for cells in reader:
         if not cells:
