@@ -6,6 +6,7 @@ JSON. Rule 3: exit codes mean something: 0 done, 1 the job failed, 2 the request
 refused, 3 Drayman could not be reached or said "later" for too long.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -77,11 +78,17 @@ def main() -> None:
     """Run the command line; the exit code says how it went."""
     # httpx has a command line of its own, which costs as much to import as all of this.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    if sys.stdout is None:  # it was closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it is the process's
     try:
         app()
+        sys.stdout.flush()
     except NoTarget as error:
         complain(str(error))
         sys.exit(EXIT_UNREACHABLE)
+    except OSError as error:  # a full disk behind stdout, say
+        complain(str(error))
+        os._exit(EXIT_USAGE)  # at exit Python would try to write what is left, and say so
     except Exception as error:
         # Looked up by module, because importing the client here would slow down `--help`.
         client, errors = sys.modules.get("service.client"), sys.modules.get("jobs.errors")

@@ -139,6 +139,8 @@ def _cell(value: Any) -> str:
 
 
 def _show_json(answer: "Answer") -> None:
+    if twice := next((name for name in answer.names if answer.names.count(name) > 1), None):
+        raise typer.BadParameter(f"column {twice!r} stands twice; give one another name with AS")
     before = "["
     for row in _rows(answer):
         typer.echo(before + _json(dict(zip(answer.names, row, strict=True))), nl=False)

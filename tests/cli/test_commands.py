@@ -273,3 +273,12 @@ def test_commands_start_light() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("out", "code"), [("/dev/full", 2), ("&-", 0)])
+def test_output_that_nobody_can_take_gives_no_traceback(out: str, code: int) -> None:
+    command = f"{sys.executable} -m service.cli --help >{out}"
+
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (ran.returncode, "Traceback" in ran.stderr) == (code, False)

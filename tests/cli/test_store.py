@@ -129,6 +129,10 @@ def test_sql_ends_2_where_the_query_is_wrong(
     assert (ran.code, ran.out) == (2, "")
     assert "colour" in ran.err
 
+    twice = drayman("sql", "select 1 a, 2 a", "--store", str(tmp_path / "store"), "--json")
+
+    assert (twice.code, "column 'a' stands twice" in twice.err) == (2, True)
+
 
 def test_sql_without_a_store_says_how_to_name_one(drayman: Drayman) -> None:
     ran = drayman("sql", "select 1")
