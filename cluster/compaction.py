@@ -71,10 +71,13 @@ def compact(
     journal_id = known_identity(store, journal_objects).journal_id
     journal = Journal(journal_objects, journal_id=journal_id)
     snapshots = Snapshots(store, journal_id, SNAPSHOT_VERSION)
-    _clean(journal_objects, journal, snapshots, plan.covered, plan.claims)
     folded = fold(journal, snapshots, upto=plan.last)
     if folded.number != plan.last:
         raise Corrupt(journal.path(plan.last), f"was to be folded, but {folded.number} is the last")
+    # A store may lose a file. Where the snapshot that covers them was not what this began with,
+    # they are all there is until this has written its own.
+    if folded.base >= plan.covered:
+        _clean(journal_objects, journal, snapshots, plan.covered, plan.claims)
     state = folded.state
     done = CompactionDone(last=plan.last, seq=state.seq, finished=0, rows=0)
     if folded.base != plan.last:  # else an earlier try got this far

@@ -485,6 +485,7 @@ def job_view(
         schedule=spec.schedule,
         scheduled_for=spec.scheduled_for,
         notify=spec.notify,
+        result_sha256=output.result_sha256,
     )
 
 
@@ -541,6 +542,7 @@ def _planned_view(
         schedule=spec.schedule,
         scheduled_for=spec.scheduled_for,
         notify=spec.notify,
+        result_sha256=output.result_sha256,
     )
 
 

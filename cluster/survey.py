@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.fold import fold, read_event
 from cluster.intake import unseal
@@ -25,6 +24,7 @@ from cluster.store.contract import ObjectInfo, Objects
 from cluster.store.identity import Identity, read_identities
 from cluster.store.journal import Journal
 from cluster.store.objects import PROBE_PREFIX
+from cluster.store.parquet import open_table
 from cluster.store.sealed import locate
 from cluster.store.segment import Rows, SegmentHeader
 from cluster.store.snapshot import Snapshots
@@ -150,10 +150,9 @@ class _Survey:
                 expected = expected or self._base + 1
                 if number != expected:
                     yield _gap(journal, expected, number)
-                    previous = None
                 expected = number + 1
-            elif previous is not None and number != previous.number + 1:
-                previous = None  # compaction deleted what lay between
+            if previous is not None and number != previous.number + 1:
+                previous = None  # compaction deleted what lay between, or it is told
             if isinstance(read, NotFound):
                 yield Seen(path, "note", "was deleted while this looked, by a compaction")
                 previous = None
@@ -212,11 +211,11 @@ class _Survey:
                 continue
             try:
                 with self._store.open_read(info.path) as file:
-                    rows = pq.ParquetFile(file).metadata.num_rows
+                    rows = sum(batch.num_rows for batch in open_table(file).iter_batches())
             except NotFound:
                 yield _gone(info)
             except (pa.ArrowException, OSError) as error:
-                yield Seen(info.path, "wrong", f"is no Parquet file: {error}")
+                yield Seen(info.path, "wrong", f"is no Parquet file, or damaged: {error}")
             else:
                 facts = {"rows": rows, "bytes": info.bytes}
                 yield Seen(info.path, "ok", f"{rows} rows", facts)

@@ -112,6 +112,8 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     scheduled_for: float | None = None
     #: Who is told of it.
     notify: list[Notify] = []
+    #: Of what lies at `result_ref`.
+    result_sha256: str = ""
 
 
 class JobPage(msgspec.Struct, frozen=True):

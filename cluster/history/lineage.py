@@ -8,7 +8,6 @@ created, never changed. Rule 2: of a chunk with several rows (its output was los
 the one with most attempts counts. Rule 3: they go with their job, when its history does.
 """
 
-import io
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,10 +15,10 @@ from threading import Lock
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec.structs import replace
 
 from cluster.store.contract import Objects
+from cluster.store.parquet import encode_table, open_table
 from cluster.tasks import PAGE_MAX
 from cluster.views import StepView, TaskPage, TaskView
 from jobs.errors import Corrupt, NotFound
@@ -83,11 +82,9 @@ def write_lineage(
     ordered = sorted(tasks, key=lambda task: (task.step, task.index))
     columns = zip(*[lineage_row(job_id, task) for task in ordered], strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, LINEAGE, strict=True)]
-    sink = io.BytesIO()
     table = pa.Table.from_arrays(arrays, schema=LINEAGE)
-    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
     path = f"{lineage_prefix(job_id)}{first:020d}-{last:020d}.parquet"
-    objects.put_if_absent(path, sink.getvalue())
+    objects.put_if_absent(path, encode_table(table, GROUP_ROWS))
 
 
 def lineage_files(objects: Objects) -> Iterator[tuple[str, str, int]]:
@@ -256,7 +253,7 @@ class Lineage:
         if known is not None:
             return known
         with self._objects.open_read(path) as source:
-            file = pq.ParquetFile(source)
+            file = open_table(source)
             spans = []
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["step", "chunk"])
@@ -275,7 +272,7 @@ class Lineage:
                 self._groups.move_to_end((path, group))
                 return known
         with self._objects.open_read(path) as source:
-            records = pq.ParquetFile(source).read_row_group(group, columns=["record"])["record"]
+            records = open_table(source).read_row_group(group, columns=["record"])["record"]
         views = [_decode(record) for record in records.to_pylist()]
         rows = {(view.step, view.index): view for view in views}
         with self._lock:

@@ -22,8 +22,9 @@ from cluster.history.lineage import Lineage
 from cluster.history.rows import Record, decode_record
 from cluster.history.writer import HistoryFile, current_files
 from cluster.store.contract import Objects
+from cluster.store.parquet import open_table
 from cluster.views import JobQuery
-from jobs.errors import NotFound, Unavailable
+from jobs.errors import Corrupt, NotFound, Unavailable
 
 __all__ = ["History"]
 
@@ -90,6 +91,9 @@ class History:
                 return work(files)
             except NotFound:
                 as_of = None
+            except OSError as error:
+                told = f"cannot be read ({error}); `drayman doctor --store` says which file"
+                raise Corrupt("history/jobs", told) from error
         raise Unavailable("history is being rewritten", 1.0)
 
     def _current(self, as_of: int | None) -> list[HistoryFile]:
@@ -142,7 +146,7 @@ class History:
 
     def _rows(self, path: str, group: int, job_id: str, column: str) -> Iterator[tuple[int, Any]]:
         with self._objects.open_read(path) as source:
-            file = pq.ParquetFile(source)
+            file = open_table(source)
             ids = file.read_row_group(group, columns=["id"])["id"]
             at = pc.index(ids, pa.scalar(job_id)).as_py()
             if at >= 0:
@@ -160,7 +164,7 @@ class History:
                 if file.date < since or bisect_left(ids, low) == bisect_right(ids, high):
                     continue
                 with self._objects.open_read(file.path) as source:
-                    rows = pq.ParquetFile(source).read_row_group(group, columns=["id", "revision"])
+                    rows = open_table(source).read_row_group(group, columns=["id", "revision"])
                 rows = rows.filter(pc.is_in(rows["id"], wanted))
                 for job_id, revision in zip(*(column.to_pylist() for column in rows), strict=True):
                     latest[job_id] = max(revision, latest.get(job_id, 0))
@@ -190,7 +194,7 @@ class History:
     ) -> list[tuple[int, int, bytes]]:
         """Return the number, revision and record of each job of a group that matches."""
         with self._objects.open_read(path) as source:
-            file = pq.ParquetFile(source)
+            file = open_table(source)
             table = file.read_row_group(group, columns=_FILTERS)
             mask = pc.less(table["number"], below)
             for column in ("tenant", "status", "type", "queue"):

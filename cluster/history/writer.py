@@ -7,7 +7,6 @@ whoever writes one again writes the same. Rule 2: a file whose range lies within
 same day is superseded by it. Rule 3: at most `FILES_MAX` a day, but for large ones.
 """
 
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
 from cluster.history.lineage import write_lineage
 from cluster.history.rows import chunk_table, tables
@@ -23,10 +23,13 @@ from cluster.queries import chunk_attempts
 from cluster.queue.model import Job, State
 from cluster.queue.snapshot import is_final
 from cluster.store.contract import Objects
+from cluster.store.parquet import encode_table, open_table
 from cluster.tasks import finished_views, kept_views
 from cluster.views import AttemptView
 
 __all__ = ["TABLES", "HistoryFile", "current_files", "maintain", "write"]
+
+log = structlog.get_logger(__name__)
 
 TABLES = ("jobs", "attempts")
 FILES_MAX = 24
@@ -130,15 +133,17 @@ def _day_of(moment: float) -> date:
 
 
 def _encode(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
-    return sink.getvalue()
+    return encode_table(table, GROUP_ROWS)
 
 
 def _merge(objects: Objects, table: str, files: list[HistoryFile]) -> None:
     if len(files) < 2:
         return
-    parts = [pq.read_table(pa.BufferReader(objects.get(file.path))) for file in files]
+    try:
+        parts = [open_table(pa.BufferReader(objects.get(file.path))).read() for file in files]
+    except OSError as error:  # it stays as it is: merged, the damage would look whole
+        log.error("history_damaged", table=table, reason=str(error), see="drayman doctor --store")
+        return
     key = "id" if table == "jobs" else "job_id"
     merged = pa.concat_tables(parts).sort_by([(key, "ascending"), ("revision", "ascending")])
     path = _path(table, files[0].date, files[0].first, files[-1].last)

@@ -14,13 +14,13 @@ from starlette.responses import Response, StreamingResponse
 from cluster.protocol import FileInfo
 from cluster.store.contract import Objects
 from cluster.store.files import log_path
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, Corrupt, NotFound
 from service.api import Api, job_id_of
 from service.auth import Caller
 from service.headers import not_modified
 from service.openapi import answers, header
 from service.schemas.files import FileList
-from service.sending import SAFE, send_file, stream_objects
+from service.sending import CHUNK_BYTES, SAFE, send_file, stream_objects
 from service.showing import file_of, reply
 
 __all__ = ["router"]
@@ -61,6 +61,7 @@ def router(api: Api) -> APIRouter:
             raise Conflict(f"the job is {view.status}, only a completed job has a result{why}")
         if view.result_ref is None:
             return Response(bytes(view.result), media_type="application/json", headers=SAFE)
+        await asyncio.to_thread(_check, api.store, view.result_ref, view.result_sha256)
         return StreamingResponse(
             stream_objects(api.store, [view.result_ref]),
             media_type="application/json",
@@ -177,6 +178,16 @@ def router(api: Api) -> APIRouter:
 async def _files(api: Api, caller: Caller, job_id: str) -> dict[str, FileInfo]:
     view = await api.gateway.job(job_id_of(job_id), caller.sees)
     return {info.name: info for info in view.files}
+
+
+def _check(store: Objects, path: str, sha256: str) -> None:
+    """Raise Corrupt if the result that lies there is not what the handler returned, or NotFound."""
+    digest = hashlib.sha256()
+    with store.open_read(path) as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    if sha256 and digest.hexdigest() != sha256:
+        raise Corrupt(path, "the result is not what the handler returned")
 
 
 def _so_far(store: Objects, path: str) -> bytes:

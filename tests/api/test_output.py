@@ -48,6 +48,23 @@ async def test_large_result_comes_from_the_store(api: RunningApi, acme: httpx.As
     assert "results/large.json" not in str(shown)
 
 
+async def test_large_result_that_was_damaged_is_no_answer(
+    api: RunningApi, acme: httpx.AsyncClient
+) -> None:
+    job = (await acme.post("/v1/jobs", json=GREET)).json()
+    api.store.put("results/large.json", b'"abc"')
+    await api.worker.succeed(ref="results/large.json")
+
+    api.store.put("results/large.json", b'"abd"')
+    flipped = await acme.get(job["links"]["result"])
+    api.store.delete(["results/large.json"])
+    gone = await acme.get(job["links"]["result"])
+
+    assert (flipped.status_code, flipped.json()["type"]) == (500, "/problems/corrupt")
+    assert "large.json" not in flipped.text
+    assert (gone.status_code, gone.json()["type"]) == (404, "/problems/not-found")
+
+
 async def test_result_of_an_unfinished_job_is_409(acme: httpx.AsyncClient) -> None:
     job = (await acme.post("/v1/jobs", json=GREET)).json()
 

@@ -12,6 +12,7 @@ from cluster.queue import commands as c
 from cluster.queue.snapshot import dump
 from cluster.queue.spec import JobSpec
 from cluster.store.memory import MemoryObjects
+from cluster.survey import survey
 from cluster.views import DeadLetterQuery, JobQuery
 from jobs.errors import Conflict, Corrupt, NotFound
 from tests.support.cluster import Life, life
@@ -185,6 +186,28 @@ async def test_a_page_of_history_is_newest_first_and_filtered(objects: MemoryObj
 
     assert [record.view.id for record in page] == jobs[5:2:-1]
     assert [record.view.id for record in odd] == [jobs[5], jobs[3], jobs[1]]
+
+
+async def test_where_the_newest_snapshot_was_lost_the_one_before_is_kept_until_there_is_another(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        jobs = []
+        for _ in range(3):
+            jobs.append(await submit(one))
+            await one.manager._housekeeper.compact()
+        before, newest = list(objects.list("snapshots/"))
+        await one.manager._commit.barrier()
+    objects.delete([newest.path])
+    assert not [seen for seen in survey(objects) if seen.level == "wrong"]
+
+    for _ in range(3):
+        async with life(objects, "w1") as two:
+            assert list(two.state.jobs) == jobs
+            jobs.append(await submit(two))
+            await two.manager._housekeeper.compact()
+            await two.manager._commit.barrier()
+    assert before.path not in {info.path for info in objects.list("snapshots/")}
 
 
 async def test_a_dead_letter_that_was_purged_stays_in_the_list(objects: MemoryObjects) -> None:

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from cluster.history.reader import History
 from cluster.intake import IntakeWriter
 from cluster.protocol import Batch, Submission
 from cluster.queue.spec import JobSpec, encode_spec
@@ -16,6 +19,8 @@ from cluster.store.memory import MemoryObjects
 from cluster.store.objects import Objects
 from cluster.store.segment import Rows, SegmentHeader, decode, encode
 from cluster.survey import Seen, survey
+from cluster.views import JobQuery
+from jobs.errors import Corrupt
 from service.store_doctor import examine_store
 from tests.support.cluster import life
 
@@ -233,3 +238,27 @@ def test_missing_credentials_are_told_before_the_bucket_is_asked(
 
     assert (first.check, first.level) == ("credentials", level)
     assert text in first.text
+
+
+async def test_a_flipped_byte_in_history_is_found_and_never_answered(
+    objects: MemoryObjects,
+) -> None:
+    async with life(objects, "w1") as one:
+        given = (await one.take(free=3)).assignments
+        for assignment in given:
+            await one.finish(assignment.token)
+        await one.manager._housekeeper.compact()
+        one.manager.tick()
+        await one.manager._commit.barrier()
+    (info,) = list(objects.list("history/jobs/"))
+    data = bytearray(objects.get(info.path))
+    group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
+    columns = [group.column(n) for n in range(group.num_columns)]
+    (records,) = [column for column in columns if column.path_in_schema == "record"]
+    assert records.dictionary_page_offset  # it holds the values, and ends where the data begins
+    data[records.data_page_offset - 5] ^= 1
+    objects.put(info.path, bytes(data))
+
+    assert [where for where, _ in wrong(objects)] == [info.path]
+    with pytest.raises(Corrupt, match="doctor --store"):
+        History(objects).page(JobQuery(), below=100)

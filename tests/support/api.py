@@ -168,12 +168,12 @@ class ScriptedWorker:
     async def succeed(
         self, result: Any = None, files: list[FileInfo] | None = None, ref: str | None = None
     ) -> None:
-        """Take the next attempt and complete it."""
+        """Take the next attempt and complete it; `ref` is where its result lies already."""
         assignment = await self.take()
-        raw = msgspec.Raw(msgspec.json.encode(result))
-        output = (
-            Output(result_ref=ref, files=files or []) if ref else Output(raw, None, files or [])
-        )
+        output = Output(msgspec.Raw(msgspec.json.encode(result)), None, files or [])
+        if ref is not None:
+            digest = hashlib.sha256(self._store.get(ref)).hexdigest()
+            output = Output(result_ref=ref, files=files or [], result_sha256=digest)
         await self._end(assignment, "ok", output=msgspec.Raw(msgspec.json.encode(output)))
 
     async def fail(self, error: str, kind: str = "discarded", log: str = "") -> None:
