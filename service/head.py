@@ -1,11 +1,13 @@
 """Drayman's own Ray: one machine, loopback only, token required.
 
 Rule 1: its settings are environment variables that Ray reads when imported, so nothing may import
-Ray before `start`. Rule 2: it dies with the process that started it (the kernel sees to it), and
-says so within a second if one of its own processes dies first.
+Ray before `start`. Rule 2: it dies with the thread that started it (the kernel sees to it), and
+says so within a second if one of its own processes dies first. Rule 3: that is not the main thread,
+for which Ray would have a signal handler of its own.
 """
 
 import functools
+import logging
 import os
 import secrets
 import sys
@@ -39,6 +41,8 @@ FOREIGN_ENV = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS")
 VITAL = ("gcs_server", "raylet")
 #: How Ray begins to tell of each process that ended, also of a worker that was drained or renewed.
 DEATH_NOTE = "A worker died or was killed while executing a task"
+#: How Ray begins to tell that it was started beside the main thread.
+HANDLER_NOTE = "SIGTERM handler is not set"
 
 
 def make_folder() -> Path:
@@ -95,6 +99,7 @@ class Head:
         import ray
         from ray._private.utils import write_ray_address
 
+        _leave_out_handlers()
         with _lean_ray_parameters():
             context = ray.init(
                 address="local",
@@ -121,6 +126,7 @@ class Head:
         """Connect to a running Ray; this machine must be one of its nodes."""
         import ray
 
+        _leave_out_handlers()
         context = ray.init(
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning"
         )
@@ -176,6 +182,12 @@ def leave_out_deaths() -> None:
             show(data, ignore_prefix)
 
     worker.print_to_stdstream = show_others
+
+
+def _leave_out_handlers() -> None:
+    """Let Ray not warn that the main thread's signal handler stays as it is: it is ours."""
+    logger = logging.getLogger("ray._private.worker")
+    logger.addFilter(lambda record: not record.getMessage().startswith(HANDLER_NOTE))
 
 
 def _ray_processes() -> list[ProcessRecord]:

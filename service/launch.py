@@ -5,7 +5,9 @@ starts, says where, waits and stops.
 
 Rule 1: whatever was started before a failure is ended again. Rule 2: "ready" means that this run
 answered over HTTP with its own nonce, not that something answers on the port. Rule 3: nothing
-here knows what the application or the cluster are; both are given.
+here knows what the application or the cluster are; both are given. Rule 4: the start is inside Ray
+in a thread of its own, as Ray loses what a signal's handler raises there and puts its own handler
+in place; the main thread only waits, so a signal is heard at once.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +70,10 @@ WATCH_S = 0.5
 POLL_S = 0.05
 #: So long without a new HAProxy means that there will be none.
 SETTLED_S = 0.75
+#: So long a stop waits for a step of the start that cannot be called back.
+STEP_S = 5.0
+#: And where this process is to live on.
+STOP_S = 30.0
 #: `down` waits this long for a drain before it kills.
 DOWN_S = 60.0
 ANY_HOST = ("0.0.0.0", "::")
@@ -75,7 +81,7 @@ ANY_HOST = ("0.0.0.0", "::")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Exit codes of `up`.
-EXIT_DONE, EXIT_DIED = 0, 1
+EXIT_DONE, EXIT_DIED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +168,29 @@ class Running:
         self.head: Head | None = None
         self.cluster: Cluster | None = None
         self._runs, self._lock = runs, lock
+        # Its thread lasts as long as the run: the kernel ends Ray with the thread that started it.
+        self._starter = ThreadPoolExecutor(1, "start")
+        self._starting: Future[None] | None = None
+        #: The start takes no further step.
+        self.is_stopping = False
 
     @property
     def run(self) -> Run:
         """What the cluster and the application need to know."""
         return Run(self.settings, self.file.nonce, self.file.ray_address)
+
+    def begin(self, application: ApplicationBuilder, start_cluster: ClusterStarter) -> None:
+        """Start everything and return when it answers over HTTP. Call `stop` if it fails."""
+        with _signals_kept():
+            self._take(_start_ray, self)
+        self._take(_start_serving, self, application, start_cluster)
+        _wait_ready(self)
+        self.file.ready = True
+        self.record()
+
+    def _take(self, step: Callable[..., None], *arguments: Any) -> None:
+        self._starting = self._starter.submit(step, *arguments)
+        self._starting.result()
 
     def dead_process(self) -> str | None:
         """Return the name of a vital process of Ray that died, if one did."""
@@ -189,19 +213,37 @@ class Running:
     def stop(self, drain: bool = True) -> bool:
         """Drain, then end everything this run started. Safe to call again.
 
-        Returns False if Ray died meanwhile (a signal may go to a whole process group): then this
-        process cannot end in good order either.
+        Returns False if Ray died meanwhile (a signal may go to a whole process group), or if the
+        start is still inside it: then this process cannot end in good order either.
         """
         if self._lock.closed:
             return True
+        self.is_stopping = True
         try:
-            return self.head is None or self._stop_politely(drain)
+            with _signals_kept():
+                has_started = self._await_start(drain)
+            is_polite = self.head is None or self._stop_politely(drain)
+            return is_polite and has_started
         finally:
             self._release()
 
     def abandon(self) -> None:
         """End everything this run started at once: its Ray is dead and cannot be asked."""
-        self._release()
+        if not self._lock.closed:
+            self._release()
+
+    def _await_start(self, drain: bool) -> bool:
+        """Return whether the start has ended, within a moment; to drain, a manager is enough.
+
+        Who does not drain goes on in this process, whose end would wait for the start.
+        """
+        deadline = time.monotonic() + (STEP_S if drain else STOP_S)
+        while self._starting is not None and not self._starting.done():
+            can_drain = drain and self.cluster is not None
+            if can_drain or self.dead_process() is not None or time.monotonic() > deadline:
+                return False
+            wait([self._starting], timeout=POLL_S)
+        return True
 
     def _stop_politely(self, drain: bool) -> bool:
         asking = ThreadPoolExecutor(1, "stop")
@@ -223,14 +265,17 @@ class Running:
         if self.cluster is not None and drain:
             self.cluster.drain()
         # Lets requests in flight end. Serve itself goes with our Ray, or is not ours to stop.
-        serve.delete(APPLICATION)
-        ray.shutdown()
+        if self.file.ready or (not self.file.owns_ray and _has_controller()):
+            serve.delete(APPLICATION)
+        if self._starting is None or self._starting.done():
+            ray.shutdown()
 
     def _release(self) -> None:
         self.file.processes += read_pids(self.plan.pids_file, "haproxy")
         _end_run(self.file)
         self._runs.remove(self.file)
         self._lock.close()
+        self._starter.shutdown(wait=False)
 
     def __enter__(self) -> "Running":
         return self
@@ -247,14 +292,9 @@ def start(
     Raises InvalidInput where the port is taken, Unavailable where it does not become ready.
     Nothing is left behind by a failure.
     """
-    ray_head.require_ray_not_imported()
     running = _claim(settings)
     try:
-        _start_ray(running)
-        _start_serving(running, application, start_cluster)
-        _wait_ready(running)
-        running.file.ready = True
-        running.record()
+        running.begin(application, start_cluster)
     except BaseException:
         running.stop(drain=False)
         raise
@@ -262,9 +302,11 @@ def start(
 
 
 def _claim(settings: Settings) -> Running:
+    ray_head.require_ray_not_imported()
     edge = Edge.choose(settings.edge)
     runs = RunFolder(settings.state)
     lock = runs.lock(settings.port)
+    file: RunFile | None = None
     try:
         _clear_up_after(runs, settings.port)
         _require_free(settings)
@@ -283,6 +325,8 @@ def _claim(settings: Settings) -> Running:
         )
         runs.write(file)
     except BaseException:
+        if file is not None:
+            runs.remove(file)
         lock.close()
         raise
     plan = EdgePlan(edge, settings.host, settings.port, folder / "edge")
@@ -335,16 +379,14 @@ def _start_ray(running: Running) -> None:
     os.environ[RUN_ENV] = file.nonce
     if settings.address is not None:
         # A running Ray was given its edge when it was started; ours would be too late.
-        with _signals_kept():
-            running.head = Head.join(settings.address)
+        running.head = Head.join(settings.address)
     else:
         token = RunFolder(settings.state).path(settings.port, "ray-token")
         file.ray_token_path = str(token)
         ray_head.forget_foreign_settings()
         os.environ.update(ray_head.environment(token))
         os.environ.update(running.plan.environment())
-        with _signals_kept():
-            running.head = Head.start(Path(file.folder), settings.ray_dashboard)
+        running.head = Head.start(Path(file.folder), settings.ray_dashboard)
     leave_out_deaths()
     running.record()
 
@@ -367,6 +409,8 @@ def _start_serving(
         # `serve.run` would start one of its own, with other options.
         while not serving.done() and not _has_controller():
             time.sleep(POLL_S)
+        if running.is_stopping:
+            return
         serve.run(application(running.run), name=APPLICATION, route_prefix="/")
         try:
             serving.result()
@@ -429,32 +473,40 @@ def up(
 ) -> int:
     """Run in the foreground until told to stop; return the exit code.
 
-    The first SIGINT, SIGTERM or SIGHUP drains and stops; a second one stops draining.
+    The first SIGINT, SIGTERM or SIGHUP drains and stops, also while it starts; a second one stops
+    draining.
     """
+    running: Running | None = None
+    dead: str | None = None
     with _signals_raise():
-        running = start(settings, application, start_cluster)
         try:
-            _announce(running.file, say)
-            dead = _watch(running)
+            try:
+                running = _claim(settings)
+                running.begin(application, start_cluster)
+                _announce(running.file, say)
+                dead = _watch(running)
+            except Interrupted:
+                say("stopping")
+            except Exception:
+                if running is not None:
+                    running.stop(drain=False)
+                raise
+            if dead is not None:
+                say(f"Ray's {dead} ended unexpectedly; stopping. Run `drayman up` again.")
+            has_ended = running is None or (dead is None and running.stop())
         except Interrupted:
-            dead = None
-            say("stopping")
-        if dead is not None:
-            say(f"Ray's {dead} ended unexpectedly; stopping. Run `drayman up` again.")
+            has_ended = False
+        if running is not None and not has_ended:
             running.abandon()
-            # Ray's own exit handlers would wait for the Ray that is gone.
-            sys.stdout.flush()
-            os._exit(EXIT_DIED)
-        try:
-            stopped = running.stop()
-        except Interrupted:
-            running.abandon()
-            stopped = True
-        say("stopped; what was not done goes on with the next `drayman up` on this store")
-        if not stopped:
-            sys.stdout.flush()
-            os._exit(EXIT_DONE)
-    return EXIT_DONE
+        if dead is None:
+            say("stopped; what was not done goes on with the next `drayman up` on this store")
+    is_done = running is not None and running.file.ready
+    code = EXIT_DIED if dead is not None else EXIT_DONE if is_done else EXIT_INTERRUPTED
+    if not has_ended:
+        # Ray's own exit handlers would wait for the Ray that is gone.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def detach(command: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
@@ -515,10 +567,18 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    def interrupt(number: int, _: FrameType | None) -> None:
-        raise Interrupted(signal.Signals(number).name)
+    left = 2
 
-    earlier = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
+    def interrupt(number: int, _: FrameType | None) -> None:
+        # A third one would come in the way of what the second asked for.
+        nonlocal left
+        if left > 0:
+            left -= 1
+            raise Interrupted(signal.Signals(number).name)
+
+    # What was ignored from the start stays so: `nohup drayman up` outlives its terminal.
+    heard = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -528,7 +588,7 @@ def _signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    # Ray puts its own handler for SIGTERM in place, which prints a stack and exits.
+    # Ray puts a handler of the kernel's kind before ours, which prints a stack.
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     if threading.current_thread() is threading.main_thread():

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -23,7 +23,7 @@ import pytest
 from service import launch
 from service.edge import LOOPBACK, Edge, free_port
 from service.runfile import RunFile, RunFolder, find_descendants, is_alive
-from tests.support.live import eventually
+from tests.support.live import eventually, until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -202,6 +202,38 @@ def test_a_live_run_and_a_foreign_server_on_the_port_are_told_apart(drayman: Dra
     assert f"already runs on {run.port} at {run.url}" in told_live
     assert f"{foreign.server_port} is in use by process {os.getpid()}" in told_foreign
     assert answers(run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("number", "has_come"),
+    [
+        (signal.SIGINT, lambda drayman, run: bool(find_descendants(run.nonce))),
+        (signal.SIGTERM, lambda drayman, run: drayman.runs.path(run.port, "token").exists()),
+    ],
+    ids=["SIGINT while Ray starts", "SIGTERM while Serve starts"],
+)
+def test_a_signal_during_the_start_ends_it_in_good_order(
+    drayman: Drayman, number: signal.Signals, has_come: Callable[[Drayman, RunFile], bool]
+) -> None:
+    port = free_port()
+    process = drayman.start(port, "proxy")
+    run = until(lambda: drayman.runs.read(port), START_S)
+    assert run is not None
+    until(lambda: has_come(drayman, run), START_S)
+
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 130, output
+    assert [line for line in output.splitlines() if line.startswith("stop")] == [
+        "stopping",
+        "stopped; what was not done goes on with the next `drayman up` on this store",
+    ]
+    assert "Traceback" not in output
+    assert nothing_left_of(run)
+    assert drayman.runs.all() == []
+    assert not Path(run.folder).exists()
 
 
 @pytest.mark.long
