@@ -4,7 +4,9 @@ Rule 1: an attempt runs in a child with the code it names: a slot changes its ch
 two attempts, or, where children run many at once, a bundle gets a slot beside the others. Rule 2:
 no line waits behind the others for long. Rule 3: a child that is worn is renewed between two
 attempts, and a spare one, up before, takes over from it. Rule 4: what a slot is fed is the
-executor's to say.
+executor's to say. Rule 5: where children run one at a time, the last child of a code that was used
+lately is not ended for another code while there is room aside: it steps aside, and back when there
+is work for it. What stands aside is never fed, so that no more run at once than may.
 """
 
 import asyncio
@@ -23,6 +25,8 @@ __all__ = ["Children", "ChildrenOwner"]
 
 #: Children of an `io` worker that run bundles, beside the one with the cluster's own code.
 CODE_SLOTS_MAX = 8
+#: Children of other workers that stand aside, with code that was used lately or is wanted next.
+ASIDE_MAX = 2
 #: A child that has done this part of what it may do has a spare one started beside it.
 SPARE_AT = 0.5
 #: Children of an `io` worker that end what they have, at most, while the next takes what comes.
@@ -58,6 +62,8 @@ class Children:
         self._is_async = config.mode == "async"
         #: Those that are fed, the same list always.
         self.slots: list[Slot] = []
+        #: Those that change places with one that is fed, when there is work for their code.
+        self.aside: list[Slot] = []
         #: Takes over from the next child that is due to be renewed; it has the cluster's own code.
         self.spare: Slot | None = None
         #: Slots on their way out.
@@ -80,23 +86,25 @@ class Children:
     @property
     def living(self) -> list[Slot]:
         """Every slot that is to have a child."""
-        return [*self.slots] if self.spare is None else [*self.slots, self.spare]
+        spare = [] if self.spare is None else [self.spare]
+        return [*self.slots, *self.aside, *spare]
 
     def _made(self, *, solo: bool) -> Slot:
         return Slot(self._config, self._scratch, self._owner, solo=solo)
 
-    def _open(self, unpacked: Unpacked | None, *, solo: bool) -> None:
+    def _open(self, unpacked: Unpacked | None, *, solo: bool, aside: bool = False) -> None:
         slot = self._made(solo=solo)
         slot.unpacked = unpacked
         slot.moved_s = time.monotonic()
-        self.slots.append(slot)
+        (self.aside if aside else self.slots).append(slot)
         self._owner.spawn(slot.start())
 
     def _close(self, slot: Slot) -> None:
-        if slot in self.slots:
-            self.slots.remove(slot)
-            self._leaving.add(slot)
-            self._owner.spawn(self._close_after_readers(slot))
+        for slots in (self.slots, self.aside):
+            if slot in slots:
+                slots.remove(slot)
+                self._leaving.add(slot)
+                self._owner.spawn(self._close_after_readers(slot))
 
     async def _close_after_readers(self, slot: Slot) -> None:
         await asyncio.gather(*slot.readers, return_exceptions=True)
@@ -146,7 +154,7 @@ class Children:
 
     def codes(self) -> set[str]:
         """Return every code that a child may have."""
-        return {slot.code for slot in (*self.slots, *self._leaving)}
+        return {slot.code for slot in (*self.slots, *self.aside, *self._leaving)}
 
     def arrange(self) -> None:
         """See to it that every line has a child with its code, the one that waits longest first."""
@@ -174,7 +182,7 @@ class Children:
         self._open(unpacked, solo=False)
 
     def _arrange_slots(self, head: int, code: str, unpacked: Unpacked | None, now: float) -> None:
-        """Let slots that have nothing to do change to this code, as many as its line needs.
+        """Let slots that have nothing to do turn to this code, as many as its line needs.
 
         If there is none and the line has waited for long, it gets the next slot that runs empty
         although that one's own line goes on, unless what waits there has waited longer.
@@ -185,45 +193,91 @@ class Children:
             if not slot.fed:
                 empty.setdefault(slot.code, []).append(slot)
         coming = len(empty.pop(code, ()))
-        spare = [
+        room = [
             slot
             for other, slots in empty.items()
             for slot in slots[len(self._lines.get(other, ())) :]
             if slot.is_ready
         ]
         # Those of which there are most, and of these the one that was used least lately.
-        spare.sort(key=lambda slot: (-len(empty[slot.code]), slot.moved_s))
-        for slot in spare[: max(0, len(line) - coming)]:
-            slot.change(unpacked)
-            coming += 1
-        if coming or now - line.fed_s < self._config.patience.code_s or self.pressing:
+        room.sort(key=lambda slot: (-len(empty[slot.code]), slot.moved_s))
+        kept: list[Slot] = []
+        for slot in room:
+            if coming >= len(line):
+                return
+            if self._swap(slot, code):
+                coming += 1
+            elif self._is_dispensable(slot, now):
+                slot.change(unpacked)
+                coming += 1
+            else:
+                kept.append(slot)
+        if coming or any(slot.code == code and not slot.is_ready for slot in self.aside):
+            return
+        if (kept or not self._count(code)) and self._bring(code, unpacked):
+            return
+        if kept:
+            kept[0].change(unpacked)
+            return
+        if now - line.fed_s < self._config.patience.code_s or self.pressing:
             return
         for other, slots in empty.items():
             if (waiting := self._lines.get(other)) and waiting[0] < head:
                 continue
             for slot in slots:
                 if slot.is_ready:
-                    slot.change(unpacked)
+                    if not (self._swap(slot, code) or self._bring(code, unpacked)):
+                        slot.change(unpacked)
                     return
         self.pressing = code, head
 
+    def _count(self, code: str) -> int:
+        """Return how many children have this code or are to have it."""
+        return sum(slot.code == code for slot in (*self.slots, *self.aside))
+
+    def _is_dispensable(self, slot: Slot, now: float) -> bool:
+        """Whether its code has another child, or was not used for a while."""
+        idle_s = now - slot.moved_s
+        return idle_s > self._config.patience.code_idle_s or self._count(slot.code) > 1
+
+    def _swap(self, slot: Slot, code: str) -> bool:
+        """Let a child with this code that stands aside, if one is up, change places with this."""
+        for at, other in enumerate(self.aside):
+            if other.code == code and other.is_ready:
+                self.slots[self.slots.index(slot)], self.aside[at] = other, slot
+                return True
+        return False
+
+    def _bring(self, code: str, unpacked: Unpacked | None) -> bool:
+        """Start a child with this code aside, if there is room or one that can be done without."""
+        if len(self.aside) < ASIDE_MAX:
+            self._open(unpacked, solo=False, aside=True)
+            return True
+        idle = [s for s in self.aside if s.is_ready and not self._lines.get(s.code)]
+        if not idle:
+            return False
+        least = min(idle, key=lambda slot: (self._count(slot.code) == 1, slot.moved_s))
+        least.change(unpacked)
+        return True
+
     def leave_code(self, slot: Slot) -> None:
         """Let go of a bundle with which no child comes up."""
-        if self._is_async:
+        if self._is_async or slot in self.aside:
             self._close(slot)
         else:
             slot.unpacked = None
 
     def free_idle(self, now: float) -> None:
-        """Turn slots that have had nothing to do for a while back to the cluster's own code."""
-        for slot in list(self.slots):
-            idle = slot.unpacked and not slot.solo and not slot.fed and slot.is_ready
+        """End children that have had nothing to do for a while; the cluster's own code stays."""
+        for slot in (*self.slots, *self.aside):
+            aside = slot in self.aside
+            idle = (aside or slot.unpacked) and not slot.solo and not slot.fed and slot.is_ready
             if not idle or self._lines.get(slot.code):
                 continue
             if now - slot.moved_s > self._config.patience.code_idle_s:
-                if self._is_async:
+                if self._is_async or aside:
                     self._close(slot)
-                else:
+                elif not self._swap(slot, ""):
                     slot.change(None)
 
     # --- renewal ------------------------------------------------------------------------------

@@ -300,6 +300,8 @@ class Executor:
 
     def feed(self) -> None:
         """Hand out what waits, as far as children have room."""
+        if self.draining:
+            return  # What waits goes back, and no child is started for it.
         if self._backlog.suspects:
             self._feed_suspects()
         if len(self._lines) > 1 or any(slot.unpacked for slot in self._slots):

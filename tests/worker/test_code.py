@@ -101,6 +101,21 @@ async def test_two_versions_of_one_module_run_one_after_the_other(
     assert [result(outcome)[0] for outcome in outcomes] == order
 
 
+async def test_versions_in_turn_keep_their_children(start: Any, put: Put, result: Any) -> None:
+    bench = await start()
+    versions = {word: put(word) for word in ("v1", "v2")}
+    pids: dict[str, set[int]] = {word: set() for word in versions}
+
+    for word in ["v1", "v2"] * 5:
+        outcome = await bench.manager.outcome(
+            bench.manager.submit("shop.word", code=versions[word])
+        )
+        pids[word].add(result(outcome)[1])
+
+    assert [len(of_word) for of_word in pids.values()] == [1, 1]
+    assert len(bench.slots) == 1  # the other stands aside
+
+
 async def test_several_children_share_the_versions(start: Any, put: Put, result: Any) -> None:
     bench = await start(concurrency=3)
     versions = {word: put(word) for word in ("v1", "v2")}
