@@ -142,7 +142,7 @@ def _merge(objects: Objects, table: str, files: list[HistoryFile]) -> None:
     try:
         parts = [open_table(pa.BufferReader(objects.get(file.path))).read() for file in files]
     except OSError as error:  # it stays as it is: merged, the damage would look whole
-        log.error("history_damaged", table=table, reason=str(error), see="drayman doctor --store")
+        log.error("history_damaged", reason=str(error), next="see drayman doctor --store")
         return
     key = "id" if table == "jobs" else "job_id"
     merged = pa.concat_tables(parts).sort_by([(key, "ascending"), ("revision", "ascending")])

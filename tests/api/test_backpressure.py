@@ -160,9 +160,17 @@ class Bare:
         self.sent.append(message)
 
 
+@pytest.fixture
+def flooded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused stays so for longer than a slow machine needs to ask again."""
+    monkeypatch.setattr("cluster.refusals.WITHIN_S", 60.0)
+    monkeypatch.setattr("cluster.refusals.HOLD_MAX_S", 60.0)
+    monkeypatch.setattr("cluster.refusals.PART", 60.0)
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/batch", "/v1/workflows"])
 async def test_a_flood_is_refused_before_bodies_are_read(
-    api: RunningApi, acme: httpx.AsyncClient, path: str
+    api: RunningApi, acme: httpx.AsyncClient, flooded: None, path: str
 ) -> None:
     await configure(api, **ACME_TWO)
     await submitted(acme, *[GREET] * (2 + ASKED + 1))
@@ -175,7 +183,7 @@ async def test_a_flood_is_refused_before_bodies_are_read(
 
 
 async def test_params_that_would_be_refused_are_not_stored_first(
-    api: RunningApi, acme: httpx.AsyncClient
+    api: RunningApi, acme: httpx.AsyncClient, flooded: None
 ) -> None:
     await configure(api, queues={"default": {"depth_max": 2}})
     await submitted(acme, *[GREET] * (2 + ASKED + 1))

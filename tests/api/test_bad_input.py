@@ -207,8 +207,8 @@ async def test_action_that_the_status_does_not_allow_is_409(
 
 async def test_defect_is_answered_without_a_trace(api: RunningApi, acme: httpx.AsyncClient) -> None:
     job = (await acme.post("/v1/jobs", json=GREET)).json()
-    await api.worker.succeed(files=None, ref="results/none/secret-place.json")
     api.store.put("results/none/secret-place.json", b"{}")
+    await api.worker.succeed(files=None, ref="results/none/secret-place.json")
     api.app.add_api_route("/v1/defect", _defect)
 
     answer = await acme.get("/v1/defect")
