@@ -240,6 +240,7 @@ def test_long_job_in_the_fast_lane_goes_on_in_the_slow_one_without_a_new_attempt
     until(lambda: len(workers_of(client, "fast")) == 2)
 
 
+@pytest.mark.soak
 def test_short_jobs_do_not_feel_a_long_one_that_leaves_their_lane_with_its_checkpoint(
     client: Client, tmp_path: Path
 ) -> None:
