@@ -15,6 +15,7 @@ from tests.support.live import BIN, ROOT, processes_with, run
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
+@pytest.mark.long
 def test_the_demo_ends_by_itself_and_leaves_a_report_a_film_and_nothing_else(
     tmp_path: Path,
 ) -> None:

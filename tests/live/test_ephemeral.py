@@ -85,6 +85,7 @@ def test_join_reads_what_the_chunks_held_and_clients_see_no_way_to_it(
     assert not list(own.store.rglob("piece.bin"))
 
 
+@pytest.mark.long
 def test_killed_holder_costs_the_chunks_it_held_and_no_others(
     own: LiveDrayman, tmp_path: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_host_opens_the_api_alone() -> None:
     assert settings.url == "http://127.0.0.1:8123"
 
 
+@pytest.mark.long
 def test_a_live_run_and_a_foreign_server_on_the_port_are_told_apart(drayman: Drayman) -> None:
     _, run = drayman.up(free_port(), "proxy")
     foreign = http.server.HTTPServer((LOOPBACK, 0), http.server.BaseHTTPRequestHandler)

@@ -12,6 +12,7 @@ from tests.support.live import LiveDrayman
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 
+@pytest.mark.long
 def test_a_second_one_on_the_same_store_is_refused(drayman: LiveDrayman, client: Client) -> None:
     before = lasting(drayman)
 

@@ -62,6 +62,7 @@ def test_work_of_a_killed_worker_runs_again_within_a_third_of_a_second(
     assert statistics.median(took_s) <= AGAIN_S, took_s
 
 
+@pytest.mark.long
 def test_hung_worker_is_given_up_in_its_time_and_what_it_ran_never_runs_beside_the_next(
     drayman: LiveDrayman, client: Client, tmp_path: Path
 ) -> None:
