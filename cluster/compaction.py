@@ -81,7 +81,8 @@ def compact(
     state = folded.state
     done = CompactionDone(last=plan.last, seq=state.seq, finished=0, rows=0)
     if folded.base != plan.last:  # else an earlier try got this far
-        finished = finished_after(state, folded.base_seq)
+        # History may have more than the snapshot that this began with.
+        finished = finished_after(state, max(folded.base_seq, state.compacted_seq))
         write_history(store, plan.first, plan.last, finished, state)
         chunks = sum(len(s.finished) for j in state.plans.values() for s in steps_of(j))
         rows = list(dump(state, through=state.seq))
