@@ -64,13 +64,7 @@ class Recalls:
         for session in self._sessions.values():
             if session.recall or session.free > 0 or len(session.held) == len(session.started):
                 continue
-            waiting = [
-                token
-                for token in session.held
-                if token not in session.started
-                and (task := leases.get(token)) is not None
-                and task.leased_at < too_old
-            ]
+            waiting = _unstarted(session, leases, too_old)
             if waiting:
                 session.recall = waiting
                 session.release()
@@ -91,17 +85,22 @@ class Recalls:
                 served = self._pools.queues_of(other)
                 if other is session or other.recall or not queues.intersection(served):
                     continue
-                waiting = [
-                    token
-                    for token in other.held
-                    if token not in other.started
-                    and (task := leases.get(token)) is not None
-                    and task.leased_at < too_old
-                ]
+                waiting = _unstarted(other, leases, too_old)
                 if waiting:
                     other.recall = waiting[-max(session.free, len(waiting) // 2) :]
                     other.release()
                     return
+
+
+def _unstarted(session: Session, leases: Mapping[int, Task], before: float) -> list[int]:
+    """Return what a worker holds since then and has not begun."""
+    return [
+        token
+        for token in session.held
+        if token not in session.started
+        and (task := leases.get(token)) is not None
+        and task.leased_at < before
+    ]
 
 
 def _goes_before(newcomer: Task, held: Task) -> bool:

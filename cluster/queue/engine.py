@@ -589,6 +589,10 @@ def _on_released(state: State, event: e.LeaseReleased, at: float) -> None:
 
 def _on_snoozed(state: State, event: e.TaskSnoozed, at: float) -> None:
     task = end_lease(state, event, at)
+    last = task.past[-1] if task.past else None
+    if event.error and last is not None and (last.outcome, last.error) == ("snoozed", event.error):
+        assert task.past is not None
+        task.past.pop()  # who waits for days for one thing is told of once
     keep_attempt(task, "snoozed", event.error, "snoozed" if event.error else "")
     task.move(Move.SNOOZED)
     task.suspect = False

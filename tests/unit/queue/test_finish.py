@@ -125,6 +125,17 @@ def test_a_snooze_costs_nothing_and_runs_later_as_the_next_attempt(book: Ruleboo
     assert book.task("a").attempt == 2
 
 
+def test_a_job_put_off_again_and_again_for_one_reason_does_not_grow(book: Rulebook) -> None:
+    token = book.running("a")
+    for _ in range(5):
+        book.finish(token, "snoozed", error="no such type", delay_s=30.0)
+        book.pass_time(30.0)
+        (token,) = book.lease("w1")
+
+    past = book.task("a").past or []
+    assert [(p.number, p.outcome, p.error) for p in past] == [(5, "snoozed", "no such type")]
+
+
 def test_a_returned_task_gives_its_attempt_number_back(book: Rulebook) -> None:
     token = book.running("a")
 
