@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.client import Client
-from tests.support.browser import chromium
+from tests.support.browser import WAIT_MS, chromium
 from tests.support.dashboard import Board, board
 
 #: What must never run, in places that each want other quotes.
@@ -89,7 +89,7 @@ def neighbour() -> Iterator[str]:
 def page(browser: Any, drayman: Board) -> Iterator[Any]:
     """A page that is signed in; whatever a script or the policy complains of fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(WAIT_MS)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -141,7 +141,7 @@ def test_a_token_that_is_revoked_ends_the_session(browser: Any, drayman: Board) 
 
     drayman.tokens.revoke(record.id)
 
-    expect(page.get_by_role("alert")).to_contain_text("The session is over", timeout=20_000)
+    expect(page.get_by_role("alert")).to_contain_text("The session is over")
     context.close()
 
 

@@ -66,7 +66,7 @@ def test_a_list_of_fifty_thousand_stays_small_and_answers_a_filter_at_once(
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("Search jobs").fill("needle=here")
     page.keyboard.press("Enter")
-    expect(rows).to_have_count(1, timeout=20_000)
+    expect(rows).to_have_count(1)
 
     print("a filter took", sorted(f"{ms:.0f} ms" for ms in took))
     assert max(took) < 5_000

@@ -29,20 +29,22 @@ Curl = Callable[..., Answer]
 @pytest.fixture
 def curl(drayman: LiveDrayman, tmp_path: Path) -> Iterator[Curl]:
     def call(path: str, *options: str, token: str | None = None) -> Answer:
-        head = tmp_path / "head"
+        head, body = tmp_path / "head", tmp_path / "body"
         shown = run(
             [
                 *("curl", "--silent", "--show-error", "--max-time", "60", "--noproxy", "*"),
+                # A disk that stands still is answered 503, and when to come again.
+                *("--retry", "30", "--retry-max-time", "60", "-o", str(body)),
                 *("-D", str(head), "-H", f"Authorization: Bearer {token or drayman.said['token']}"),
                 *options,
                 f"{drayman.url}{path}",
             ]
         )
         assert shown.returncode == 0, shown.stderr
-        # A large body is announced first, and `100 Continue` has a head of its own.
+        # Each try has a head; a large body is announced first, and `100 Continue` has one, too.
         first, *rest = head.read_text().strip().split("\n\n")[-1].splitlines()
         headers = dict(line.lower().split(": ", 1) for line in rest if ": " in line)
-        return Answer(int(first.split()[1]), headers, shown.stdout)
+        return Answer(int(first.split()[1]), headers, body.read_text())
 
     return call
 

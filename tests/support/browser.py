@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["chromium"]
+__all__ = ["WAIT_MS", "chromium"]
+
+#: How long a test waits for what it expects to see.
+WAIT_MS = 30_000
 
 
 @contextmanager
@@ -23,8 +26,10 @@ def chromium() -> Iterator[Any]:
         if os.environ.get("CI") == "true":
             pytest.fail("chromium is not installed")
         pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    # A bound against hangs: other tests start whole clusters beside it.
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         # As root, which CI is, Chromium starts no sandbox of its own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

@@ -91,11 +91,13 @@ def board(folder: Path, workers: int = 2, **settings: Any) -> Iterator[Board]:
     one, ready = Board(folder), threading.Event()
     loop = asyncio.new_event_loop()
     over = asyncio.Event()
-    thread = threading.Thread(
-        target=loop.run_until_complete,
-        args=[_run(one, workers, ready, over, **settings)],
-        daemon=True,
-    )
+
+    def serve() -> None:
+        # It ends what is left of streams, which closing the loop would leave to the collector.
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(_run(one, workers, ready, over, **settings))
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         assert ready.wait(30), "it did not start"
@@ -103,7 +105,6 @@ def board(folder: Path, workers: int = 2, **settings: Any) -> Iterator[Board]:
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(30)
-        loop.close()
 
 
 def _show() -> None:

@@ -92,7 +92,7 @@ def steps(ctx: Context, params: Steps) -> int:
 def hungry(ctx: Context, params: Hunger) -> int:
     """Hold so much memory, for long enough to be seen."""
     held = b"x" * (params.mb << 20)
-    time.sleep(1.0)
+    time.sleep(2.0)
     return len(held)
 
 
