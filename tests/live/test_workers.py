@@ -16,8 +16,8 @@ from tests.support.live import WAIT_S, LiveDrayman, kill, until
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 KILLS = 5
-#: Kill of a worker to the same task running on a free one.
-AGAIN_S = 0.3
+#: Kill of a worker to the same task running on a free one: as a bound; the benchmarks measure it.
+AGAIN_S = 5.0
 #: Silence after which a worker is given up, and what finding it out and the next start may add.
 HEARTBEAT_TIMEOUT_S, SLACK_S = 15.0, 5.0
 
@@ -45,7 +45,7 @@ def end(client: Client, job_id: str, path: Path) -> dict[str, object]:
     return client.wait(job_id, WAIT_S)
 
 
-def test_work_of_a_killed_worker_runs_again_within_a_third_of_a_second(
+def test_work_of_a_killed_worker_runs_again_at_once_and_not_when_its_silence_is_noticed(
     drayman: LiveDrayman, client: Client, tmp_path: Path
 ) -> None:
     took_s = []

@@ -18,11 +18,11 @@ async def test_many_handlers_wait_at_once(start: Any) -> None:
     bench = await started(start)
     began = time.monotonic()
 
-    tokens = [bench.manager.submit("test.async_ok", {"seconds": 0.5}) for _ in range(10)]
+    tokens = [bench.manager.submit("test.async_ok", {"seconds": 1.0}) for _ in range(10)]
     outcomes = await bench.manager.all_outcomes(tokens)
 
     assert {outcome.kind for outcome in outcomes} == {"ok"}
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
 
 
 async def test_what_each_prints_is_told_apart(start: Any) -> None:
@@ -58,7 +58,7 @@ async def test_cancel_ends_one_and_leaves_the_others(start: Any, tmp_path: Path)
 
     bench.manager.stops.append(OrderlyStop(token, "cancel"))
     bench.manager.wake()
-    outcome = await bench.manager.outcome(token, within_s=2)
+    outcome = await bench.manager.outcome(token, within_s=5)
 
     assert (outcome.kind, outcome.cause) == ("stopped", "cancel")
     assert (await bench.manager.outcome(other)).kind == "ok"

@@ -38,7 +38,7 @@ async def test_outcome_does_not_wait_for_a_parked_report(start: Any) -> None:
     bench = await start(times=WorkerTimes(heartbeat_s=60))
     bench.manager.park_s = 60
 
-    outcome = await bench.manager.outcome(bench.manager.submit("test.noop"), within_s=2)
+    outcome = await bench.manager.outcome(bench.manager.submit("test.noop"), within_s=5)
 
     assert outcome.kind == "ok"
 
@@ -47,7 +47,7 @@ async def test_running_task_is_reported_as_started(start: Any, tmp_path: Path) -
     bench = await start(times=WorkerTimes(heartbeat_s=60))
     token = bench.manager.submit("test.hold", {"path": str(tmp_path / "pid")})
 
-    report = await bench.manager.reported(lambda report: token in report.started, within_s=2)
+    report = await bench.manager.reported(lambda report: token in report.started, within_s=5)
 
     assert report.free == 0
 
