@@ -15,7 +15,8 @@ from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.admission import submitted
 from cluster.queue.model import State, Task
-from cluster.queue.plan import PlanState, Role, StepTask, decode_lost, lost_events, split_error
+from cluster.queue.plan import PlanState, Role, StepTask
+from cluster.queue.plan_next import decode_lost, lost_events, split_error
 from cluster.queue.rules import Rules
 from cluster.queue.spec import JobSpec, decode_head, decode_spec, step_spec
 from jobs.errors import DraymanError, KeyReused

@@ -44,14 +44,9 @@ from cluster.queue.model import (
     WorkerFacts,
 )
 from cluster.queue.moves import end_lease, keep_attempt, leave_line, make_ready
-from cluster.queue.plan import (
-    OVER,
-    PlanState,
-    Role,
-    StepTask,
-    adopt_plan,
+from cluster.queue.plan import OVER, PlanState, Role, StepTask, adopt_plan, plan_status
+from cluster.queue.plan_changes import (
     look,
-    next_events,
     on_compacted,
     on_inputs_lost,
     on_job_ended,
@@ -63,9 +58,8 @@ from cluster.queue.plan import (
     on_task_succeeded,
     on_tasks_added,
     on_tasks_withdrawn,
-    plan_status,
-    to_redrive,
 )
+from cluster.queue.plan_next import next_events, to_redrive
 from cluster.queue.rules import Rules
 from cluster.queue.spec import SpecHead, decode_head
 from cluster.queue.standing import (

@@ -35,10 +35,9 @@ from cluster.queue.plan import (
     adopt_plan,
     decode_finished,
     locate,
-    look,
     plan_status,
-    uncount,
 )
+from cluster.queue.plan_changes import look, uncount
 from cluster.queue.rules import Limit
 from cluster.queue.schedule import Schedule
 from cluster.queue.spec import Plan, decode_head

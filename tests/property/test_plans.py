@@ -25,7 +25,8 @@ from cluster.queue import events as e
 from cluster.queue.engine import decide, evolve, job_status
 from cluster.queue.gates import next_opening
 from cluster.queue.model import Job, State, Task
-from cluster.queue.plan import OVER, REBUILDS_MAX, PlanState, Role, Step, StepState, StepTask
+from cluster.queue.plan import OVER, PlanState, Role, Step, StepState, StepTask
+from cluster.queue.plan_next import REBUILDS_MAX
 from cluster.queue.rules import Limit, QueueLimits, Rules
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec

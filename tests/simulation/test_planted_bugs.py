@@ -133,7 +133,7 @@ def join_without_the_last_chunk() -> Iterator[Plan]:
 @contextlib.contextmanager
 def go_on_after_a_cancel() -> Iterator[Plan]:
     """Chunks that are in line stay there when their job is cancelled."""
-    with mock.patch("cluster.queue.plan._withdraw", return_value=()):
+    with mock.patch("cluster.queue.plan_next._withdraw", return_value=()):
         yield Plan()
 
 

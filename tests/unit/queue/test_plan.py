@@ -9,7 +9,8 @@ from cluster.protocol import FileInfo, Outcome, Output, Record, Submission
 from cluster.queue import commands as c
 from cluster.queue import events as e
 from cluster.queue.engine import evolve, job_status
-from cluster.queue.plan import REBUILDS_MAX, Step, StepState, StepTask, locate
+from cluster.queue.plan import Step, StepState, StepTask, locate
+from cluster.queue.plan_next import REBUILDS_MAX
 from cluster.queue.snapshot import dump, load
 from cluster.queue.spec import Plan, StepSpec, encode_spec
 from cluster.queue.state import TaskState

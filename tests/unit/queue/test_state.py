@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cluster.queue import engine, gates, plan
+from cluster.queue import engine, gates, plan_changes
 from cluster.queue.state import TERMINAL, TRANSITIONS, IllegalTransition, Move, TaskState, moved
 
 UNLISTED = [(s, m) for s, m in product(TaskState, Move) if m not in TRANSITIONS[s]]
@@ -26,7 +26,7 @@ def test_every_state_can_be_reached_from_where_a_task_begins() -> None:
 
 def test_every_move_is_in_the_table_and_made_by_the_engine() -> None:
     listed = {move for moves in TRANSITIONS.values() for move in moves}
-    tree = ast.parse("".join(map(inspect.getsource, (engine, gates, plan))))
+    tree = ast.parse("".join(map(inspect.getsource, (engine, gates, plan_changes))))
     made = {
         Move[node.attr]
         for node in ast.walk(tree)
