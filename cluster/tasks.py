@@ -316,7 +316,7 @@ def plan_progress(
 def _progress(plan: PlanState, step: Step, shown: dict[str, ProgressView | None]) -> ProgressView:
     spec = step.spec
     last = plan.tasks.get(last_task(spec))
-    if last is not None and last.state is S.SUCCEEDED:
+    if step.state is StepState.SUCCEEDED or (last is not None and last.state is S.SUCCEEDED):
         return ProgressView(1.0)
     if not spec.fans_out:
         return shown.get(spec.name) or ProgressView(0.0)
@@ -325,12 +325,15 @@ def _progress(plan: PlanState, step: Step, shown: dict[str, ProgressView | None]
         return ProgressView(0.0, split.message if split is not None else "")
     if last is not None:
         join = shown.get(last.id) or ProgressView(0.0)
-        return ProgressView(BEFORE_JOIN + (1 - BEFORE_JOIN) * (join.fraction or 0.0), join.message)
+        before = BEFORE_JOIN if step.count else 0.0  # without chunks the join is all there is to do
+        return ProgressView(before + (1 - before) * (join.fraction or 0.0), join.message)
+    if not step.count:
+        return ProgressView(0.0)
     begun = sum(
         one.fraction or 0.0
         for task_id, one in shown.items()
         if one is not None and plan.tasks[task_id].step is step
     )
     done = step.succeeded + step.dead
-    fraction = (done + begun) / step.count if step.count else 1.0
+    fraction = (done + begun) / step.count
     return ProgressView(min(BEFORE_JOIN, fraction), f"{done:,} of {step.count:,} chunks")

@@ -10,10 +10,10 @@ import msgspec
 from cluster.queue.events import JobSubmitted
 from cluster.queue.model import State, Usage
 from cluster.queue.rules import NO_LIMITS, Rules, TenantLimits
-from cluster.queue.spec import SpecHead, decode_head, decode_spec, encode_spec
+from cluster.queue.spec import Plan, SpecHead, decode_head, decode_spec, encode_spec
 from jobs.errors import InvalidInput, Overloaded
 
-__all__ = ["check_room", "check_steps", "lane_of", "no_queue", "submitted", "tenant_limits"]
+__all__ = ["check_room", "lane_of", "no_queue", "submitted", "tenant_limits"]
 
 #: The queue of who names none, whatever it is called here.
 DEFAULT = "default"
@@ -45,19 +45,24 @@ def submitted(state: State, rules: Rules, job_id: str, spec: SpecHead, raw: byte
     queue = lane_of(state, rules, spec)
     if queue not in rules.queues:
         raise no_queue(rules, "queue", queue)
-    if queue != spec.queue:
-        raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue))
+    plan = None if spec.plan is None else _laned(rules, spec.plan)
+    if queue != spec.queue or plan is not spec.plan:
+        raw = encode_spec(msgspec.structs.replace(decode_spec(raw), queue=queue, plan=plan))
         spec = decode_head(raw)
-    if spec.plan is not None:
-        check_steps(rules, spec)
     return JobSubmitted(job_id, spec, raw)
 
 
-def check_steps(rules: Rules, spec: SpecHead) -> None:
-    """Raise InvalidInput for a step in a queue that there is not."""
-    for at, step in enumerate(spec.plan.steps if spec.plan is not None else ()):
-        if step.queue is not None and step.queue not in rules.queues:
+def _laned(rules: Rules, plan: Plan) -> Plan:
+    """Return the plan with each step in a queue that there is. Raises InvalidInput."""
+    for at, step in enumerate(plan.steps):
+        if step.queue is None or step.queue in rules.queues:
+            continue
+        if step.queue != DEFAULT:
             raise no_queue(rules, f"steps.{at}.queue", step.queue)
+        steps = list(plan.steps)
+        steps[at] = msgspec.structs.replace(step, queue=rules.default_queue)
+        plan = msgspec.structs.replace(plan, steps=steps)
+    return plan
 
 
 def no_queue(rules: Rules, field: str, name: str) -> InvalidInput:

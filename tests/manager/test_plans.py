@@ -15,7 +15,7 @@ from cluster.gateway import Gateway, ManagerAway
 from cluster.history.reader import History
 from cluster.ids import uuid7_maker
 from cluster.manager import Manager
-from cluster.protocol import FileInfo, LostOutput, Outcome, Output, Submission
+from cluster.protocol import FileInfo, LostOutput, Outcome, Output, Progress, Submission
 from cluster.queue.snapshot import SNAPSHOT_VERSION, dump, load
 from cluster.queue.spec import JobSpec, encode_spec
 from cluster.store.identity import read_identities
@@ -325,6 +325,19 @@ async def test_the_view_of_a_fan_out_tells_how_far_it_is(objects: MemoryObjects)
         assert (view.progress.fraction, view.progress.message) == (0.5, "2 of 4 chunks")
         assert (view.status, view.attempts) == ("processing", 3)
         assert view.started_at is not None
+
+
+async def test_a_fan_out_of_nothing_is_as_far_as_its_join(objects: MemoryObjects) -> None:
+    async with life(objects, "w1") as one:
+        job_id = await submit(one, fan_out())
+        await work(one, fine(0), most=1)
+        seen = [(await one.gateway.job(job_id, None)).progress]
+        [join] = (await one.report("w1", free=1)).assignments
+        told = [Progress(join.token, 0.3, "Writing")]
+        await one.report("w1", held=[join.token], started=[join.token], progress=told)
+        seen.append((await one.gateway.job(job_id, None)).progress)
+
+    assert [one and one.fraction for one in seen] == [0.0, 0.3]
 
 
 async def test_the_view_of_a_workflow_names_its_steps_and_its_result(

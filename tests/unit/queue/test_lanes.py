@@ -38,6 +38,20 @@ def test_a_declared_duration_says_which_queue() -> None:
     assert canonical(book.replayed()) == canonical(book.state)
 
 
+def test_steps_of_types_that_name_no_queue_go_where_their_jobs_would() -> None:
+    book = Rulebook(some_rules((), limits=LANES, default_queue="slow"))
+    steps = [StepSpec("a", queue="default"), StepSpec("b", queue="fast"), StepSpec("c")]
+
+    book.submit("job", plan=Plan(steps))
+
+    assert {task.id: task.line.name for task in book.state.jobs["job"].tasks} == {
+        "a": "slow",
+        "b": "fast",
+        "c": "slow",
+    }
+    assert canonical(book.replayed()) == canonical(book.state)
+
+
 def test_who_named_a_queue_gets_it() -> None:
     book = Rulebook(RULES)
 
