@@ -1,7 +1,9 @@
 """What a worker took ahead and has not begun is asked back, where another would begin it sooner.
 
-Rule: nothing is taken from a worker here. It is asked with its next orders, and what it has begun
-by then it keeps.
+Rule 1: nothing is taken from a worker here. It is asked with its next orders, and what it has begun
+by then it keeps. Rule 2: what was asked back is left longer with who has it next: where every
+worker takes long to begin it, as with code of which none has a child yet, it would go round for
+ever.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,10 @@ __all__ = ["Recalls"]
 RECALL_AFTER_S = 0.1
 #: And after so long whether another is idle or not: it was taken ahead of what proved to be long.
 HOSTAGE_S = 1.0
+#: Each time a task was asked back its next worker is given so many times as long, up to this often.
+PATIENCE_GROWS, PATIENCE_GROWS_MAX = 4, 6
+#: Tasks of which it is known how often they were.
+REMEMBERED_MAX = 10_000
 #: A newcomer is worth a recall where work runs as long as this; of one batch so many are looked at.
 WORTH_A_RECALL_S = 0.005
 NEWCOMERS_MAX = 8
@@ -32,6 +38,8 @@ class Recalls:
         self, commit: CommitLog, sessions: Mapping[str, Session], rates: Rates, pools: Pools
     ) -> None:
         self._commit, self._sessions, self._rates, self._pools = commit, sessions, rates, pools
+        #: How often a task was asked back, by job and task; who was asked for last is last.
+        self._times: dict[tuple[str, str], int] = {}
 
     def make_way(self, batch: Batch) -> None:
         """Ask a worker for what it took ahead, if a newcomer is to go before that.
@@ -60,14 +68,12 @@ class Recalls:
 
     def free_hostages(self) -> None:
         """Ask for what waits behind a long task: the next worker that is free is to have it."""
-        leases, too_old = self._commit.state.leases, self._commit.now() - HOSTAGE_S
         for session in self._sessions.values():
             if session.recall or session.free > 0 or len(session.held) == len(session.started):
                 continue
-            waiting = _unstarted(session, leases, too_old)
+            waiting = self._unstarted(session, HOSTAGE_S)
             if waiting:
-                session.recall = waiting
-                session.release()
+                self._ask(session, waiting)
 
     def take_back(self) -> None:
         """Ask for half of what a worker has not started for a while, if another is idle."""
@@ -78,29 +84,39 @@ class Recalls:
         ]
         if not idle:
             return
-        leases, too_old = self._commit.state.leases, self._commit.now() - RECALL_AFTER_S
         for session in idle:
             queues = set(self._pools.queues_of(session))
             for other in self._sessions.values():
                 served = self._pools.queues_of(other)
                 if other is session or other.recall or not queues.intersection(served):
                     continue
-                waiting = _unstarted(other, leases, too_old)
+                # Where nothing runs it waits for a child, and would elsewhere, too.
+                waiting = self._unstarted(other, RECALL_AFTER_S if other.started else HOSTAGE_S)
                 if waiting:
-                    other.recall = waiting[-max(session.free, len(waiting) // 2) :]
-                    other.release()
+                    self._ask(other, waiting[-max(session.free, len(waiting) // 2) :])
                     return
 
+    def _unstarted(self, session: Session, after_s: float) -> list[int]:
+        """Return what a worker has not begun for so long, or longer if it was asked back before."""
+        leases, now, found = self._commit.state.leases, self._commit.now(), []
+        for token in session.held:
+            if token in session.started or (task := leases.get(token)) is None:
+                continue
+            times = self._times.get((task.job.id, task.id), 0)
+            if now - task.leased_at > after_s * PATIENCE_GROWS**times:
+                found.append(token)
+        return found
 
-def _unstarted(session: Session, leases: Mapping[int, Task], before: float) -> list[int]:
-    """Return what a worker holds since then and has not begun."""
-    return [
-        token
-        for token in session.held
-        if token not in session.started
-        and (task := leases.get(token)) is not None
-        and task.leased_at < before
-    ]
+    def _ask(self, session: Session, tokens: list[int]) -> None:
+        for token in tokens:
+            task = self._commit.state.leases[token]
+            key = task.job.id, task.id
+            times = self._times.pop(key, 0)
+            self._times[key] = min(times + 1, PATIENCE_GROWS_MAX)
+        while len(self._times) > REMEMBERED_MAX:
+            del self._times[next(iter(self._times))]
+        session.recall = tokens
+        session.release()
 
 
 def _goes_before(newcomer: Task, held: Task) -> bool:

@@ -448,6 +448,36 @@ async def test_what_waits_behind_a_long_task_is_taken_back_though_nobody_is_idle
         assert (await busy).recall == tokens[1:]
 
 
+async def test_what_every_worker_takes_long_to_begin_goes_round_more_and_more_slowly(
+    objects: GatedObjects,
+) -> None:
+    async with life(objects) as now:
+        await now.gateway.submit(SPEC)
+        workers, stays_s = ["w1", "w2"], []
+        orders = await now.take("w1", free=1)
+        for _ in range(2):
+            (given,) = orders.assignments
+            here, there = workers
+            waits = asyncio.create_task(
+                now.report(here, applied=orders.number, held=[given.token], free=0)
+            )
+            idle = asyncio.create_task(now.take(there))
+            await turns(20)
+            began_s = now.clock.offset_s
+            while not waits.done():
+                now.clock.offset_s += 0.5
+                now.manager.tick()
+                await turns(20)
+            stays_s.append(now.clock.offset_s - began_s)
+            assert (await waits).recall == [given.token]
+            await now.finish(given.token, kind="returned", worker=here)
+            orders = await asyncio.wait_for(idle, 2)
+            workers.reverse()
+
+    assert stays_s[0] <= 1.5
+    assert 4.0 <= stays_s[1] <= 4.5
+
+
 # --- asking ---------------------------------------------------------------------------------------
 
 
