@@ -304,6 +304,7 @@ class Reader:
 
     def worker(self, session: Session) -> WorkerView:
         """Return one living worker."""
+        pool = self._pools.settings.get(session.pool)
         return WorkerView(
             session.worker,
             session.pool,
@@ -316,6 +317,7 @@ class Reader:
             session.silent_s(self._rates.clock.monotonic()),
             session.draining or session.retiring,
             session.paused,
+            pool.num_gpus if pool is not None else 0.0,
         )
 
     def _find(self, job_id: str, tenant: str | None) -> Job:
@@ -418,11 +420,33 @@ class Reader:
         reasons = [self._pools.unplaceable(pool) for pool in pools]
         if all(reasons):
             return f"no worker of pool {names} can be placed: {reasons[0]}"
-        if any(self._pools.starting(pool.name) for pool in pools) or members:
+        starting = [pool for pool in pools if self._pools.starting(pool.name)]
+        contended = [told for pool in starting if (told := self._contended(pool))]
+        if contended and len(contended) == len(starting):
+            return contended[0]
+        if starting or members:
             return f"a worker of pool {names} is on its way"
         if not any(pool.max for pool in pools):
             return f"pool {names} has no workers: its max is 0"
         return f"pool {names} has no worker"
+
+    def _contended(self, pool: PoolSettings) -> str:
+        """Return what others hold of what a worker of the pool needs; empty if they hold nothing.
+
+        Whether anything is left beside it, Ray knows; what is said is true either way.
+        """
+        needs = pool.shape
+        held: dict[str, dict[str, float]] = {}
+        for session in self._sessions.values():
+            holder = self._pools.settings.get(session.pool)
+            for name, amount in holder.shape.items() if holder is not None else ():
+                if name in needs:
+                    own = held.setdefault(session.pool, {})
+                    own[name] = own.get(name, 0.0) + amount
+        if not held:
+            return ""
+        told = ", ".join(f"pool {holder} holds {_amounts(own)}" for holder, own in held.items())
+        return f"a worker of pool {pool.name} starts once it has {_amounts(needs)}; {told}"
 
     def _pools_of(self, queue: str) -> list[PoolSettings]:
         return [pool for pool in self._pools.settings.values() if queue in pool.queues]
@@ -487,6 +511,10 @@ def job_view(
         notify=spec.notify,
         result_sha256=output.result_sha256,
     )
+
+
+def _amounts(shape: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}: {amount:g}" for name, amount in shape.items())
 
 
 def _limit_text(limit: Limit) -> str:

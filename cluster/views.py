@@ -309,6 +309,8 @@ class WorkerView(msgspec.Struct, frozen=True, omit_defaults=True):
     silent_s: float
     draining: bool = False
     paused: bool = False
+    #: GPUs that a worker of its pool holds.
+    gpus: float = 0.0
 
 
 class ScheduleView(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ bodies are held to the same limit.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 from starlette.types import Message, Receive
@@ -12,7 +13,7 @@ from starlette.types import Message, Receive
 from cluster.room import Room
 from service.problems import Malformed, TooLarge, TooSlow
 
-__all__ = ["Bodies", "ClientGone", "read_body", "stream_body"]
+__all__ = ["Bodies", "ClientGone", "not_json", "read_body", "stream_body"]
 
 #: A body that began to come is to be whole after so long, and a second more for so many bytes.
 WHOLE_S, BYTES_A_SECOND = 30.0, 16 * 1024
@@ -73,6 +74,29 @@ class Bodies:
         """Hold a body no more."""
         if body:
             self._room.give(tenant, len(body))
+
+
+#: Escapes in JSON: those of one character in two halves (UTF-16), of one half, and all others.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\.",
+    re.DOTALL,
+)
+
+
+def not_json(body: bytes, error: Exception) -> Malformed:
+    """Return what is told of a body that can't be decoded.
+
+    Of half a character msgspec says what its parser stumbled on, not what it is.
+    """
+    for escape in _ESCAPE.finditer(body):
+        if half := escape["half"]:
+            where = f"{half.decode()} at byte {escape.start()}"
+            return Malformed(
+                f"the body is not Unicode: {where} is a lone surrogate, half of a character"
+            )
+    return Malformed(f"the body is not JSON: {error}")
 
 
 async def read_body(receive: Receive, limit_bytes: int, declared: bytes | None, what: str) -> bytes:

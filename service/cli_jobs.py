@@ -19,6 +19,7 @@ from service.cli_show import (
     note,
     print_json,
     print_table,
+    saving,
     seconds,
     show_job,
 )
@@ -189,7 +190,8 @@ def result(
         saved = []
         if files is not None:
             lasting = [file for file in client.files(job_id) if not file.get("ephemeral")]
-            saved = [str(client.download(file, files)) for file in lasting]
+            with saving(files):
+                saved = [str(client.download(file, files)) for file in lasting]
     if as_json:
         print_json({"result": value, "files": saved})
     else:

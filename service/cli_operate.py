@@ -252,6 +252,7 @@ def workers(
     if as_json:
         print_json(found)
         return
+    with_gpus = any(worker["gpus"] for worker in found)
     rows = [
         [
             worker["name"],
@@ -263,10 +264,12 @@ def workers(
             worker["held"],
             worker["free"],
             span(worker["silent_s"]),
+            *([f"{worker['gpus']:g}"] if with_gpus else ()),
         ]
         for worker in found
     ]
     titles = ["WORKER", "", "POOL", "QUEUES", "NODE, PID", "RUNNING", "HELD", "FREE", "SILENT"]
+    titles += ["GPUS"] if with_gpus else ()
     print_table(titles, rows, "no workers")
 
 

@@ -27,6 +27,7 @@ from service.cli_show import (
     print_json,
     print_json_list,
     print_table,
+    saving,
     span,
     state_text,
     step_text,
@@ -160,7 +161,8 @@ def download(
     with connect(context, waits=True) as client:
         for job_id, task_id, name in asked:
             folder = to if names[name] == 1 else to / job_id / task_id
-            saved.append(str(client.task_file(job_id, task_id, name, folder)))
+            with saving(folder):
+                saved.append(str(client.task_file(job_id, task_id, name, folder)))
             if not as_json:
                 typer.echo(saved[-1])
     if as_json:

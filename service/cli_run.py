@@ -230,6 +230,8 @@ def _with_own_store(settings: Any) -> Any:
     """Return the settings with a folder that belongs to this user and port."""
     from dataclasses import replace
 
+    from service.runfile import make_private
+
     folder: Path = settings.state / "store" / str(settings.port)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     return replace(settings, store=str(folder))

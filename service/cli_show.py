@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ __all__ = [
     "print_json",
     "print_json_list",
     "print_table",
+    "saving",
     "seconds",
     "show_job",
     "span",
@@ -113,6 +115,16 @@ def complain(text: str, problem: Any = None) -> None:
         typer.echo(json.dumps(problem), err=True)
     else:
         typer.echo(f"drayman: {plain(text)}", err=True)
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """End the command where files can't be written into the folder, saying why."""
+    try:
+        yield
+    except OSError as error:
+        complain(f"can't save in {folder}: {error.strerror or error}; choose another folder")
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def print_json(value: Any) -> None:

@@ -29,6 +29,7 @@ __all__ = ["register"]
 
 #: A table needs all its rows at once, to know how wide it is.
 TABLE_ROWS_MAX = 1_000
+DAY = timedelta(days=1)
 
 
 class Format(StrEnum):
@@ -112,10 +113,30 @@ def _rows(answer: "Answer") -> Iterator[list[Any]]:
 def _plain(value: Any) -> Any:
     """Return the value as JSON has it, but for numbers and moments."""
     if type(value).__name__ == "MonthDayNano":  # an interval; DuckDB's have no nanoseconds
-        return timedelta(days=value.months * 30 + value.days, microseconds=value.nanoseconds / 1000)
+        time = timedelta(microseconds=value.nanoseconds // 1000)
+        return (
+            _duration(value.months, value.days, time) if value.months else time + value.days * DAY
+        )
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
     return value
+
+
+def _duration(months: int, days: int, time: timedelta) -> str:
+    """Return an interval with months as ISO 8601 has it: a month is not so many days.
+
+    Each part has its own sign, as in ISO 8601-2.
+    """
+    years, rest = divmod(abs(months), 12)
+    sign = -1 if months < 0 else 1
+    parts = ((sign * years, "Y"), (sign * rest, "M"), (days, "D"))
+    date = "".join(f"{count}{unit}" for count, unit in parts if count)
+    seconds = f"{time.total_seconds():.6f}".rstrip("0").rstrip(".")
+    return f"P{date}T{seconds}S" if time else f"P{date}"
 
 
 def _show_table(answer: "Answer") -> None:

@@ -7,12 +7,10 @@ made. On a terminal it stays up until Enter; else it ends at once and leaves not
 
 import contextlib
 import importlib.util
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -50,25 +48,28 @@ def run_demo(folder: Path, say: Say, port: int | None = None) -> int:
     folder = folder.absolute()
     port = port or (PORT if port_is_free(LOOPBACK, PORT) else free_port())
     settings = launch.Settings(port=port, store=str(folder / "store"))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
         say("1/4 Writing the flights of 2013 as Parquet ...")
         tables, film = _tables(folder / "tables"), film_path()
-        say("2/4 Starting Drayman (Ray, the queue manager, three workers, the HTTP edge) ...")
-        with launch.start(settings, deployment.application, deployment.start_cluster) as running:
-            return _show(running, tables, film, folder, say)
     except KeyboardInterrupt:
         say("stopped")
-        return EXIT_FAILED
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        return launch.EXIT_INTERRUPTED
+    say("2/4 Starting Drayman (Ray, the queue manager, three workers, the HTTP edge) ...")
+    return launch.up(
+        settings,
+        deployment.application,
+        deployment.start_cluster,
+        say,
+        lambda running: _show(running, tables, film, folder, say),
+    )
 
 
 def _tables(folder: Path) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{folder} can't be made: {error.strerror}; choose another"
+        raise InvalidInput("folder", reason) from error
     try:
         return write_flights(folder)
     except ImportError as error:

@@ -4,6 +4,7 @@ Rule 1: nothing here imports Ray at the top: `launch` sets its environment first
 builds everything itself from plain settings, so that any number of them can run anywhere.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,7 +19,7 @@ from cluster.settings import ClusterSettings, tuned
 from cluster.store.contract import Objects
 from cluster.store.objects import open_store, probe
 from cluster.telemetry import configure_logging
-from jobs.errors import InvalidInput
+from jobs.errors import InvalidInput, Unavailable
 from jobs.library.http.addresses import HTTP_ALLOW_ENV, Allowed
 from jobs.library.notify.event import PUBLIC_URL_ENV, checked_public_url
 from jobs.registry import Registry
@@ -111,12 +112,28 @@ def _cluster_id(settings: Settings) -> str:
     return path.read_text()
 
 
+#: What the store itself says well.
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
 def check_store(settings: Settings) -> None:
     """Refuse a store that can't be opened, read or written. InvalidInput or Unavailable says why.
 
     What lies in it is for the manager to judge.
     """
-    probe(open_store(store_url(settings.store)))
+    try:
+        store = open_store(store_url(settings.store))
+    except (InvalidInput, Unavailable) as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno in _NO_RIGHT:
+            raise
+        # Nobody waits for a disk here: what can't be made now is most often a wrong name.
+        raise InvalidInput(
+            "store",
+            f"{settings.store} can't be made: {cause.strerror} ({cause.filename}); "
+            "choose another folder",
+        ) from error
+    probe(store)
 
 
 def check_config(settings: Settings) -> None:

@@ -51,6 +51,7 @@ KINDS = 3
 #: Clocks that differ less may be one.
 SKEW_S = 2.0
 JOBS_LOOKED_AT = 100
+SCHEDULES_AT_ONCE = 1_000
 #: Where Ray's dashboard tells of Serve.
 SERVED_PATH = "/api/serve/applications/"
 GIB, FREE_MIN = 1 << 30, 1 << 30
@@ -80,7 +81,14 @@ def diagnose(name: str, url: str, token: str, store: str) -> Iterator[Finding]:
             limit = JOBS_LOOKED_AT
             failed = ask("/v1/jobs", JobList, status="failed", limit=limit).jobs
             yield from dead_letters(ask("/v1/dead-letters/counts", DeadCounts).counts, failed, now)
-            yield from schedules(ask("/v1/schedules", Schedules).schedules, now)
+            page = ask("/v1/schedules", Schedules, limit=SCHEDULES_AT_ONCE)
+            fire = page.schedules
+            while page.next_after is not None:
+                page = ask(
+                    "/v1/schedules", Schedules, limit=SCHEDULES_AT_ONCE, after=page.next_after
+                )
+                fire += page.schedules
+            yield from schedules(fire, now)
             done = ask("/v1/jobs", JobList, status="completed", limit=limit).jobs
             yield from clocks(done, now)
         except httpx.HTTPError as error:
@@ -220,6 +228,13 @@ def workers(found: Sequence[Worker]) -> Iterator[Finding]:
     if not silent and not paused:
         running = sum(worker.started for worker in found)
         yield Finding("workers", "ok", f"{len(found)} live, {running} attempts run")
+    held: dict[str, float] = {}
+    for worker in found:
+        if worker.gpus:
+            held[worker.pool] = held.get(worker.pool, 0.0) + worker.gpus
+    if held:
+        told = ", ".join(f"pool {pool} holds {count:g}" for pool, count in held.items())
+        yield Finding("gpus", "ok", told, {"gpus": held})
 
 
 def dead_letters(

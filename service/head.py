@@ -82,7 +82,7 @@ def environment(token_file: Path) -> dict[str, str]:
 def require_ray_not_imported() -> None:
     """Raise RuntimeError where it is too late for settings to reach Ray."""
     if "ray" in sys.modules:
-        raise RuntimeError("ray was imported before launch.start: its settings would be ignored")
+        raise RuntimeError("ray was imported before it was started: its settings would be ignored")
 
 
 @dataclass(frozen=True, slots=True)

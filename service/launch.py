@@ -1,7 +1,7 @@
 """Starts and stops everything: Ray, the cluster, the way in.
 
-Read `start` and `Running.stop` first: they are the order of things. `up` is `drayman up`: it
-starts, says where, waits and stops.
+Read `Running.begin` and `Running.stop` first: they are the order of things. `up` is `drayman up`:
+it starts, says where, waits and stops.
 
 Rule 1: whatever was started before a failure is ended again. Rule 2: "ready" means that this run
 answered over HTTP with its own nonce, not that something answers on the port. Rule 3: nothing
@@ -55,7 +55,6 @@ __all__ = [
     "Settings",
     "detach",
     "down",
-    "start",
     "up",
 ]
 
@@ -159,7 +158,7 @@ ClusterStarter = Callable[[Run], Cluster]
 
 
 class Running:
-    """A started Drayman. Use as a context manager, or call `stop`."""
+    """A Drayman that is claimed, started and stopped."""
 
     def __init__(
         self, settings: Settings, runs: RunFolder, file: RunFile, plan: EdgePlan, lock: IO[str]
@@ -180,7 +179,10 @@ class Running:
         return Run(self.settings, self.file.nonce, self.file.ray_address)
 
     def begin(self, application: ApplicationBuilder, start_cluster: ClusterStarter) -> None:
-        """Start everything and return when it answers over HTTP. Call `stop` if it fails."""
+        """Start everything and return when it answers over HTTP. Call `stop` if it fails.
+
+        Raises InvalidInput where the port is taken, Unavailable where it does not become ready.
+        """
         with _signals_kept():
             self._take(_start_ray, self)
         self._take(_start_serving, self, application, start_cluster)
@@ -276,29 +278,6 @@ class Running:
         self._runs.remove(self.file)
         self._lock.close()
         self._starter.shutdown(wait=False)
-
-    def __enter__(self) -> "Running":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def start(
-    settings: Settings, application: ApplicationBuilder, start_cluster: ClusterStarter
-) -> Running:
-    """Start everything and return when it answers over HTTP.
-
-    Raises InvalidInput where the port is taken, Unavailable where it does not become ready.
-    Nothing is left behind by a failure.
-    """
-    running = _claim(settings)
-    try:
-        running.begin(application, start_cluster)
-    except BaseException:
-        running.stop(drain=False)
-        raise
-    return running
 
 
 def _claim(settings: Settings) -> Running:
@@ -470,21 +449,26 @@ def up(
     application: ApplicationBuilder,
     start_cluster: ClusterStarter,
     say: Callable[[str], None],
+    attend: Callable[[Running], int] | None = None,
 ) -> int:
     """Run in the foreground until told to stop; return the exit code.
 
     The first SIGINT, SIGTERM or SIGHUP drains and stops, also while it starts; a second one stops
-    draining.
+    draining. With `attend` it stays until that is done, which returns the exit code.
     """
     running: Running | None = None
     dead: str | None = None
+    code: int | None = None
     with _signals_raise():
         try:
             try:
                 running = _claim(settings)
                 running.begin(application, start_cluster)
-                _announce(running.file, say)
-                dead = _watch(running)
+                if attend is None:
+                    _announce(running.file, say)
+                    dead = _watch(running)
+                else:
+                    code = attend(running)
             except Interrupted:
                 say("stopping")
             except Exception:
@@ -498,10 +482,11 @@ def up(
             has_ended = False
         if running is not None and not has_ended:
             running.abandon()
-        if dead is None:
+        if dead is None and code is None:
             say("stopped; what was not done goes on with the next `drayman up` on this store")
-    is_done = running is not None and running.file.ready
-    code = EXIT_DIED if dead is not None else EXIT_DONE if is_done else EXIT_INTERRUPTED
+    if code is None:
+        is_done = attend is None and running is not None and running.file.ready
+        code = EXIT_DIED if dead is not None else EXIT_DONE if is_done else EXIT_INTERRUPTED
     if not has_ended:
         # Ray's own exit handlers would wait for the Ray that is gone.
         sys.stdout.flush()

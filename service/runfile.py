@@ -32,6 +32,7 @@ __all__ = [
     "find_descendants",
     "identify",
     "is_alive",
+    "make_private",
     "state_dir",
 ]
 
@@ -82,12 +83,22 @@ class RunFile(msgspec.Struct, kw_only=True):
     token_path: str = ""
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder of the state's, for its owner alone. Raises InvalidInput."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            HOME_ENV, f"the folder {folder} can't be made: {error.strerror}; set another"
+        ) from error
+
+
 class RunFolder:
     """The runs of one user on this machine, one file a port."""
 
     def __init__(self, root: Path) -> None:
         self.root = root / "run"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.root)
 
     def path(self, port: int, suffix: str = "json") -> Path:
         """Return where the run on `port` keeps its file of this kind."""

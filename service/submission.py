@@ -25,6 +25,7 @@ from jobs.definition import PLACEHOLDER
 from jobs.errors import InvalidInput
 from service.api_settings import ApiSettings
 from service.auth import Caller
+from service.bodies import not_json
 from service.catalog import Catalog, KnownType
 from service.headers import idempotency_key, traceparent
 from service.notifying import NotifyRequest, WebhookTarget, notify_of
@@ -45,6 +46,8 @@ DAY_S = 24 * 3600.0
 EXPIRES_DAYS_MAX = 3653
 QUEUE = r"^[a-z][a-z0-9_-]{0,62}$"
 TYPE = r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$"
+
+TOO_DEEP = "the JSON is nested too deeply"
 
 T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
@@ -394,7 +397,7 @@ class Submissions:
                 known=types,
             )
         except RecursionError:
-            raise Malformed("the JSON is nested too deeply") from None
+            raise Malformed(TOO_DEEP) from None
         if problems:
             raise InvalidRequest([FieldError(path, told) for path, told in problems[:50]])
         run_at, expires_at = _moments(request, now)
@@ -476,9 +479,9 @@ def decode_as(body: bytes, decode: Callable[[bytes], T], model: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _named(error, body, model) from None
     except msgspec.DecodeError as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
+        raise not_json(body, error) from None
     except RecursionError:
-        raise Malformed("the JSON is nested too deeply") from None
+        raise Malformed(TOO_DEEP) from None
 
 
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>.*)`)?$", re.DOTALL)
@@ -490,8 +493,10 @@ def _named(error: msgspec.ValidationError, body: bytes, model: type[msgspec.Stru
     fields = {field.encode_name for field in msgspec.structs.fields(model)}
     try:
         whole = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):  # it is wrong in more than one way
-        return Malformed(f"the body is not right, nor is it JSON: {error}")
+    except msgspec.DecodeError as worse:  # further on, where the other was not looking any more
+        return not_json(body, worse)
+    except RecursionError:
+        return Malformed(TOO_DEEP)
     if not isinstance(whole, dict):
         least = next(f.encode_name for f in msgspec.structs.fields(model) if f.required)
         return InvalidInput("body", f"must be a JSON object with at least the field {least!r}")

@@ -11,6 +11,8 @@ from service.client.types import DeadCount, Job, Overview, Queue, Worker
 
 __all__ = ["OperatorCalls"]
 
+SCHEDULES_PAGE = 1_000
+
 
 class OperatorCalls(Core):
     """What there is to do with everything but one's own jobs."""
@@ -199,7 +201,14 @@ class OperatorCalls(Core):
     @call
     def schedules(self, /, **filters: Any) -> Steps[list[dict[str, Any]]]:
         """Return every schedule, each with its next tick. Filter: tenant."""
-        return self._part("schedules", "GET", "/v1/schedules", params=filters)
+        found: list[dict[str, Any]] = []
+        query = filters | {"limit": SCHEDULES_PAGE}
+        while True:
+            page = yield from self._json("GET", "/v1/schedules", params=query)
+            found += page["schedules"]
+            if page["next_after"] is None:
+                return found
+            query["after"] = page["next_after"]
 
     @call
     def schedule(self, name: str, *, ahead: int = 3) -> Steps[dict[str, Any]]:

@@ -233,6 +233,7 @@ class Worker(TypedDict):
     silent_s: float
     draining: bool
     paused: bool
+    gpus: float
 
 
 class DeadCount(TypedDict):

@@ -14,10 +14,10 @@ from cluster.config import Config
 from jobs.errors import Conflict
 from service.api import Api
 from service.auth import Caller
-from service.bodies import read_body
+from service.bodies import not_json, read_body
 from service.config_file import BYTES_MAX, config_of, table_of
 from service.openapi import answers, body, header
-from service.problems import FieldError, InvalidRequest, Malformed, PreconditionFailed, TooLarge
+from service.problems import FieldError, InvalidRequest, PreconditionFailed, TooLarge
 
 __all__ = ["router"]
 
@@ -98,7 +98,7 @@ async def _json(request: Request) -> object:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
+        raise not_json(data, error) from None
 
 
 def _checked(table: object) -> Config:

@@ -21,6 +21,7 @@ from jobs.library.http.place import Place
 from service.api import Api
 from service.auth import Caller
 from service.openapi import answers, body
+from service.parameters import OwnTenant
 from service.routes.jobs import tenant_for
 from service.routes.queues import read_json
 from service.schemas.endpoints import Endpoint, EndpointList, EndpointRequest, NewEndpoint
@@ -34,9 +35,7 @@ _USUAL = ("unauthorized", "forbidden", "invalid-input", "unavailable")
 #: They hold a secret.
 _UNKEPT = {"Cache-Control": "no-store"}
 
-Tenant = Annotated[
-    str | None, Query(description="For admins: that of another tenant than their own.")
-]
+Whose = Annotated[OwnTenant, Query()]
 
 
 def router(api: Api) -> APIRouter:
@@ -50,15 +49,15 @@ def router(api: Api) -> APIRouter:
         return endpoint_of(await asyncio.to_thread(endpoints.get, tenant, name, time.time()))
 
     @routes.get("/v1/endpoints", responses=answers(200, EndpointList, *_USUAL))
-    async def list_endpoints(caller: reader, tenant: Tenant = None) -> Response:
+    async def list_endpoints(caller: reader, query: Whose) -> Response:
         """List the tenant's endpoints by name."""
-        found = await asyncio.to_thread(endpoints.of, _whose(caller, tenant), time.time())
+        found = await asyncio.to_thread(endpoints.of, _whose(caller, query.tenant), time.time())
         return reply(EndpointList([endpoint_of(record) for record in found]))
 
     @routes.get("/v1/endpoints/{name}", responses=answers(200, Endpoint, *_USUAL, "not-found"))
-    async def get_endpoint(caller: reader, name: str, tenant: Tenant = None) -> Response:
+    async def get_endpoint(caller: reader, name: str, query: Whose) -> Response:
         """Show an endpoint, and whether it is disabled."""
-        return reply(await shown(_whose(caller, tenant), name))
+        return reply(await shown(_whose(caller, query.tenant), name))
 
     @routes.put(
         "/v1/endpoints/{name}",

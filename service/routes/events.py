@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Message as Sent
@@ -31,6 +31,7 @@ from service.api import Api, job_id_of
 from service.auth import Authenticator, Caller, credentials
 from service.bodies import ClientGone
 from service.openapi import answers
+from service.parameters import AnyTenant, Parameters
 from service.problems import RequestError, Unauthorized, problem_response
 from service.routes.jobs import label_of, tenant_for
 from service.sending import SAFE
@@ -64,21 +65,25 @@ LastEventId = Annotated[
     Header(alias="Last-Event-ID", description="Go on after this event; browsers send it."),
 ]
 LastEventIdToo = Annotated[
-    str | None, Query(description="The same, where headers can't be set.", max_length=64)
+    str | None, Field(description="The same, where headers can't be set.", max_length=64)
 ]
 
 
-class EventFilter(BaseModel):
-    """Query parameters of `GET /v1/events`."""
+class JobEvents(Parameters):
+    """Query parameters of `GET /v1/jobs/{job_id}/events`."""
 
-    model_config = ConfigDict(extra="forbid")
+    tasks: Annotated[bool, Field(description="Tell of single chunks, too.")] = False
+    last_event_id: LastEventIdToo = None
+
+
+class EventFilter(AnyTenant):
+    """Query parameters of `GET /v1/events`."""
 
     type: Annotated[str | None, Field(description="Of jobs.")] = None
     queue: str | None = None
     status: Annotated[JobStatus | None, Field(description="That the event leaves it in.")] = None
     label: Annotated[str | None, Field(description="`name=value`.")] = None
-    tenant: Annotated[str | None, Field(description="For admins: one tenant's.")] = None
-    last_event_id: Annotated[str | None, Field(max_length=64)] = None
+    last_event_id: LastEventIdToo = None
 
 
 def router(api: Api) -> APIRouter:
@@ -109,13 +114,12 @@ def router(api: Api) -> APIRouter:
     async def job_events(
         right: reader,
         job_id: str,
-        tasks: Annotated[bool, Query(description="Tell of single chunks, too.")] = False,
-        last_event_id: LastEventIdToo = None,
+        query: Annotated[JobEvents, Query()],
         header: LastEventId = None,
     ) -> Response:
         """Follow a job: its state first, then each change, as server-sent events."""
-        after = _after(header or last_event_id)
-        watcher = api.follower.job(job_id_of(job_id), right.caller.sees, after, chunks=tasks)
+        after = _after(header or query.last_event_id)
+        watcher = api.follower.job(job_id_of(job_id), right.caller.sees, after, chunks=query.tasks)
         return await _answer(watcher, right)
 
     @routes.get("/v1/events", responses=stream)

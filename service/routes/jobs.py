@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from cluster.views import DeadLetterQuery, JobQuery, JobStatus
@@ -16,6 +16,7 @@ from service.bodies import read_body
 from service.editing import edited
 from service.headers import wait_s
 from service.openapi import answers, body
+from service.parameters import AnyTenant, Parameters
 from service.problems import Forbidden
 from service.routes.submit import OVERHEAD_BYTES
 from service.schemas.jobs import KEPT, Attempts, Job, JobList, RetryRequest, Tasks
@@ -29,14 +30,11 @@ decode_retry = msgspec.json.Decoder(RetryRequest).decode
 _SEEN = ("unauthorized", "forbidden", "not-found", "unavailable")
 
 
-class PageFilter(BaseModel):
-    """What every list of jobs can be narrowed by. Unknown parameters are refused."""
-
-    model_config = ConfigDict(extra="forbid")
+class PageFilter(AnyTenant):
+    """What every list of jobs can be narrowed by."""
 
     type: str | None = None
     queue: str | None = None
-    tenant: Annotated[str | None, Field(description="For admins: one tenant's.")] = None
     after: Annotated[str | None, Field(description="`next_after` of the page before.")] = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
 
@@ -46,6 +44,13 @@ class JobFilter(PageFilter):
 
     status: JobStatus | None = None
     label: Annotated[str | None, Field(description="`name=value`.")] = None
+
+
+class TaskPage(Parameters):
+    """Query parameters of `GET /v1/jobs/{job_id}/tasks`."""
+
+    after: Annotated[int, Field(ge=0, description="`next_after` of the page before.")] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 def tenant_for(caller: Caller, wanted: str | None) -> str | None:
@@ -157,13 +162,10 @@ def router(api: Api) -> APIRouter:
 
     @routes.get("/v1/jobs/{job_id}/tasks", responses=answers(200, Tasks, *_SEEN, "invalid-input"))
     async def list_tasks(
-        caller: reader,
-        job_id: str,
-        after: Annotated[int, Query(ge=0, description="`next_after` of the page before.")] = 0,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        caller: reader, job_id: str, query: Annotated[TaskPage, Query()]
     ) -> Response:
         """Show the tasks of a job with their lineage: inputs, code, attempts, worker, outputs."""
-        page = await api.gateway.tasks(job_id_of(job_id), caller.sees, after, limit)
+        page = await api.gateway.tasks(job_id_of(job_id), caller.sees, query.after, query.limit)
         tasks = [task_of(view, job_id) for view in page.tasks]
         return reply(Tasks(tasks, page.next_after))
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from cluster.protocol import FileInfo
@@ -19,6 +20,7 @@ from service.api import Api, job_id_of
 from service.auth import Caller
 from service.headers import not_modified
 from service.openapi import answers, header
+from service.parameters import Parameters
 from service.schemas.files import FileList
 from service.sending import CHUNK_BYTES, SAFE, send_file, stream_objects
 from service.showing import file_of, reply
@@ -42,6 +44,13 @@ _RANGES = {
         header("If-None-Match", "Answer 304 if this is still the ETag."),
     ]
 }
+
+
+class LogFilter(Parameters):
+    """Query parameters of `GET /v1/jobs/{job_id}/logs`."""
+
+    attempt: Annotated[int | None, Field(ge=1, description="Only this attempt.")] = None
+    task: Annotated[str | None, Field(description="Only this task.")] = None
 
 
 def router(api: Api) -> APIRouter:
@@ -141,8 +150,7 @@ def router(api: Api) -> APIRouter:
         request: Request,
         caller: reader,
         job_id: str,
-        attempt: Annotated[int | None, Query(ge=1, description="Only this attempt.")] = None,
-        task: Annotated[str | None, Query(description="Only this task.")] = None,
+        query: Annotated[LogFilter, Query()],
     ) -> Response:
         """Return what attempts printed and logged; of one that runs, what it has until now.
 
@@ -153,7 +161,9 @@ def router(api: Api) -> APIRouter:
         logs: list[str | bytes] = []
         running = 0
         for view in await api.gateway.attempts(job_id_of(job_id), caller.sees):
-            if attempt not in (None, view.number) or task not in (None, view.task_id):
+            if query.attempt not in (None, view.number):
+                continue
+            if query.task not in (None, view.task_id):
                 continue
             if view.outcome != "running":
                 logs += [view.log] if view.log else []

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from cluster.views import DeadLetterQuery
@@ -12,6 +12,7 @@ from service.api import Api
 from service.auth import Caller
 from service.bodies import read_body
 from service.openapi import answers, body
+from service.parameters import AnyTenant
 from service.routes.jobs import PageFilter, tenant_for
 from service.schemas.jobs import JobList
 from service.schemas.queues import (
@@ -49,15 +50,12 @@ class DeadLetterFilter(PageFilter):
     cause: Cause = None
 
 
-class CountFilter(BaseModel):
+class CountFilter(AnyTenant):
     """Query parameters of `GET /v1/dead-letters/counts`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: str | None = None
     queue: str | None = None
     cause: Cause = None
-    tenant: Annotated[str | None, Field(description="For admins: one tenant's.")] = None
 
 
 def router(api: Api) -> APIRouter:

@@ -7,6 +7,7 @@ again changes nothing, so a client may repeat it, and a deployment put all of it
 
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from cluster.cron import check_cron, next_tick, ticks
@@ -26,6 +28,7 @@ from service.api import Api
 from service.auth import Caller
 from service.bodies import read_body
 from service.openapi import answers, body
+from service.parameters import AnyTenant, OwnTenant
 from service.problems import FieldError, InvalidRequest, Malformed, TooLarge
 from service.routes.jobs import tenant_for
 from service.routes.submit import OVERHEAD_BYTES
@@ -46,13 +49,27 @@ GAPS = 32
 _USUAL = ("unauthorized", "forbidden", "unavailable")
 _LOCATION = {"Location": {"description": "The job.", "schema": {"type": "string"}}}
 
-Tenant = Annotated[
-    str | None, Query(description="For admins: that of another tenant than their own.")
-]
-Of = Annotated[str | None, Query(description="For admins: only this tenant's.")]
-Count = Annotated[int, Query(alias="next", ge=1, le=NEXT_MAX, description="How many ticks ahead.")]
+_Key = tuple[str, str]
 
 _decode = msgspec.json.Decoder(ScheduleRequest).decode
+
+
+class ScheduleFilter(AnyTenant):
+    """Query parameters of `GET /v1/schedules`."""
+
+    after: Annotated[
+        str | None, Field(max_length=200, description="`next_after` of the page before.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class Ahead(OwnTenant):
+    """Query parameters of `GET /v1/schedules/{name}`."""
+
+    next: Annotated[int, Field(ge=1, le=NEXT_MAX, description="How many ticks ahead.")] = NEXT_SHOWN
+
+
+Whose = Annotated[OwnTenant, Query()]
 
 
 def router(api: Api) -> APIRouter:
@@ -93,21 +110,24 @@ def router(api: Api) -> APIRouter:
         return _shown(await api.gateway.put_schedule(spec), 201 if known is None else 200)
 
     @routes.get("/v1/schedules", responses=answers(200, Schedules, *_USUAL, "invalid-input"))
-    async def list_schedules(caller: reader, tenant: Of = None) -> Response:
-        """List schedules by name, each with its next tick."""
-        views = await api.gateway.schedules(tenant_for(caller, tenant))
-        return reply(Schedules([schedule_of(view, _coming(view, 1)) for view in views]))
+    async def list_schedules(caller: reader, query: Annotated[ScheduleFilter, Query()]) -> Response:
+        """List schedules by tenant and name, each with its next tick."""
+        after = _place(query.after)
+        views = await api.gateway.schedules(tenant_for(caller, query.tenant))
+        first = bisect_right(views, after, key=_key)
+        page = views[first : first + query.limit]
+        more = first + len(page) < len(views)
+        shown = [schedule_of(view, _coming(view, 1)) for view in page]
+        return reply(Schedules(shown, "/".join(_key(page[-1])) if more else None))
 
     @routes.get(
         "/v1/schedules/{name}",
         responses=answers(200, Schedule, *_USUAL, "not-found", "invalid-input"),
     )
-    async def get_schedule(
-        caller: reader, name: str, tenant: Tenant = None, count: Count = NEXT_SHOWN
-    ) -> Response:
+    async def get_schedule(caller: reader, name: str, query: Annotated[Ahead, Query()]) -> Response:
         """Show a schedule and its next ticks."""
-        view = await api.gateway.schedule(_known(name), _whose(caller, tenant))
-        return _shown(view, count=count)
+        view = await api.gateway.schedule(_known(name), _whose(caller, query.tenant))
+        return _shown(view, count=query.next)
 
     @routes.delete(
         "/v1/schedules/{name}",
@@ -115,9 +135,9 @@ def router(api: Api) -> APIRouter:
         responses=answers(204, None, *_USUAL, "not-found", "invalid-input")
         | {204: {"description": "It fires no more."}},
     )
-    async def delete_schedule(caller: submitter, name: str, tenant: Tenant = None) -> Response:
+    async def delete_schedule(caller: submitter, name: str, query: Whose) -> Response:
         """Forget a schedule. Jobs that it submitted go on."""
-        await api.gateway.delete_schedule(_known(name), _whose(caller, tenant))
+        await api.gateway.delete_schedule(_known(name), _whose(caller, query.tenant))
         return Response(status_code=204)
 
     @routes.post(
@@ -134,9 +154,9 @@ def router(api: Api) -> APIRouter:
             headers=_LOCATION,
         ),
     )
-    async def run_schedule(caller: submitter, name: str, tenant: Tenant = None) -> Response:
+    async def run_schedule(caller: submitter, name: str, query: Whose) -> Response:
         """Submit its job now, beside its ticks; also while it is paused."""
-        owner = _whose(caller, tenant)
+        owner = _whose(caller, query.tenant)
         job_id = await api.gateway.fire_schedule(_known(name), owner)
         job = job_of(await api.gateway.job(job_id, owner))
         return reply(job, 202, {"Location": f"/v1/jobs/{job_id}"})
@@ -145,18 +165,18 @@ def router(api: Api) -> APIRouter:
         "/v1/schedules/{name}/pause",
         responses=answers(200, Schedule, *_USUAL, "not-found", "invalid-input"),
     )
-    async def pause_schedule(caller: submitter, name: str, tenant: Tenant = None) -> Response:
+    async def pause_schedule(caller: submitter, name: str, query: Whose) -> Response:
         """Fire nothing until it is resumed. Ticks that come meanwhile are not made up for."""
-        owner = _whose(caller, tenant)
+        owner = _whose(caller, query.tenant)
         return _shown(await api.gateway.pause_schedule(_known(name), owner, paused=True))
 
     @routes.post(
         "/v1/schedules/{name}/resume",
         responses=answers(200, Schedule, *_USUAL, "not-found", "invalid-input"),
     )
-    async def resume_schedule(caller: submitter, name: str, tenant: Tenant = None) -> Response:
+    async def resume_schedule(caller: submitter, name: str, query: Whose) -> Response:
         """Fire again, from the next tick on."""
-        owner = _whose(caller, tenant)
+        owner = _whose(caller, query.tenant)
         return _shown(await api.gateway.pause_schedule(_known(name), owner, paused=False))
 
     return routes
@@ -171,6 +191,20 @@ def _known(name: str) -> str:
 
 def _whose(caller: Caller, tenant: str | None) -> str:
     return tenant_for(caller, tenant) or caller.tenant
+
+
+def _key(view: ScheduleView) -> _Key:
+    return view.tenant, view.name
+
+
+def _place(after: str | None) -> _Key:
+    """Return what a page comes after; a schedule that is gone by then leaves its place."""
+    if after is None:
+        return "", ""
+    tenant, slash, name = after.partition("/")
+    if not slash:
+        raise InvalidInput("after", "is no cursor of this list; begin again without it")
+    return tenant, name
 
 
 def _coming(view: ScheduleView, count: int) -> list[float]:

@@ -74,6 +74,7 @@ class Worker(msgspec.Struct, frozen=True):
     silent_s: Annotated[float, Meta(description="Seconds since its last report.")]
     draining: bool
     paused: bool
+    gpus: Annotated[float, Meta(description="How many a worker of its pool holds.")] = 0.0
 
 
 class Workers(msgspec.Struct, frozen=True):

@@ -80,6 +80,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Schedules(msgspec.Struct, frozen=True):
-    """Every schedule, each with its next tick."""
+    """Schedules by tenant and name, each with its next tick."""
 
     schedules: list[Schedule]
+    next_after: Annotated[str | None, Meta(description="Cursor of the next page; null: the last.")]

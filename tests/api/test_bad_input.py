@@ -1,6 +1,7 @@
 """Whatever is wrong with a request: a problem+json answer that names it, and nothing changed."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -39,6 +40,44 @@ async def refused(client: httpx.AsyncClient, status: int, kind: str, **request: 
 )
 async def test_malformed_json_is_400(acme: httpx.AsyncClient, body: bytes) -> None:
     await refused(acme, 400, "malformed", content=body)
+
+
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (rb"\ud800", rb"\ud800"),
+        (rb"\uD83D and more", rb"\uD83D"),
+        (rb"\udc00", rb"\udc00"),
+        (rb"\ud83d\ude00\ud801\ud802", rb"\ud801"),
+        (rb"\ud800\u0041", rb"\ud800"),
+        (rb"\\\udfff", rb"\udfff"),
+    ],
+)
+async def test_half_a_character_is_refused_as_what_it_is(
+    acme: httpx.AsyncClient, text: bytes, half: bytes
+) -> None:
+    body = b'{"type": "greet", "params": {"name": "%s"}}' % text
+
+    problem = await refused(acme, 400, "malformed", content=body)
+
+    told = f"{half.decode()} at byte {body.index(half)} is a lone surrogate, half of a character"
+    assert problem["detail"] == f"the body is not Unicode: {told}"
+
+
+@pytest.mark.parametrize("path", ["/v1/workflows", "/v1/jobs/batch", "/v1/dead-letters/purge"])
+async def test_half_a_character_is_named_wherever_a_body_is_read(
+    acme: httpx.AsyncClient, path: str
+) -> None:
+    answer = await acme.post(path, content=rb'{"type": "\ud800"}')
+
+    assert "lone surrogate" in answer.text
+
+
+@pytest.mark.parametrize("text", [rb"\ud83d\ude00", rb"\\ud800", rb"\u00e4"])
+async def test_whole_characters_may_be_escaped(acme: httpx.AsyncClient, text: bytes) -> None:
+    body = b'{"type": "greet", "params": {"name": "%s"}}' % text
+
+    assert (await acme.post("/v1/jobs", content=body)).status_code == 202
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"greet"', b"7"])
@@ -289,3 +328,22 @@ async def test_a_number_beyond_all_numbers_is_refused_by_name(acme: httpx.AsyncC
     answer = await acme.post("/v1/jobs", content=body, headers={"Idempotency-Key": "k"})
 
     assert answer.status_code in (400, 422)
+
+
+async def test_query_parameters_that_no_call_knows_are_refused_by_name(
+    api: RunningApi, admin: httpx.AsyncClient
+) -> None:
+    told = (await admin.get("/openapi.json")).json()["paths"]
+    taking = [
+        (method.upper(), path)
+        for path, calls in told.items()
+        for method, call in calls.items()
+        if any(one["in"] == "query" for one in call.get("parameters", ()))
+    ]
+    assert ("GET", "/v1/jobs/{job_id}/tasks") in taking
+
+    for method, path in taking:
+        answer = await admin.request(method, re.sub(r"{\w+}", "x", path), params={"shout": "1"})
+
+        assert answer.status_code == 422, (method, path)
+        assert [error["field"] for error in answer.json()["errors"]] == ["shout"]

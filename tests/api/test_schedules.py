@@ -13,6 +13,7 @@ from tests.support.api import RunningApi
 GREET: dict[str, Any] = {"type": "greet", "params": {"name": "Ada"}}
 NIGHTLY: dict[str, Any] = {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "job": GREET}
 HERE = "/v1/schedules/nightly"
+NONE = {"schedules": [], "next_after": None}
 
 
 def ahead(**passed: float) -> str:
@@ -106,7 +107,7 @@ async def test_as_many_ticks_are_shown_as_are_asked_for(acme: httpx.AsyncClient)
 
 
 async def test_the_list_is_by_name_with_the_next_tick_of_each(acme: httpx.AsyncClient) -> None:
-    assert (await acme.get("/v1/schedules")).json() == {"schedules": []}
+    assert (await acme.get("/v1/schedules")).json() == NONE
     for name in ("b", "a", "c.1_x-y"):
         assert (await acme.put(f"/v1/schedules/{name}", json=NIGHTLY)).status_code == 201
 
@@ -114,6 +115,43 @@ async def test_the_list_is_by_name_with_the_next_tick_of_each(acme: httpx.AsyncC
 
     assert [one["name"] for one in listed] == ["a", "b", "c.1_x-y"]
     assert all(len(one["next"]) == 1 for one in listed)
+
+
+async def test_the_list_comes_in_pages_that_miss_nothing_while_schedules_go(
+    api: RunningApi, acme: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    umbrella = api.client("umbrella")
+    for client, names in ((acme, "abc"), (umbrella, "ab")):
+        for name in names:
+            assert (await client.put(f"/v1/schedules/{name}", json=NIGHTLY)).status_code == 201
+
+    pages: list[list[str]] = []
+    query = {"limit": "2"}
+    while True:
+        page = (await admin.get("/v1/schedules", params=query)).json()
+        pages.append([f"{one['tenant']}/{one['name']}" for one in page["schedules"]])
+        if page["next_after"] is None:
+            break
+        query["after"] = page["next_after"]
+        if len(pages) == 1:  # the one that the next page comes after
+            await acme.delete("/v1/schedules/b")
+
+    assert pages == [["acme/a", "acme/b"], ["acme/c", "umbrella/a"], ["umbrella/b"]]
+    whole = (await acme.get("/v1/schedules", params={"limit": 2})).json()
+    assert (len(whole["schedules"]), whole["next_after"]) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [({"limit": "0"}, "limit"), ({"limit": "1001"}, "limit"), ({"after": "a"}, "after")],
+)
+async def test_a_page_of_schedules_that_cannot_be_is_refused(
+    acme: httpx.AsyncClient, query: dict[str, str], field: str
+) -> None:
+    answer = await acme.get("/v1/schedules", params=query)
+
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
 async def test_what_is_deleted_is_gone(acme: httpx.AsyncClient) -> None:
@@ -124,7 +162,7 @@ async def test_what_is_deleted_is_gone(acme: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
     assert (await acme.get(HERE)).status_code == 404
     assert (await acme.delete(HERE)).status_code == 404
-    assert (await acme.get("/v1/schedules")).json() == {"schedules": []}
+    assert (await acme.get("/v1/schedules")).json() == NONE
 
 
 async def test_two_tenants_may_use_the_same_name(api: RunningApi, acme: httpx.AsyncClient) -> None:
@@ -153,7 +191,7 @@ async def test_a_schedule_of_another_tenant_is_not_there(
         assert (await umbrella.request(method, path)).status_code == 404
         refused = await umbrella.request(method, path, params={"tenant": "acme"})
         assert refused.status_code == 403
-    assert (await umbrella.get("/v1/schedules")).json() == {"schedules": []}
+    assert (await umbrella.get("/v1/schedules")).json() == NONE
     assert (await admin.get(HERE)).status_code == 404
     assert (await admin.get(HERE, params={"tenant": "acme"})).status_code == 200
     assert len((await admin.get("/v1/schedules")).json()["schedules"]) == 1
@@ -271,7 +309,7 @@ async def test_what_is_wrong_is_refused_with_its_place(
     problem = answer.json()
     assert (answer.status_code, problem["type"]) == (422, "/problems/invalid-input"), problem
     assert [error["field"] for error in problem["errors"]] == [field], problem
-    assert (await acme.get("/v1/schedules")).json() == {"schedules": []}
+    assert (await acme.get("/v1/schedules")).json() == NONE
 
 
 @pytest.mark.parametrize("missing", ["cron", "job"])

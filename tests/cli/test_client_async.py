@@ -143,6 +143,21 @@ def test_pages_are_walked_to_the_end(called: Called) -> None:
     assert seen[1].url.params["after"] == "x"
 
 
+def test_schedules_are_all_of_their_pages(called: Called) -> None:
+    def page(asked: httpx.Request) -> httpx.Response:
+        after = asked.url.params.get("after")
+        assert asked.url.params["tenant"] == "acme"
+        names, then = (["a", "b"], "acme/b") if after is None else ([f"after {after}"], None)
+        return httpx.Response(
+            200, json={"schedules": [{"name": name} for name in names], "next_after": then}
+        )
+
+    found, asked = called("schedules", tenant="acme", answers=[page])
+
+    assert [one["name"] for one in found] == ["a", "b", "after acme/b"]
+    assert len(asked) == 2
+
+
 def test_a_file_is_uploaded_anew_and_downloaded_from_where_it_broke(
     called: Called, tmp_path: Path
 ) -> None:

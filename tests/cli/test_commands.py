@@ -97,6 +97,11 @@ def test_result_saves_files(server: Server, connected: Drayman, tmp_path: Path) 
     assert (tmp_path / "out" / "report.pdf").read_bytes() == b"%PDF" * 1000
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.pdf"]
 
+    nowhere = connected("result", job_id, "--files", "/proc/none")
+
+    assert nowhere.code == 2
+    assert "can't save in /proc/none: No such file or directory" in nowhere.err
+
 
 def test_result_of_a_failed_job_ends_1_and_of_an_unfinished_one_2(
     server: Server, connected: Drayman

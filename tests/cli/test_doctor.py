@@ -138,6 +138,24 @@ def test_workers_that_are_silent_paused_or_missing_are_told_of() -> None:
     assert "none" in told(workers([]), "note")
 
 
+def test_who_holds_gpus_is_told_even_where_a_worker_is_silent() -> None:
+    found = list(
+        workers(
+            [
+                a_worker(pool="train", gpus=1.0),
+                a_worker(pool="infer", gpus=0.5, silent_s=40.0),
+                a_worker(pool="infer", gpus=0.5),
+                a_worker(),
+            ]
+        )
+    )
+
+    (gpus,) = [one for one in found if one.check == "gpus"]
+    assert (gpus.level, gpus.text) == ("ok", "pool train holds 1, pool infer holds 1")
+    assert gpus.facts == {"gpus": {"train": 1.0, "infer": 1.0}}
+    assert "gpus" not in [one.check for one in workers([a_worker()])]
+
+
 def test_dead_letters_that_grow_are_wrong_and_old_ones_a_note() -> None:
     counts = [DeadCount("default", "shop.mail", "TimeoutError", 30), DeadCount("io", "b", "oom", 2)]
     new: Any = [AJob()] * 12

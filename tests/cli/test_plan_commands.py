@@ -294,12 +294,15 @@ def test_files_of_tasks_are_downloaded_by_their_uris(
     one = connected("download", uris[0], "--to", str(tmp_path / "one"))
     both = connected("download", *uris, "--to", str(tmp_path / "both"))
     missing = connected("download", f"output:{printed}/0/other.txt", "--to", str(tmp_path / "no"))
+    nowhere = connected("download", uris[0], "--to", "/proc/none")
 
     assert one.out.splitlines() == [str(tmp_path / "one" / "page.txt")]
     assert (tmp_path / "one" / "page.txt").read_bytes() == PAGE
     folders = [tmp_path / "both" / printed / task for task in "02"]
     assert both.out.splitlines() == [str(folder / "page.txt") for folder in folders]
     assert missing.code == 2
+    assert (nowhere.code, nowhere.out) == (2, "")
+    assert "can't save in /proc/none: No such file or directory" in nowhere.err
 
 
 @pytest.mark.parametrize("uri", ["upload:a.txt", "output:job/0", "output:../0/a", "output:j/../a"])

@@ -85,7 +85,9 @@ def test_doctor_says_why_it_can_not_read_a_store(
 @pytest.mark.parametrize(
     ("store", "code", "reason"),
     [
-        ("{tmp}/file/store", 2, "both an object and a folder"),
+        ("{tmp}/file/store", 2, "file/store can't be made: File exists"),
+        ("{tmp}/file", 2, "file can't be made: File exists"),
+        ("/proc/none/store", 2, "/proc/none/store can't be made: No such file or directory"),
         ("s3://bucket", 1, "cannot create 'store/probe-"),
         ("ftp://somewhere", 2, "unknown scheme"),
     ],
@@ -100,6 +102,25 @@ def test_up_refuses_a_store_it_can_not_use_before_it_starts_anything(
 
     assert (ran.code, "Traceback" in ran.err) == (code, False), ran
     assert reason in ran.err
+
+
+@pytest.mark.parametrize("command", [("up", "--port", "8999"), ("down",), ("doctor",)])
+def test_a_home_that_can_not_be_made_is_named_by_every_command_that_needs_it(
+    drayman: Drayman, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DRAYMAN_HOME", "/proc/none")
+
+    ran = drayman(*command)
+
+    assert ran.code == 2, ran
+    assert "DRAYMAN_HOME: the folder /proc/none/" in ran.err
+
+
+def test_a_demo_says_that_its_folder_can_not_be_made(drayman: Drayman) -> None:
+    ran = drayman("demo", "--folder", "/proc/none")
+
+    assert ran.code == 2, ran
+    assert "folder: /proc/none/tables can't be made: No such file or directory" in ran.err
 
 
 def test_sql_prints_rows_as_a_table_json_and_csv(
@@ -119,6 +140,41 @@ def test_sql_prints_rows_as_a_table_json_and_csv(
     ]
     assert json.loads(as_json.out) == [{"x": "a", "y": 1.5, "jobs": 0}]
     assert as_csv.out == "x,y,jobs\na,1.5,0\n"
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ("1 month", "P1M"),
+        ("-1 month", "P-1M"),
+        ("14 months 3 days 4 hours 5.5 seconds", "P1Y2M3DT14405.5S"),
+        ("1 month -1 day -1 hour", "P1M-1DT-3600S"),
+        ("2 years", "P2Y"),
+    ],
+)
+def test_sql_shows_an_interval_with_months_as_what_it_is(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path, interval: str, shown: str
+) -> None:
+    query = f"select interval '{interval}' as one, [interval '{interval}'] as many"
+    where = ("--store", str(tmp_path / "store"), "--history-only")
+
+    table = drayman("sql", query, *where)
+    as_json = drayman("sql", query, *where, "--json")
+    as_csv = drayman("sql", query, *where, "--format", "csv")
+
+    assert table.out.splitlines()[1].split() == [shown, f'["{shown}"]']
+    assert json.loads(as_json.out) == [{"one": shown, "many": [shown]}]
+    assert as_csv.out == f'one,many\n{shown},"[""{shown}""]"\n'
+
+
+def test_sql_shows_a_span_between_two_moments_as_before(
+    store: LocalObjects, drayman: Drayman, tmp_path: Path
+) -> None:
+    query = "select timestamp '2026-01-03 02:00' - timestamp '2026-01-01' as x"
+    where = ("--store", str(tmp_path / "store"), "--history-only")
+
+    assert "2 days, 2:00:00" in drayman("sql", query, *where).out
+    assert json.loads(drayman("sql", query, *where, "--json").out) == [{"x": "P2DT7200S"}]
 
 
 def test_sql_ends_2_where_the_query_is_wrong(

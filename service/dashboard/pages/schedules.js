@@ -7,6 +7,7 @@ import { count, exactIn } from "../format.js";
 import { act, button, code, confirm, dialog, empty, jobLink, page, reasonOf, section, table, time, trouble } from "../parts.js";
 
 const TICKS = 12;
+const PAGE = 1000;
 
 export function open(view) {
   const [name] = view.args;
@@ -16,7 +17,7 @@ export function open(view) {
     async refresh() {
       try {
         if (name) drawOne(await get(query(`/v1/schedules/${enc(name)}`, { tenant: view.params.tenant, next: TICKS })));
-        else drawAll((await get("/v1/schedules")).schedules);
+        else drawAll(await everyOne());
       } catch (error) {
         if (!view.root.childElementCount) show(view.root, trouble(error));
         throw error;
@@ -116,6 +117,17 @@ export function open(view) {
     }, error, head.node, place, h("footer", null, button("Not now", { onclick: close }), button("Create", { type: "submit", kind: "primary" }))));
   }
   return () => following.stop();
+}
+
+async function everyOne() {
+  const found = [];
+  let after = null;
+  do {
+    const page = await get(query("/v1/schedules", { after, limit: PAGE }));
+    found.push(...page.schedules);
+    after = page.next_after;
+  } while (after !== null);
+  return found;
 }
 
 const fact = (name, value) => h("div", null, h("dt", null, name), h("dd", null, value));
