@@ -85,12 +85,14 @@ def make_bundle(modules: Sequence[str], sys_path: Sequence[str] | None = None) -
 
 def _look(modules: list[str], sys_path: list[str]) -> _Found:
     folders = [path or os.getcwd() for path in sys_path]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "found.json"
-        # -P: the path says whether the working directory is one to import from.
+        # The path comes in when what is Drayman's has been imported: a module `jobs` beside those
+        # that are wanted is in nobody's way.
+        asked = [str(answer), json.dumps(modules), json.dumps(folders)]
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "cluster.bundle", str(answer), json.dumps(modules)],
+            [sys.executable, "-P", "-m", "cluster.bundle", *asked],
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -179,7 +181,10 @@ def _place_of(top: str) -> str | None:
     return os.path.realpath(file) if not folders and file and file.endswith(".py") else None
 
 
-def _main(answer: str, modules: str) -> None:
+def _main(answer: str, modules: str, folders: str) -> None:
+    import jobs.registry  # noqa: F401 - before a path that may have another `jobs`
+
+    sys.path[:0] = json.loads(folders)
     try:
         found = _find(json.loads(modules))
     except InvalidInput as error:
@@ -188,4 +193,4 @@ def _main(answer: str, modules: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2])
+    _main(*sys.argv[1:])

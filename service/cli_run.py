@@ -12,13 +12,14 @@ from service.target import DEFAULT_PORT
 
 __all__ = ["register"]
 
-#: Loads the job types as the cluster will, in a process that nothing of it can harm.
+#: Loads the job types as the cluster will, in a process that nothing of it can harm, and prints
+#: their names.
 CHECK_JOBS = """
 import sys
 from jobs.errors import InvalidInput
 from jobs.registry import Registry
 try:
-    Registry.load(sys.argv[1:])
+    print(*Registry.load(sys.argv[1:]))
 except InvalidInput as error:
     sys.exit(str(error))
 """
@@ -33,7 +34,7 @@ def up(
     ] = "127.0.0.1",
     store: Annotated[
         str | None,
-        typer.Option(help="A folder or URL (s3://, gs://, az://); a folder of its own a port."),
+        typer.Option(help="A folder or URL (s3://, gs://, az://); ~/.drayman/store/PORT if none."),
     ] = None,
     jobs: Annotated[
         list[str] | None,
@@ -101,7 +102,8 @@ def up(
     from service import deployment, launch
 
     modules = [name.strip() for text in jobs or () for name in text.split(",") if name.strip()]
-    _check_jobs(modules)
+    _check_folder()
+    types = _check_jobs(modules)
     try:
         settings = launch.Settings(
             port=port,
@@ -130,15 +132,19 @@ def up(
         # Here, in a second, rather than after Ray has started; the manager looks once more.
         deployment.check_config(settings)
         deployment.check_store(settings)
+        for name, code in deployment.deployed(settings, types).items():
+            told = f"{name} runs the code that was deployed ({code[:12]}), not that of --jobs"
+            complain(f"{told}; to replace it: drayman deploy {' '.join(modules)}")
+        complain(f"starting Ray and Drayman on port {port}, which takes a while")
         if detach:
             arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
             command = [sys.executable, "-m", "service.cli", *arguments]
             raise typer.Exit(launch.detach(command, settings, typer.echo))
-        code = launch.up(settings, deployment.application, deployment.start_cluster, typer.echo)
+        ended = launch.up(settings, deployment.application, deployment.start_cluster, typer.echo)
     except DraymanError as error:
         complain(str(error))
         raise typer.Exit(EXIT_USAGE if error.kind == "invalid" else EXIT_FAILED) from None
-    raise typer.Exit(code)
+    raise typer.Exit(ended)
 
 
 def down(
@@ -214,16 +220,48 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _check_jobs(modules: list[str]) -> None:
-    """Refuse to start with a module that cannot be imported, before anything is started."""
+def _check_folder() -> None:
+    """Refuse to start where a module hides Drayman's: Ray puts this folder first in every path."""
+    from cluster.code import RESERVED
+
+    here = Path.cwd()
+    is_clone = (here / "cluster" / "actors" / "manager.py").exists()
+    for name in () if is_clone else sorted(RESERVED):
+        for hiding in (here / f"{name}.py", here / name / "__init__.py"):
+            if hiding.exists():
+                complain(
+                    f"{hiding} hides Drayman's own package {name!r}; rename it, or start Drayman "
+                    "in another folder"
+                )
+                raise typer.Exit(EXIT_USAGE)
+
+
+def _check_jobs(modules: list[str]) -> set[str]:
+    """Return the types of modules; refuse to start with one that cannot be imported."""
+    from cluster.code import check_module
+    from jobs.errors import InvalidInput
+
     if not modules:
-        return
+        return set()
+    for module in modules:
+        if module.endswith(".py"):
+            complain(f"--jobs: name a module, not a file: {module.removesuffix('.py')}")
+            raise typer.Exit(EXIT_USAGE)
+        try:
+            check_module(module)
+        except InvalidInput as error:
+            complain(f"--jobs: {error.reason}")
+            raise typer.Exit(EXIT_USAGE) from None
     checked = subprocess.run(
-        [sys.executable, "-c", CHECK_JOBS, *modules], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK_JOBS, *modules],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if checked.returncode:
         complain(checked.stderr.strip())
         raise typer.Exit(EXIT_USAGE)
+    return set(checked.stdout.split())
 
 
 def _with_own_store(settings: Any) -> Any:

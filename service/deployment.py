@@ -9,11 +9,12 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from cluster.code import Deployed
 from cluster.config import Config, default_config
 from cluster.settings import ClusterSettings, tuned
 from cluster.store.contract import Objects
@@ -37,6 +38,7 @@ __all__ = [
     "check_config",
     "check_store",
     "cluster_settings",
+    "deployed",
     "start_cluster",
     "starting_config",
     "store_url",
@@ -134,6 +136,15 @@ def check_store(settings: Settings) -> None:
             "choose another folder",
         ) from error
     probe(store)
+
+
+def deployed(settings: Settings, types: Iterable[str]) -> dict[str, str]:
+    """Return which of these types were deployed to the store, and the hash of what they run.
+
+    Raises Unavailable, or Corrupt.
+    """
+    current = Deployed(open_store(store_url(settings.store))).current()
+    return {name: current[name] for name in sorted(types) if name in current}
 
 
 def check_config(settings: Settings) -> None:

@@ -597,6 +597,7 @@ def _announce(file: RunFile, say: Callable[[str], None]) -> None:
     token = Path(file.token_path).read_text()
     say(f"url: {file.url}")
     # After a `#`, as browsers send that to nobody: it comes into no log.
+    say(f"store: {file.store}")
     say(f"dashboard: {file.url}/#token={token}")
     say(f"token: {token}")
     if file.dashboard_url:

@@ -154,22 +154,32 @@ def router(api: Api) -> APIRouter:
     ) -> Response:
         """Return what attempts printed and logged; of one that runs, what it has until now.
 
-        Of the attempts that run, the first 16 are there. Ask for a task to see that of another.
+        Of the attempts that run, the first 16 are there, and of the chunks that are done, none: ask
+        for a task to see what another printed.
         """
         job = await api.gateway.job(job_id_of(job_id), caller.sees)
+        real_id = job.alias_of or job.id
         # Where each log lies, or what it has until now.
         logs: list[str | bytes] = []
         running = 0
+        known: set[int] = set()
         for view in await api.gateway.attempts(job_id_of(job_id), caller.sees):
-            if query.attempt not in (None, view.number):
-                continue
             if query.task not in (None, view.task_id):
+                continue
+            known.add(view.number)
+            if query.attempt not in (None, view.number):
                 continue
             if view.outcome != "running":
                 logs += [view.log] if view.log else []
             elif (running := running + 1) <= RUNNING_MAX:
-                path = log_path(job.alias_of or job.id, view.task_id, view.number)
+                path = log_path(real_id, view.task_id, view.number)
                 logs.append(await asyncio.to_thread(_so_far, api.store, path))
+        if query.task is not None and job.steps:
+            # The attempts of a chunk that is done are not among those; their logs are.
+            for number in await _attempts_of_chunk(api, caller, job_id, query.task):
+                if number not in known and query.attempt in (None, number):
+                    path = log_path(real_id, query.task, number)
+                    logs.append(await asyncio.to_thread(_so_far, api.store, path))
         etag = _etag(logs)
         headers = SAFE | {
             "ETag": etag,
@@ -183,6 +193,14 @@ def router(api: Api) -> APIRouter:
         )
 
     return routes
+
+
+async def _attempts_of_chunk(api: Api, caller: Caller, job_id: str, task_id: str) -> Iterable[int]:
+    try:
+        page = await api.gateway.tasks(job_id, caller.sees, ids=[task_id])
+    except NotFound:
+        return ()
+    return range(1, page.tasks[0].attempts + 1) if page.tasks else ()
 
 
 async def _files(api: Api, caller: Caller, job_id: str) -> dict[str, FileInfo]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.planning import STEPS_MAX
 from cluster.protocol import InputInfo, Output
+from cluster.store.files import log_path
 from jobs.context import Context
 from jobs.definition import JobDefinition, job
 from jobs.fan_out import fan_out
@@ -363,6 +364,20 @@ async def test_a_page_that_cannot_be_is_refused(
     acme: httpx.AsyncClient, printed: dict[str, Any], query: str
 ) -> None:
     assert (await acme.get(f"{printed['links']['tasks']}?{query}")).status_code == 422
+
+
+async def test_what_a_chunk_that_is_done_printed_is_there_for_who_asks_for_its_task(
+    api: RunningApi, acme: httpx.AsyncClient, printed: dict[str, Any]
+) -> None:
+    api.store.put(log_path(printed["id"], "print.1", 1), b"page one\n")
+    url = printed["links"]["logs"]
+
+    told = [
+        (await acme.get(f"{url}?task={asked}")).text
+        for asked in ("print.1", "print.1&attempt=1", "print.1&attempt=2", "print.2", "print.9")
+    ]
+
+    assert told == ["page one\n", "page one\n", "", "", ""]
 
 
 async def test_steps_of_the_job_count_their_chunks(

@@ -1,10 +1,12 @@
 """What the command line says of stores: `doctor --store`, and `up` on one that can't be used."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
+from cluster.code import Deployed
 from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import LocalObjects
@@ -102,6 +104,60 @@ def test_up_refuses_a_store_it_can_not_use_before_it_starts_anything(
 
     assert (ran.code, "Traceback" in ran.err) == (code, False), ran
     assert reason in ran.err
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("mine.py", "name a module, not a file: mine"),
+        ("jobs", "'jobs' is Python's or Drayman's own name; rename yours"),
+        ("queue", "'queue' is Python's or Drayman's own name; rename yours"),
+        ("no such", "'no such' is no name of a module; write it as in import"),
+    ],
+)
+def test_up_refuses_what_is_no_module_of_a_users(
+    drayman: Drayman, module: str, reason: str
+) -> None:
+    ran = drayman("up", "--jobs", module)
+
+    assert (ran.code, reason in ran.err) == (2, True), ran
+
+
+@pytest.mark.parametrize("hiding", ["jobs.py", "service/__init__.py"])
+def test_up_refuses_a_folder_whose_modules_hide_its_own(
+    drayman: Drayman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiding: str
+) -> None:
+    (tmp_path / hiding).parent.mkdir(exist_ok=True)
+    (tmp_path / hiding).write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    ran = drayman("up", "--port", "8999")
+
+    assert ran.code == 2, ran
+    assert f"{tmp_path / hiding} hides Drayman's own package" in ran.err
+
+
+def test_up_says_which_types_run_code_that_was_deployed(
+    drayman: Drayman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from jobs import job\nfrom pydantic import BaseModel as Params\n\n"
+        "@job('mine.one')\ndef one(ctx, params: Params) -> str: ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    objects = LocalObjects(tmp_path / "store")
+    Deployed(objects).deploy("ab" * 32, ["mine.one", "mine.other"])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+
+        ran = drayman("up", "--jobs", "mine", "--store", str(tmp_path / "store"), "--port", port)
+
+    assert ran.code == 2, ran
+    assert "mine.one runs the code that was deployed (abababababab), not that of" in ran.err
+    assert "mine.other" not in ran.err
 
 
 @pytest.mark.parametrize("command", [("up", "--port", "8999"), ("down",), ("doctor",)])
