@@ -1,7 +1,6 @@
 """What the command line says of stores: `doctor --store`, and `up` on one that can't be used."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from cluster.store.identity import open_identity
 from cluster.store.journal import Journal
 from cluster.store.objects import LocalObjects
 from cluster.store.segment import Rows, SegmentHeader
+from service.runfile import RunFolder
 from tests.cli.conftest import Drayman
 
 #: Port 9 (discard) has no server on any machine that runs tests.
@@ -148,12 +148,9 @@ def test_up_says_which_types_run_code_that_was_deployed(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     objects = LocalObjects(tmp_path / "store")
     Deployed(objects).deploy("ab" * 32, ["mine.one", "mine.other"])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-
-        ran = drayman("up", "--jobs", "mine", "--store", str(tmp_path / "store"), "--port", port)
+    # Held, so that it ends before it starts anything.
+    with RunFolder(tmp_path / "home").lock(8999):
+        ran = drayman("up", "--jobs", "mine", "--store", str(tmp_path / "store"), "--port", "8999")
 
     assert ran.code == 2, ran
     assert "mine.one runs the code that was deployed (abababababab), not that of" in ran.err
