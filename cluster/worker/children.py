@@ -6,7 +6,8 @@ no line waits behind the others for long. Rule 3: a child that is worn is renewe
 attempts, and a spare one, up before, takes over from it. Rule 4: what a slot is fed is the
 executor's to say. Rule 5: where children run one at a time, the last child of a code that was used
 lately is not ended for another code while there is room aside: it steps aside, and back when there
-is work for it. What stands aside is never fed, so that no more run at once than may.
+is work for it. What stands aside is never fed, so that no more run at once than may. Rule 6: a
+bundle with which no child has come up yet is imported aside: that may take for ever.
 """
 
 import asyncio
@@ -149,8 +150,17 @@ class Children:
         if any(slot.code == code for slot in ready):
             return True
         # Else the next slot that runs empty will be.
-        can_change = not self._is_async and (not code or self._codes.get(code) is not None)
+        can_change = not self._is_async and (not code or self._codes.is_proven(code))
         return can_change and bool(ready)
+
+    def is_coming(self, code: str) -> bool:
+        """Whether a child with this code is being started."""
+        return any(s.code == code and not (s.is_ready or s.solo) for s in self.living)
+
+    def count_awaited(self) -> int:
+        """Return how many attempts wait for a code with which no child is up."""
+        up = {slot.code for slot in (*self.slots, *self.aside) if slot.is_ready}
+        return sum(len(line) for code, line in self._lines.items() if code and code not in up)
 
     def codes(self) -> set[str]:
         """Return every code that a child may have."""
@@ -201,13 +211,14 @@ class Children:
         ]
         # Those of which there are most, and of these the one that was used least lately.
         room.sort(key=lambda slot: (-len(empty[slot.code]), slot.moved_s))
+        is_proven = not code or self._codes.is_proven(code)
         kept: list[Slot] = []
         for slot in room:
             if coming >= len(line):
                 return
             if self._swap(slot, code):
                 coming += 1
-            elif self._is_dispensable(slot, now):
+            elif is_proven and self._is_dispensable(slot, now):
                 slot.change(unpacked)
                 coming += 1
             else:
@@ -215,6 +226,11 @@ class Children:
         if coming or any(slot.code == code and not slot.is_ready for slot in self.aside):
             return
         if (kept or not self._count(code)) and self._bring(code, unpacked):
+            return
+        if not is_proven:
+            up = [slot for slot in self.aside if slot.is_ready]
+            if up and now - line.fed_s >= self._config.patience.code_s:
+                min(up, key=lambda slot: slot.moved_s).change(unpacked)
             return
         if kept:
             kept[0].change(unpacked)

@@ -2,15 +2,17 @@
 
 Rule 1: a bundle is fetched once, however many attempts wait for it. Rule 2: what is wrong with a
 bundle is known for a while, so that a thousand jobs of it do not each cost a child. Rule 3: a store
-that does not answer is nobody's fault: who waited too long is given back.
+that does not answer is nobody's fault: who waited too long is given back. Rule 4: an import that
+takes long is waited for elsewhere: who is next in line is not to pay for it.
 """
 
 import asyncio
 import shutil
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -18,7 +20,7 @@ from cluster.code import Unpacked, unpack
 from cluster.store.contract import Objects
 from jobs.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-__all__ = ["Codes", "remove"]
+__all__ = ["Codes", "Verdict", "remove"]
 
 log = structlog.get_logger("drayman.worker")
 
@@ -29,6 +31,18 @@ BROKEN_S = 30.0
 DEATHS_MAX = 2
 #: More bundles than this are not kept unless they are in use.
 KEPT_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of attempts of a bundle with which no child is up."""
+
+    kind: Literal["discarded", "failed", "snoozed"]
+    reason: str
+    #: Of the failure; empty: its kind.
+    cause: str = ""
+    #: Until when that is believed, monotonic.
+    until_s: float = float("inf")
 
 
 class Codes:
@@ -51,8 +65,9 @@ class Codes:
         #: By hash, the one used last at the end.
         self._unpacked: dict[str, Unpacked] = {}
         self._fetching: set[str] = set()
-        #: Why a bundle does not work, and until when that is believed.
-        self._reasons: dict[str, tuple[str, float]] = {}
+        self._verdicts: dict[str, Verdict] = {}
+        #: A child came up with these.
+        self._proven: set[str] = set()
         self._deaths: dict[str, int] = {}
 
     def get(self, sha: str) -> Unpacked | None:
@@ -66,25 +81,40 @@ class Codes:
         """Whether somebody has to call `fetch` for it to come."""
         return sha not in self._unpacked and sha not in self._fetching
 
-    def reason(self, sha: str) -> str:
-        """Return why the bundle does not work here; empty if nothing is known against it."""
-        reason, until_s = self._reasons.get(sha, ("", 0.0))
-        if reason and time.monotonic() > until_s:
-            del self._reasons[sha]
-            return ""
-        return reason
+    def verdict(self, sha: str) -> Verdict | None:
+        """Return what is known against the bundle here."""
+        found = self._verdicts.get(sha)
+        if found is not None and time.monotonic() > found.until_s:
+            del self._verdicts[sha]
+            return None
+        return found
+
+    def is_proven(self, sha: str) -> bool:
+        """Whether a child has come up with it."""
+        return sha in self._proven
 
     def works(self, sha: str) -> None:
         """Note that a child came up with it."""
         self._deaths.pop(sha, None)
+        self._verdicts.pop(sha, None)
+        self._proven.add(sha)
 
-    def fails(self, sha: str, reason: str) -> None:
-        """Note that no child can come up with it."""
+    def fails(self, sha: str, reason: str, cause: str = "") -> Verdict:
+        """Note that no child can come up with it; with a cause, another time it might."""
         self._deaths.pop(sha, None)
-        self._reasons[sha] = reason, time.monotonic() + BROKEN_S
+        kind: Literal["discarded", "failed"] = "failed" if cause else "discarded"
+        found = Verdict(kind, reason, cause, time.monotonic() + BROKEN_S)
+        self._verdicts[sha] = found
+        return found
+
+    def is_slow(self, sha: str, reason: str) -> Verdict:
+        """Note that a child has been coming up with it for long; until it is up, or dead."""
+        found = self._verdicts[sha] = Verdict("snoozed", reason)
+        return found
 
     def died(self, sha: str) -> bool:
         """Note that a child died before it was ready; return whether that is to be expected."""
+        self._verdicts.pop(sha, None)
         self._deaths[sha] = self._deaths.get(sha, 0) + 1
         return self._deaths[sha] >= DEATHS_MAX
 
@@ -135,7 +165,9 @@ class Codes:
         """Forget those nobody uses if there are many; return the folders to remove."""
         surplus = len(self._unpacked) - KEPT_MAX
         unused = [sha for sha in self._unpacked if sha not in used]
-        return [self._unpacked.pop(sha).path.parent for sha in unused[: max(0, surplus)]]
+        gone = unused[: max(0, surplus)]
+        self._proven.difference_update(gone)
+        return [self._unpacked.pop(sha).path.parent for sha in gone]
 
 
 def remove(folders: list[Path]) -> None:

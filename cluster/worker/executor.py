@@ -29,15 +29,15 @@ from cluster.worker.calls import Calls
 from cluster.worker.capture import CAPTURE_BYTES_MAX
 from cluster.worker.child_async import output_path
 from cluster.worker.children import Children
-from cluster.worker.codes import Codes, remove
+from cluster.worker.codes import Codes, Verdict, remove
 from cluster.worker.ephemeral import Holder
-from cluster.worker.held import Held, as_ordered, crashed, discarded
+from cluster.worker.held import Held, as_ordered, crashed, refused
 from cluster.worker.keeper import CODE_FOLDER
 from cluster.worker.logs import Logs
 from cluster.worker.pace import Pace
 from cluster.worker.pipe import Call, Ended, Moved, until_start_s
 from cluster.worker.remains import wait_until_gone
-from cluster.worker.slot import HUNG, Death, Slot, SlotConfig
+from cluster.worker.slot import HUNG, NOT_READY, Death, Slot, SlotConfig
 from cluster.worker.watch import WATCH_S, Watch
 
 __all__ = ["Executor"]
@@ -133,6 +133,13 @@ class Executor:
             self.feed()  # for the line that has begun to press
         serves, patience_s = self._children.serves, self._config.patience.backlog_s
         for code, tokens in self._backlog.take_starved(serves, patience_s, now):
+            if code and self._children.is_coming(code):
+                log.warning("worker.import_slow", code=code, given_back=len(tokens))
+                told = f"the import of the job's code takes long: over {patience_s:g} s"
+                verdict = self._codes.is_slow(code, told)
+                for token in tokens:
+                    self._conclude(self.held[token], refused(self.held[token], verdict))
+                continue
             log.error(
                 "worker.no_child", given_back=len(tokens), code=code, next="a child is started"
             )
@@ -161,6 +168,9 @@ class Executor:
             return 0, 0
         capacity = ready * (self._concurrency if self._is_async else 1)
         open_tokens = len(self.held) - len(self.ended)
+        if len(self._lines) > 1:
+            # What waits for an import is in nobody's way.
+            open_tokens -= min(capacity, self._children.count_awaited())
         free = max(0, capacity - open_tokens)
         ahead = capacity + self._pace.ahead(capacity) - open_tokens
         return free, max(0, ahead - free)
@@ -217,8 +227,8 @@ class Executor:
     def _queue(self, held: Held) -> None:
         code = held.assignment.code
         if code:
-            if reason := self._codes.reason(code):
-                self._conclude(held, discarded(held, reason))
+            if verdict := self._codes.verdict(code):
+                self._conclude(held, refused(held, verdict))
                 return
             if self._codes.wants(code):
                 self.spawn(self._codes.fetch(code))
@@ -411,9 +421,11 @@ class Executor:
 
     def _fail_code(self, sha: str, reason: str) -> None:
         """End what waits for a bundle that cannot work, and what comes for it in a while."""
-        self._codes.fails(sha, reason)
+        self._refuse(sha, self._codes.fails(sha, reason))
+
+    def _refuse(self, sha: str, verdict: Verdict) -> None:
         for held in self._backlog.take(sha):
-            self._conclude(held, discarded(held, reason))
+            self._conclude(held, refused(held, verdict))
 
     def _give_back(self, sha: str) -> None:
         """Give back what waits for a bundle that does not come: the store is away."""
@@ -554,15 +566,15 @@ class Executor:
         self.news()
 
     def _on_died_unready(self, slot: Slot, death: Death) -> None:
-        """Fail what waits for a bundle whose children die while they import it."""
+        """Fail what waits for a bundle whose children die, or hang, while they import it."""
         sha = slot.code
-        if death.cause == HUNG or not self._codes.died(sha):
+        if death.cause == NOT_READY:
+            told = f"the import of the job's code took over {self._config.patience.ready_s:g} s"
+        elif death.cause != HUNG and self._codes.died(sha):
+            told = f"its process died while it imported the job's code: {death.cause}"
+        else:
             return
-        now = time.time()
-        error = f"its process died while it imported the job's code: {death.cause}"
-        for held in self._backlog.take(sha):
-            failed = Outcome(held.token, "failed", now, now, error=error, cause=death.cause)
-            self._conclude(held, failed)
+        self._refuse(sha, self._codes.fails(sha, told, death.cause))
         self._children.leave_code(slot)
 
     def _read(self, slot: Slot, held: Held, reading: Coroutine[Any, Any, None]) -> None:

@@ -9,12 +9,15 @@ import msgspec
 from cluster.protocol import NODE_LOST, Assignment, Outcome
 from cluster.queue.spec import JobSpec, decode_spec
 from cluster.worker.capture import last_lines
+from cluster.worker.codes import Verdict
 from cluster.worker.slot import Death, Slot
 from jobs.redact import redact
 
-__all__ = ["BLOCKED", "Held", "as_ordered", "crashed", "discarded"]
+__all__ = ["BLOCKED", "Held", "as_ordered", "crashed", "refused"]
 
 ERROR_CHARS_MAX = 4096
+#: After so long it is looked whether the import of a job's code is over.
+IMPORT_AGAIN_S = 5.0
 #: Why an attempt is killed that lets no other on its event loop have a turn.
 BLOCKED = "blocked loop"
 #: Stops after which a result that came all the same still counts.
@@ -122,8 +125,12 @@ def crashed(
     )
 
 
-def discarded(held: Held, reason: str) -> Outcome:
-    """Return the outcome of an attempt whose code cannot run."""
-    now = time.time()
-    told = f"the job's code cannot run: {reason}"[:ERROR_CHARS_MAX]
-    return Outcome(held.token, "discarded", now, now, error=told, cause="discarded")
+def refused(held: Held, verdict: Verdict) -> Outcome:
+    """Return the outcome of an attempt with whose code no child is up."""
+    now, told = time.time(), verdict.reason
+    if verdict.kind == "snoozed":
+        return Outcome(held.token, "snoozed", now, now, error=told, delay_s=IMPORT_AGAIN_S)
+    if verdict.kind == "discarded":
+        told = f"the job's code cannot run: {told}"
+    cause = verdict.cause or verdict.kind
+    return Outcome(held.token, verdict.kind, now, now, error=told[:ERROR_CHARS_MAX], cause=cause)

@@ -60,6 +60,8 @@ MARK = "DRAYMAN_KEEPER"
 SECRET_PREFIX = "DRAYMAN_SECRET"
 #: Cause of a death that the keeper ordered, because the worker gave no sign of life.
 HUNG = "worker hung"
+#: That of one that took too long to come up.
+NOT_READY = "not ready"
 #: A child that does not live long enough to be ready is started again after a growing pause.
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 30.0
@@ -256,8 +258,9 @@ class Slot:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _fork(self) -> None:
-        if self._control is None or self._life is not None:
-            return  # Its keeper was lost while it paused, and the next one has its own child.
+        # Its keeper is ending, or was lost while it paused, and the next one has its own child.
+        if self._closing or self._control is None or self._life is not None:
+            return
         loop = asyncio.get_running_loop()
         life = Life(self._scratch)
         self._life = life
@@ -394,7 +397,7 @@ class Slot:
             self._weigh(life, now)
         elif now - life.born_s > patience.ready_s:
             log.error("worker.child_not_ready", pid=self.child_pid, next="a new child is started")
-            self.kill()
+            self.kill(NOT_READY)
 
     def _insist(self, life: Life, now: float) -> None:
         log.error("worker.keeper_stuck", keeper=self.keeper_pid, next="it is killed")

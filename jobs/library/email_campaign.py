@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from email.policy import SMTP
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -35,6 +34,7 @@ from jobs.library.campaign.template import (
     in_text,
     in_url,
 )
+from jobs.library.mail.headers import POLICY
 from jobs.library.mail_send import Address, MailParams
 from jobs.library.table.source import open_source
 from jobs.outcome import Discard, Retry, Snooze
@@ -269,7 +269,8 @@ def _rows(ctx: Context, params: CampaignParams) -> Iterator[Row]:
     assert params.source is not None
     with open_source(ctx.files, params.source) as source:
         source.file.seek(0)
-        yield from read_rows(source.file, params.format or format_of(params.source))
+        form = params.format or format_of(params.source)
+        yield from read_rows(source.file, form, params.column)
 
 
 def _suppressed(ctx: Context, params: CampaignParams) -> set[str]:
@@ -447,9 +448,8 @@ class _Mailing:
 def letter(ctx: Context, params: CampaignParams, sender: str, one: Recipient) -> bytes:
     """Return the mail to one recipient; the same Message-ID each time."""
     fields: Fields = {**one.fields, params.column: one.to}
-    # Seven bits: what is not ASCII is encoded, since not every server passes eight.
-    mail = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
-    name = params.sender_name.replace("\\", "\\\\").replace('"', '\\"')
+    mail = EmailMessage(policy=POLICY)
+    name = in_subject(params.sender_name).replace("\\", "\\\\").replace('"', '\\"')
     mail["From"] = f'"{name}" <{sender}>' if name else sender
     mail["To"] = one.to
     if params.reply_to is not None:

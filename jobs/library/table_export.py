@@ -5,7 +5,8 @@ groups and gives the rows in the order of the sources. `sql` may look at any row
 ORDER BY), so it runs as one chunk: never in pieces, which would give wrong sums.
 Rule 2: the same files and params give the same bytes, whatever the chunks' order of running.
 Rule 3: SQL sees the view `source` and nothing else: no files, no network, no settings.
-Rule 4: what a format cannot hold (a list in CSV) is refused before the first row is read.
+Rule 4: what a format cannot hold (a list in CSV) is refused before the first row is read. But
+NaN and the infinities, which JSON has no words for, are null in NDJSON.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ __all__ = ["Condition", "ExportChunk", "ExportParams", "Exported", "table_export
 BATCH_ROWS = 1 << 16
 CHUNKS_MAX = 100_000
 SQL_MEMORY = "2GB"
+#: What DuckDB says, before Arrow's own words, where the files cannot be read.
+_SOURCE_FAILED = "registered as 'source' failed"
 _PLAN = "plan.schema"
 _SUFFIX = {"csv": ".csv", "ndjson": ".ndjson", "parquet": ".parquet"}
 _BLOCK = 1 << 20
@@ -162,6 +165,7 @@ def find_pieces(ctx: Context, params: ExportParams) -> Iterator[ExportChunk]:
         _expression(params, found.schema)
     else:
         _statement(params.sql)
+        _check_names(found.schema.names)
     plan = ctx.files.write(_PLAN, plan_of(found))
     index, rows = 0, 0
     pieces: list[Piece] = []
@@ -187,7 +191,7 @@ def export_chunk(ctx: Context, params: ExportParams, chunk: ExportChunk) -> Expo
     """Export rows of Parquet files as CSV, NDJSON or Parquet."""
     import pyarrow as pa
 
-    from jobs.library.table.parquet import SCAN, dataset_of, plan_schema
+    from jobs.library.table.parquet import find_damage, plan_schema
 
     with ctx.files.open(chunk.plan) as file:
         schema = plan_schema(file.read())
@@ -200,7 +204,22 @@ def export_chunk(ctx: Context, params: ExportParams, chunk: ExportChunk) -> Expo
         done += rows
         ctx.progress(min(1.0, done / total), f"Wrote {done} rows")
 
-    with dataset_of(ctx.files, schema, pieces) as dataset:
+    try:
+        return _exported(ctx, params, chunk, schema, tick)
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) is None:  # not a full disk
+            find_damage(ctx.files, schema, pieces)
+        raise
+
+
+def _exported(
+    ctx: Context, params: ExportParams, chunk: ExportChunk, schema: Any, tick: Callable[[int], None]
+) -> Exported:
+    import pyarrow as pa
+
+    from jobs.library.table.parquet import SCAN, dataset_of
+
+    with dataset_of(ctx.files, schema, chunk.pieces) as dataset:
         if params.sql is not None:
             with _query(ctx, params.sql, dataset) as reader:
                 _check_types(params, reader.schema)
@@ -323,12 +342,26 @@ def _check_types(params: ExportParams, fields: Iterable[Any]) -> None:
             raise Discard(f"sql: column {field.name!r} stands twice; give one another name")
         seen.add(field.name)
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        if params.format == "csv" and (pa.types.is_nested(kind) or is_bytes):
+        if pa.types.is_interval(kind):
+            raise Discard(
+                f"sql: column {field.name!r} is an interval, which no format has; make it a "
+                "number, as epoch() does"
+            )
+        if params.format == "csv" and not _fits_csv(kind):
             raise Discard(
                 f"format: column {field.name!r} is {field.type}, which CSV cannot hold; leave it "
                 "out, or choose ndjson or parquet"
             )
+
+
+def _fits_csv(kind: Any) -> bool:
+    import pyarrow.types as pt
+
+    kinds = (
+        pt.is_null, pt.is_boolean, pt.is_integer, pt.is_floating, pt.is_decimal, pt.is_temporal,
+        pt.is_string, pt.is_large_string, pt.is_string_view,
+    )  # fmt: skip
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _duckdb() -> Any:
@@ -354,9 +387,22 @@ def _statement(sql: str) -> None:
         raise Discard("sql: give one SELECT over the view `source`, and nothing else")
 
 
+def _check_names(names: Iterable[str]) -> None:
+    """Raise Discard for columns that SQL would know by other names than theirs."""
+    hint = "use columns and where, or name it otherwise in the files"
+    known: dict[str, str] = {}
+    for name in names:
+        if not name:
+            raise Discard(f"sql: a column of the files has no name, which SQL cannot tell; {hint}")
+        if (other := known.setdefault(name.lower(), name)) != name:
+            raise Discard(f"sql: columns {other!r} and {name!r} are one to SQL; {hint}")
+
+
 @contextlib.contextmanager
 def _query(ctx: Context, sql: str, dataset: Any) -> Iterator[Any]:
     """Run SQL over `source`; yields a reader of batches."""
+    import pyarrow as pa
+
     duckdb = _duckdb()
     _statement(sql)
     spill = ctx.files.workdir / "spill"
@@ -377,7 +423,12 @@ def _query(ctx: Context, sql: str, dataset: Any) -> Iterator[Any]:
     try:
         connection.register("source", dataset)
         yield connection.sql(sql).to_arrow_reader(BATCH_ROWS)
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
+        # Once the first rows are out, Arrow tells of DuckDB's errors.
+        if getattr(error, "errno", None) is not None:
+            raise
+        if _SOURCE_FAILED in str(error):
+            raise OSError(_line(error)) from error
         raise Discard(f"sql: {_line(error)}") from error
     finally:
         connection.close()
@@ -503,12 +554,15 @@ def _is_fine(kind: Any) -> bool:
 
 
 def _plain_schema(schema: Any) -> Any:
-    """Return the schema with dictionaries spelled out."""
+    """Return the schema with dictionaries spelled out, and views as what they look at."""
     import pyarrow as pa
 
-    return pa.schema(
-        [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
-    )
+    def plain(kind: Any) -> Any:
+        if pa.types.is_dictionary(kind):
+            return kind.value_type
+        return pa.large_string() if pa.types.is_string_view(kind) else kind
+
+    return pa.schema([f.with_type(plain(f.type)) for f in schema])
 
 
 @contextlib.contextmanager

@@ -96,6 +96,16 @@ def test_each_recipient_gets_a_mail_of_their_own(post: Post) -> None:
     assert results(finished) == {f"p{n}@example.org": "sent" for n in range(3)}
 
 
+def test_long_names_and_subjects_arrive_as_they_were(post: Post) -> None:
+    subject = "Ihre ist über vom Köln schöne ist Grüße über für Öffnungszeiten und ist für die Köln"
+
+    batch(post, 1, subject=subject, sender_name="Büro für\u2028Öffnungszeiten")
+
+    mail = post.got[0][1]
+    assert mail["Subject"] == subject
+    assert mail["From"].addresses[0].display_name == "Büro für Öffnungszeiten"
+
+
 def test_a_chunk_uses_one_connection(post: Post) -> None:
     campaign(post, recipients=people(10), batch=5)
 
@@ -162,10 +172,9 @@ CSV = "email,name,age\np0@example.org,Ann,40\np1@example.org,,41\n"
 NDJSON = '{"email":"p0@example.org","name":"Ann"}\n\n{"email":"p1@example.org","name":null}\n'
 
 
-def a_parquet() -> bytes:
-    table = pa.table({"email": ["p0@example.org", "p1@example.org"], "name": ["Ann", None]})
+def parquet_of(**columns: Any) -> bytes:
     data = io.BytesIO()
-    pq.write_table(table, data)
+    pq.write_table(pa.table(columns), data)
     return data.getvalue()
 
 
@@ -174,8 +183,12 @@ def a_parquet() -> bytes:
     [
         ("list.csv", CSV.encode()),
         ("list.csv", b"\xef\xbb\xbf" + CSV.encode()),
+        ("list.csv", b"\r\n" + CSV.replace("\n", "\r\n").encode()),
         ("list.ndjson", NDJSON.encode()),
-        ("list.parquet", a_parquet()),
+        (
+            "list.parquet",
+            parquet_of(email=["p0@example.org", "p1@example.org"], name=["Ann", None]),
+        ),
     ],
 )
 def test_a_list_may_be_csv_ndjson_or_parquet(post: Post, name: str, data: bytes) -> None:
@@ -204,6 +217,41 @@ def test_who_is_suppressed_or_twice_on_the_list_is_put_aside_and_told(post: Post
     }
     counts = {name: finished.result[name] for name in ("sent", "suppressed", "repeated", "bad")}
     assert counts == {"sent": 2, "suppressed": 1, "repeated": 1, "bad": 0}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Email,since\nP1@Example.org,2020\n",
+        '\n"p1@example.org","2020"\r\n',
+        "p1@example.org\n\nann@müller.example\n",
+    ],
+)
+def test_whoever_is_on_a_list_of_those_to_suppress_gets_nothing(lines: str, post: Post) -> None:
+    files = {"upload:out.txt": lines.encode()}
+
+    campaign(post, suppress="upload:out.txt", files=files)
+
+    assert who(post) == ["p0@example.org", "p2@example.org"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "p1@example.org;2020\n",
+        "p0@example.org\nP One <p1@example.org>\n",
+        "address\n'p1@example.org'\n",
+        "address\np1@example.org.\n",
+        "id,address\n1,p1@example.org\n",
+        '"p1@example.org\n',
+        "mailto:p1@example.org\n",
+    ],
+)
+def test_nothing_is_sent_while_it_is_unclear_who_is_to_get_nothing(lines: str, post: Post) -> None:
+    finished = campaign(post, suppress="upload:out.txt", files={"upload:out.txt": lines.encode()})
+
+    assert ended(finished, Discard).startswith("suppress: ")
+    assert post.got == []
 
 
 BAD = [
@@ -261,7 +309,16 @@ def test_a_row_that_lacks_a_merge_field_is_bad_unless_the_template_says_what_els
     [
         ("a.csv", b"email\n\xff\xfe\n", "not UTF-8"),
         ("a.parquet", b"email\n", "no Parquet"),
-        ("a.csv", b"name\nAnn\n", "has no 'email'"),
+        ("a.csv", b"name\nAnn\n", "has no column 'email', but: 'name'"),
+        ("a.csv", b"email;name\r\na@example.org;Ann\r\n", "but: 'email;name'"),
+        ("a.csv", b"", "has no column 'email', but: none"),
+        ("a.csv", b'email,name\na@example.org,"Ann\nb@example.org,B\n', "line 3 is no CSV"),
+        ("a.parquet", parquet_of(name=["Ann"]), "has no column 'email'"),
+        (
+            "a.parquet",
+            parquet_of(email=["a@example.org"], at=pa.array([10**15], pa.timestamp("s"))),
+            "holds a value that no mail can tell",
+        ),
         ("a.csv", b"email,name\na@example.org\n", "1 cells"),
         ("a.csv", b"email,email\na@example.org,b@example.org\n", "'email' stands twice"),
     ],
@@ -396,8 +453,10 @@ def test_a_sender_that_is_refused_ends_it_before_any_mail(post: Post) -> None:
 # --- lost answers, lost servers, lost workers -----------------------------------------------------
 
 
-def test_a_mail_whose_answer_was_lost_is_told_and_the_others_get_it(post: Post) -> None:
-    post.answers = ["250 OK", "drop", "250 OK"]
+@pytest.mark.parametrize("how", ["drop", "hang"])
+def test_a_mail_whose_answer_was_lost_is_told_and_the_others_get_it(how: str, post: Post) -> None:
+    post.answers = ["250 OK", how, "250 OK"]
+    post.url = post.url.replace("timeout_s=5", "timeout_s=0.1")
 
     finished = batch(post)
 

@@ -219,6 +219,14 @@ def test_what_claims_to_be_json_and_is_none_is_a_text(api: Api, body: bytes) -> 
     assert call(api.url).result["text"] == body.decode()
 
 
+def test_json_behind_a_byte_order_mark_is_json(api: Api) -> None:
+    api.answers = [
+        Say(headers={"Content-Type": "application/json"}, body=b"\xef\xbb\xbf" + b'{"a":1}')
+    ]
+
+    assert call(api.url).result["json"] == {"a": 1}
+
+
 def test_what_is_no_text_becomes_a_file(api: Api) -> None:
     api.answers = [Say(headers={"Content-Type": "image/png"}, body=b"\x89PNG\xff")]
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,25 @@ class TestWhatItShows:
         assert facts_of(finished)["exif"]["orientation"] == orientation
         assert (facts_of(finished)["width"], facts_of(finished)["height"]) == size
 
+    @pytest.mark.parametrize(
+        ("kind", "value"),
+        [(7, b"\x06\0\0\0"), (2, b"6\0"), (5, struct.pack("<II", 6, 0)), (11, b"\0\0\xc0\x7f")],
+    )
+    def test_orientation_of_a_wrong_type_turns_nothing(
+        self, kind: int, value: bytes, tmp_path: Path
+    ) -> None:
+        """Bytes, text, a fraction, and NaN."""
+        count = len(value) if kind in (2, 7) else 1
+        at = value if len(value) <= 4 else struct.pack("<I", 26)
+        tag = struct.pack("<HHI", ExifTags.Base.Orientation, kind, count) + at.ljust(4, b"\0")
+        exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + tag + bytes(4) + value
+        Image.new("RGB", (40, 20), "red").save(tmp_path / "x.jpg", exif=exif)
+
+        finished = make(tmp_path / "x.jpg")
+
+        assert picture_of(finished).size == (40, 20)
+        assert "orientation" not in facts_of(finished)["exif"]
+
     def test_place_and_makers_notes_are_left_out_unless_asked_for(self, tmp_path: Path) -> None:
         path = with_exif(tmp_path / "photo.jpg")
 
@@ -440,6 +460,15 @@ class TestBadPhotos:
         reason = refusal(tmp_path / "long.png", variants=[{"name": "a", "format": "webp"}])
 
         assert reason.startswith("variant 'a' of 17000 x 2 pixels cannot be written as webp (")
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+    def test_file_whose_name_is_no_utf8(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 4)).save(tmp_path / "a\udcff.png")
+
+        finished = run(image_variants, {"sources": [str(tmp_path)], "variants": [THUMB]})
+
+        assert isinstance(finished.error, Discard)
+        assert "a\\xff.png' is not UTF-8; rename that file" in str(finished.error)
 
     def test_folder_without_photos(self, tmp_path: Path) -> None:
         finished = run(image_variants, {"sources": [str(tmp_path)], "variants": [THUMB]})

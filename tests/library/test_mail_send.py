@@ -1,10 +1,13 @@
 """`mail.send` against a real SMTP server that accepts, refuses, hangs up and hangs."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -51,6 +54,24 @@ def send(post: Post | str, earlier: Finished | None = None, **params: Any) -> Fi
         in_doubt=earlier.in_doubt if earlier else None,
         **script,
     )
+
+
+def dawdle(server: socket.socket, pause_s: float) -> str:
+    """Be the SMTP server of one mail, and think about DATA and about the mail so long each."""
+    connection, _ = server.accept()
+    with connection, connection.makefile("rwb", buffering=0) as talk:
+        talk.write(b"220 slow.test\r\n")
+        while not (line := talk.readline()).startswith(b"DATA"):
+            assert line[:4] in (b"EHLO", b"MAIL", b"RCPT")
+            talk.write(b"250 OK\r\n")
+        time.sleep(pause_s)
+        talk.write(b"354 go on\r\n")
+        while talk.readline() != b".\r\n":
+            pass
+        time.sleep(pause_s)
+        with contextlib.suppress(OSError):  # it waited no longer
+            talk.write(b"250 OK\r\n")
+    return "a mail"
 
 
 def put_off(finished: Finished) -> str:
@@ -131,6 +152,38 @@ class TestAccepted:
         assert second.result["sent"] == ["ann@example.org"]
         assert second.once["attempt-1"] == {}
 
+    @pytest.mark.parametrize(
+        "subject",
+        [
+            "Ä € 😀 " * 20 + ".",
+            "Ihre ist über vom Köln schöne ist Grüße über für Öffnungszeiten und ist für die Köln",
+            "請求書 の お知らせ です 十一月 " * 4 + ".",
+            "plain words " * 20 + ".",
+        ],
+    )
+    def test_long_subject_keeps_every_space(self, subject: str, post: Post) -> None:
+        """Python's own folding loses some where a line ends."""
+        send(post, subject=subject)
+
+        ((_, mail),) = post.got
+        assert mail["Subject"] == subject
+        assert max(len(line) for line in mail.as_bytes().splitlines()) <= 78
+
+    def test_ends_of_lines_that_ascii_lacks_are_spaces_in_a_subject(self, post: Post) -> None:
+        send(post, subject="one\u2028two\x85three")
+
+        assert post.got[0][1]["Subject"] == "one two three"
+
+    @pytest.mark.parametrize("kind", [None, "message/rfc822", "multipart/mixed"])
+    def test_attached_mail_arrives_as_the_file_it_is(self, kind: str | None, post: Post) -> None:
+        data = "From: a@b.org\r\nSubject: ü\r\n\r\nHello\r\n".encode()
+        attached = {"uri": "upload:old.eml", "type": kind}
+
+        send(post, attachments=[attached], files={"upload:old.eml": data})
+
+        (part,) = post.got[0][1].iter_attachments()
+        assert (part.get_filename(), part.get_content()) == ("old.eml", data)
+
     def test_message_id_is_that_of_the_task(self, post: Post) -> None:
         ids = [send(post, script={"job_id": job}).result["message_id"] for job in ("a", "a", "b")]
 
@@ -171,6 +224,17 @@ class TestAnswerLost:
         assert third.result == second.result
         assert len(post.got) == 2
         assert len({mail["Message-ID"] for _, mail in post.got}) == 1
+
+    def test_all_that_follows_data_has_one_limit(self) -> None:
+        """Ten times `timeout_s`, 1 s here; this server takes 1.6 s, less for each answer."""
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(dawdle, server, 0.8)
+            port = server.getsockname()[1]
+
+            finished = send(f"smtp://127.0.0.1:{port}?from=a@b.org&timeout_s=0.1")
+
+            assert slow.result() == "a mail"
+        assert finished.result["unknown"] == ["ann@example.org"]
 
     def test_killed_between_sending_and_recording_is_in_doubt_too(self, post: Post) -> None:
         killed = Finished(in_doubt={"attempt-1"})

@@ -446,6 +446,12 @@ class TestBadRows:
         clash = infer_over(parquet({"x": GOOD, "y": [1, 2]}), PAIR, keep=["y"])
         assert "keep: 'y' is also an output" in refusal(clash)
 
+    @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n", b" \n"])
+    def test_ndjson_may_begin_as_windows_writes_it(self, before: bytes) -> None:
+        finished = infer_over(before + b'{"x": [1, 2]}\r\n{"x": [3, 4]}\r\n', PAIR)
+
+        assert array_of(finished, "y").tolist() == GOOD
+
     def test_a_column_that_is_there_twice_is_refused(self) -> None:
         column = pa.array(GOOD)
         twice = pa.Table.from_arrays([column, column], names=["x", "x"])
@@ -459,9 +465,15 @@ class TestBadRows:
             (b"x,y\n1,2\n", "neither Parquet, nor .npz, nor NDJSON"),
             (b"PAR1 and no more", "cannot be read as Parquet"),
             (parquet({"x": GOOD})[:-20], "cannot be read as Parquet"),
+            (b"PAR1" + b"\xff" * 36 + parquet({"x": GOOD})[40:], "cannot be read as Parquet"),
+            (
+                parquet({"x": GOOD})[:-60] + b"\xff" * 40 + parquet({"x": GOOD})[-20:],
+                "cannot be read as Parquet",
+            ),
             (b"PK\x03\x04 and no more", "cannot be read as .npz"),
             (b'{"x": [1, 2]}\n{"x": [1', "line 2 is no JSON object"),
             (b'{"x": [1, 2]}\n\n[1, 2]\n', "line 3 is no JSON object"),
+            (b'{"x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n", "line 1 is no JSON object"),
             (b'{"x": [1, 2]}\n{"z": 1}\n', "line 2 has no 'x'; it has z"),
             (b'{"x": [1, 2]}\n\n{"x": [1]}\n', "column 'x', line 3: 1 values"),
             (b'{"x": [1, 2]}\n{"x": [1, NaN]}\n', "line 2 is no JSON object"),

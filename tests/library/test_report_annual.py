@@ -401,6 +401,20 @@ class TestBadInput:
 
         assert "part.parquet cannot be read as Parquet (" in refusal(flights=str(path))
 
+    @pytest.mark.parametrize(("at", "what"), [(4, "cannot be read ("), (-60, "as Parquet (")])
+    def test_damaged_parquet_file(self, at: int, what: str, small: Small) -> None:
+        """In its pages, and in its footer."""
+        path = Path(small())
+        data = bytearray(path.read_bytes())
+        start = at % len(data)
+        data[start : start + 40] = b"\xff" * 40
+        path.write_bytes(data)
+
+        reason = refusal(flights=str(path))
+
+        assert reason.startswith("flights: part.parquet cannot be read")
+        assert what in reason
+
     def test_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "flights.csv").touch()
 
@@ -419,6 +433,13 @@ class TestBadInput:
         reason = refusal(flights=small(), year=2019)
 
         assert reason == "flights: no flights of UA in 2019; use one of the years 2013"
+
+    def test_year_whose_flights_have_no_month(self, small: Small) -> None:
+        flights = small(columns="* REPLACE (NULL::int AS month)")
+
+        reason = refusal(flights=flights, carrier="UA", year=2013)
+
+        assert reason == "flights: those of UA in 2013 have no month; fill the column"
 
     def test_credentials_in_a_uri_are_not_repeated(self) -> None:
         reason = refusal(flights="sftp://me:hunter2@host/flights.csv?sig=abc")

@@ -6,6 +6,7 @@ import decimal
 import gzip
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,88 @@ def test_what_is_no_parquet_or_not_there_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in str(exported("upload:nothing").error)
 
 
+def test_file_may_be_called_like_a_pattern(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "sales [1].parquet", {"n": [1]})
+    parquet(tmp_path / "sales 1.parquet", {"n": [2]})
+
+    assert one_file(exported(path)) == b'"n"\n1\n'
+    assert one_file(exported(str(tmp_path / "sales*[1].parquet"))) == b'"n"\n2\n'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_file_whose_name_is_no_utf8_is_named(tmp_path: Path) -> None:
+    parquet(tmp_path / "x.parquet", {"n": [1]})
+    (tmp_path / "x.parquet").rename(tmp_path / "x\udcff.parquet")
+
+    assert "x\\xff.parquet'); rename it" in str(exported(str(tmp_path)).error)
+
+
+@pytest.mark.parametrize("sql", [None, "SELECT * FROM source", "SELECT sum(n) AS n FROM source"])
+def test_damaged_file_is_named(sql: str | None, tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        parquet(tmp_path / name, {"n": list(range(20_000))}, row_group_size=10_000)
+    data = bytearray((tmp_path / "b.parquet").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2_000] = bytes(2_000)
+    (tmp_path / "b.parquet").write_bytes(data)
+
+    finished = exported(str(tmp_path), sql=sql)
+
+    assert isinstance(finished.error, Discard)
+    assert "source: b.parquet cannot be read as Parquet (" in str(finished.error)
+
+
+def test_file_with_a_damaged_footer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    parquet(path, {"n": [1]})
+    data = bytearray(path.read_bytes())
+    data[-60:-20] = b"\xff" * 40
+    path.write_bytes(data)
+
+    finished = exported(str(path))
+
+    assert isinstance(finished.error, Discard)
+    assert "x.parquet cannot be read as Parquet" in str(finished.error)
+
+
+def test_sql_that_fails_at_a_late_row_is_refused(tmp_path: Path) -> None:
+    late = parquet(tmp_path / "x.parquet", {"t": ["1"] * 200_000 + ["late"]})
+
+    finished = exported(late, sql="SELECT CAST(t AS int) AS n FROM source")
+
+    assert isinstance(finished.error, Discard)
+    assert "sql: Conversion Error: Could not convert string 'late'" in str(finished.error)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["a", ""], "has no name"), (["ab", "b", "AB"], "'ab' and 'AB' are one to SQL")],
+)
+def test_columns_that_sql_would_name_otherwise_are_refused(
+    names: list[str], said: str, tmp_path: Path
+) -> None:
+    path = parquet(tmp_path / "x.parquet", {name: [1] for name in names})
+
+    assert said in str(exported(path, sql="SELECT * FROM source").error)
+    assert (
+        one_file(exported(path)).splitlines()[0] == ",".join(f'"{name}"' for name in names).encode()
+    )
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_numbers_that_are_none_are_words_in_csv_and_null_in_ndjson(
+    kind: Any, tmp_path: Path
+) -> None:
+    odd = pa.array([float("nan"), float("inf"), float("-inf"), None], kind)
+    path = parquet(tmp_path / "x.parquet", pa.table({"n": odd, "k": [1, 2, 3, 4]}))
+
+    assert one_file(exported(path)) == b'"n","k"\nnan,1\ninf,2\n-inf,3\n,4\n'
+    assert [
+        json.loads(line) for line in one_file(exported(path, format="ndjson")).splitlines()
+    ] == [{"n": None, "k": k} for k in (1, 2, 3, 4)]
+    kept = pq.read_table(io.BytesIO(one_file(exported(path, format="parquet"))))
+    assert str(kept["n"].to_pylist()) == "[nan, inf, -inf, None]"
+
+
 @pytest.mark.parametrize(
     ("kind", "inside", "outside"),
     [
@@ -344,6 +427,55 @@ def test_moment_that_text_cannot_tell_is_refused(
     assert isinstance(refused.error, Discard)
     assert "column 'at' has a moment outside the years 1 to 9999" in str(refused.error)
     assert exported(bad, format="parquet").error is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pa.array([b"\xff"], pa.binary()),
+        pa.array([b"\xff"], pa.binary_view()),
+        pa.array([b"\xff" * 16], pa.binary(16)),
+        pa.array([[1]], pa.list_view(pa.int8())),
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"\xff" * 16], pa.binary(16))),
+    ],
+)
+def test_what_csv_cannot_hold_is_refused(odd: Any, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x.parquet", {"n": odd})
+
+    refused = exported(path)
+
+    assert isinstance(refused.error, Discard)
+    assert "which CSV cannot hold" in str(refused.error)
+    assert one_file(exported(path, format="ndjson"))
+    assert one_file(exported(path, format="parquet"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pa.array(["a", None], pa.string_view()),
+        pa.array(["a", None], pa.large_string()),
+        pa.array(["a", None]).dictionary_encode(),
+    ],
+)
+def test_text_of_every_kind_is_text(text: Any, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x.parquet", {"t": text, "n": [1, 2]})
+
+    assert one_file(exported(path)) == b'"t","n"\n"a",1\n,2\n'
+    assert one_file(exported(path, format="ndjson")) == b'{"t":"a","n":1}\n{"t":null,"n":2}\n'
+
+
+@pytest.mark.parametrize("format", ["csv", "ndjson", "parquet"])
+def test_interval_of_sql_is_refused_with_the_way_out(format: str, tmp_path: Path) -> None:
+    moments = pa.array([60, 120], pa.timestamp("s"))
+    path = parquet(tmp_path / "x.parquet", {"left": moments})
+    sql = "SELECT \"left\" - TIMESTAMP '1970-01-01' AS gone FROM source"
+
+    refused = exported(path, sql=sql, format=format)
+
+    assert "sql: column 'gone' is an interval" in str(refused.error)
+    sql = sql.replace("SELECT ", "SELECT epoch(").replace(" AS", ") AS")
+    assert one_file(exported(path, sql=sql)) == b'"gone"\n60\n120\n'
 
 
 def test_list_in_csv_is_refused(tmp_path: Path) -> None:

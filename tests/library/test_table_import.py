@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from jobs.library.table import table_model
+from jobs.library.table.hexadecimal import Hexadecimal
 from jobs.library.table.place import open_place, publish
 from jobs.library.table.records import Splitter
 from jobs.library.table.schema import arrow_type
@@ -52,6 +53,11 @@ class Order(BaseModel):
     price: decimal.Decimal = Field(ge=0)
     color: Color | None = None
     at: dt.datetime | None = None
+
+
+@table_model("test.price", types={"price": "decimal(4,2)"})
+class Price(BaseModel):
+    price: decimal.Decimal
 
 
 @table_model("test.flight")
@@ -303,7 +309,11 @@ KINDS = ["int64", "uint8", "float64", "decimal(10,2)", "date", "timestamp(us)", 
     st.lists(st.text(alphabet="0189eE.+-xaTtZ:/ infrues_", max_size=8), min_size=1, max_size=8),
 )
 def test_value_is_refused_only_if_arrow_refuses_it_alone(kind: str, values: list[str]) -> None:
+    """Or if it is a whole number in hexadecimal."""
+
     def is_taken(value: str) -> bool:
+        if "int" in kind and "x" in value:
+            return False
         convert = pacsv.ConvertOptions(column_types={"a": arrow_type(kind)}, null_values=[])
         options = pacsv.ReadOptions(column_names=["a"])
         data = pa.BufferReader(f'"{value}"\n'.encode())
@@ -320,6 +330,98 @@ def test_value_is_refused_only_if_arrow_refuses_it_alone(kind: str, values: list
     assert [line for line, _, _ in aside(finished)] == [
         n for n, value in enumerate(values, 2) if not is_taken(value)
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken", "refused"),
+    [
+        ("int16", ["7", "-7", "007", " 7\t"], ["+7", "7.0", "7e3", "7_000", "0x7", "-0x7", " "]),
+        ("uint64", ["7", " 7"], ["-7", "0xFFFFFFFFFFFFFFFF", " 0X7 "]),
+        ("float64", ["7", "+7", ".5", "5.", "1e3", " 7 ", "inf", "-Infinity", "NaN"], ["0x7"]),
+        ("decimal(4,2)", ["7", "+7.25", "1e1", " 7 "], ["7.255", "100", "inf", "0x7"]),
+        ("bool", ["true", "FALSE", "0", "1"], ["yes", "t", " true", "2"]),
+        ("date", ["2013-01-31", " 2013-01-31 "], ["2013-1-31", "31.01.2013", "2013-02-30"]),
+        (
+            "timestamp(ms)",
+            ["2013-01-31", "2013-01-31 15:04", "2013-01-31T15:04:05", "2013-01-31 15:04:05.678"],
+            [" 2013-01-31", "2013-01-31T15:04:05Z", "2013-01-31 15:04:05.6789", "1359644645"],
+        ),
+        (
+            "timestamp(s, UTC)",
+            ["2013-01-31T15:04:05Z", "2013-01-31 15:04+01:00"],
+            ["2013-01-31T15:04:05", "2013-01-31 15:04 UTC"],
+        ),
+    ],
+)
+def test_what_a_value_may_look_like(kind: str, taken: list[str], refused: list[str]) -> None:
+    """As the documentation says; each alone too, so that it hangs on no neighbour."""
+    quoted = [f'"{value}"' for value in [*taken, *refused]]
+
+    together = imported("\n".join(["a", *quoted, ""]).encode(), f"a {kind}")
+    alone = [imported(f"a\n{value}\n".encode(), f"a {kind}") for value in quoted]
+
+    assert [text for *_, text in aside(together)] == quoted[len(taken) :]
+    assert [finished.result["rows_written"] for finished in alone] == [
+        1 if n < len(taken) else 0 for n in range(len(quoted))
+    ]
+
+
+@pytest.mark.parametrize("data", [b"0x1F", b"0xFFFFFFFFFFFFFFFF", b" 0X1 ", b'"0"x1F', b'"0x"1'])
+@pytest.mark.parametrize("others", [b"", b"1\n", b"1\n0x1,2\n"])
+def test_hexadecimal_is_refused_in_a_column_of_whole_numbers(data: bytes, others: bytes) -> None:
+    rows = imported(b"a\n" + others + data + b"\n", "a int64")
+
+    assert aside(rows)[-1][2] == data.decode()
+    assert [row["a"] for row in rows_of(rows)] == [1] * bool(others)
+
+
+@pytest.mark.parametrize("field", [b"0x1F", b'"0"X1F'])
+@pytest.mark.parametrize("before", [0, 1, 2, *range((1 << 16) - 6, (1 << 16) + 3)])
+def test_hexadecimal_is_found_wherever_it_begins(field: bytes, before: int) -> None:
+    look = Hexadecimal(",", '"').may_be_in
+
+    assert look(b"\n" * before + field + b"\n")
+    assert not look(b"\n" * before + field.lower().replace(b"x", b"y") + b"\n")
+
+
+def test_hexadecimal_is_text_in_a_column_of_text_and_null_where_that_is_told() -> None:
+    finished = imported(b"a,b\n0x1F,1\n0x2,0xff\n", "a string", "b int64", nulls=["", "0xff"])
+
+    assert rows_of(finished) == [{"a": "0x1F", "b": 1}, {"a": "0x2", "b": None}]
+
+
+@pytest.mark.parametrize("source", [SOURCE, "upload:rows.ndjson"])
+@pytest.mark.parametrize("model", [False, True])
+def test_decimal_with_too_many_digits_is_refused(source: str, model: bool) -> None:
+    """Arrow takes 999 for decimal(4,2), and Parquet gives -311.72 back."""
+    values = ["99.99", "999", "-9999", "1"]
+    is_csv = source == SOURCE
+    lines = ["price", *values] if is_csv else [json.dumps({"price": value}) for value in values]
+    told = {"model": "test.price"} if model else {"columns": columns("price decimal(4,2)")}
+
+    finished = imported("\n".join(lines).encode(), source=source, **told)
+
+    assert [str(row["price"]) for row in rows_of(finished)] == ["99.99", "1.00"]
+    assert [line - is_csv for line, *_ in aside(finished)] == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["timestamp(s)", "timestamp(s, UTC)"])
+def test_times_of_ndjson_become_utc_by_the_zone_they_have(kind: str) -> None:
+    texts = ["2013-01-31 15:04", "2013-01-31T15:04:00Z", "2013-01-31T16:04:00+01:00"]
+    data = "".join(json.dumps({"a": text}) + "\n" for text in texts)
+
+    finished = imported(data.encode(), f"a {kind}", source="upload:rows.ndjson")
+
+    assert {str(row["a"])[:19] for row in rows_of(finished)} == {"2013-01-31 15:04:00"}
+    assert aside(finished) == []
+
+
+def test_iso_may_be_one_of_the_formats() -> None:
+    data = b"a\n31.12.2013 10:00\n2013-12-31T10:00:00\n"
+
+    finished = imported(data, "a timestamp(s)", timestamp_formats=["%d.%m.%Y %H:%M", "ISO8601"])
+
+    assert rows_of(finished) == [{"a": dt.datetime(2013, 12, 31, 10)}] * 2
 
 
 def test_dates_are_read_in_the_formats_told() -> None:
@@ -387,6 +489,8 @@ def test_bytes_that_the_encoding_lacks_are_put_aside() -> None:
         (b"a,\xff\n", {}, "encoding: the header is not utf-8"),
         ("a,b\n1,x\n".encode("utf-16"), {}, "convert it to UTF-8"),
         (b"\x1f\x8b\x08\x00broken", {}, "the gzip data is damaged"),
+        (b"PK\x03\x04\x14\x00", {}, "a ZIP archive or a workbook"),
+        (b"x" * 100_000 + b"\n", {}, "is not in the header ('" + "x" * 80 + "')"),
     ],
 )
 def test_mistake_of_the_whole_file_ends_the_job(data: bytes, params: Row, said: str) -> None:

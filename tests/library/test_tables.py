@@ -1,5 +1,6 @@
 """Opening and reading what a URI names, without making a report of it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -60,6 +61,18 @@ def test_folder_reads_all_its_files(form: str, folder: Path) -> None:
 
 def test_glob_reads_only_what_matches(folder: Path) -> None:
     assert rows_at(f"{folder}/b*") == FEBRUARY
+
+
+def test_file_may_be_called_like_a_pattern(small: Small) -> None:
+    assert rows_at(small("WHERE month = 1", name="flights [1].parquet")) == JANUARY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_file_whose_name_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x\udcff.parquet").touch()
+
+    with pytest.raises(Discard, match="name is not UTF-8"):
+        rows_at(str(tmp_path))
 
 
 def test_columns_named_by_folders_are_read(small: Small, tmp_path: Path) -> None:

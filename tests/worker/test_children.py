@@ -52,6 +52,7 @@ class Worker:
         heard: dict[str, Any] = dict.fromkeys(("arrived", "broken", "missed"), print)
         codes = Codes(dict, Path(), 1.0, **heard)  # type: ignore[arg-type]
         codes._unpacked |= {code: Unpacked(code, Path(), []) for code in CODES if code}
+        self.known = codes
         self.children = Children(config, Path(), Owner(), self.backlog, codes)
         self.children.slots += [self.children._made(solo=False) for _ in range(concurrency)]
         for slot in self.children.slots:
@@ -82,9 +83,10 @@ class Worker:
                 slot.moved_s = time.monotonic()
                 self.ran.append(slot.code)
 
-    def come_up(self) -> None:
-        for slot in self.all:
+    def come_up(self, *slots: Slot) -> None:
+        for slot in slots or self.all:
             slot.is_ready = True
+            self.known.works(slot.code)
 
     def end(self) -> None:
         for slot in self.all:
@@ -113,7 +115,7 @@ def test_a_code_used_lately_keeps_a_child_while_there_is_room_aside(
         else:
             slot = worker.all[at % len(worker.all)]
             if action == "up":
-                slot.is_ready = True
+                worker.come_up(slot)
             else:
                 slot.fed.clear()
         before = worker.codes
@@ -171,8 +173,19 @@ def test_a_code_waits_beside_what_runs_while_its_child_comes_up() -> None:
     assert worker.ran == ["", "a"]
 
 
+def test_code_that_never_came_up_is_imported_aside_however_idle_the_others_are() -> None:
+    worker = Worker(3, code_idle_s=-1.0)
+    for _ in range(4):
+        worker.wait("a")
+        worker.feed()
+
+    assert [slot.code for slot in worker.children.slots] == [""] * 3
+    assert [slot.code for slot in worker.children.aside] == ["a"]
+
+
 def test_of_several_idle_children_as_many_change_as_there_is_work_for() -> None:
     worker = Worker(3)
+    worker.known.works("a")
     worker.wait("a")
     worker.feed()
 
@@ -182,6 +195,7 @@ def test_of_several_idle_children_as_many_change_as_there_is_work_for() -> None:
 
 def test_a_line_that_presses_ends_no_child_while_there_is_room_aside() -> None:
     worker = Worker(2)
+    worker.known.works("a")
     worker.wait("a")
     worker.turn()
     worker.turn()
@@ -199,6 +213,7 @@ def test_a_line_that_presses_ends_no_child_while_there_is_room_aside() -> None:
 
 def test_a_child_that_was_not_used_for_a_while_changes_its_code_in_place() -> None:
     worker = Worker(1, code_idle_s=-1.0)
+    worker.known.works("a")
     worker.wait("a")
     worker.feed()
 

@@ -42,6 +42,9 @@ BROKEN = "import no_such_thing\n"
 DEADLY = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
 TIMES = WorkerTimes(heartbeat_s=0.5, patience=Patience(code_s=0.2, code_idle_s=0.3))
 IMPATIENT = WorkerTimes(heartbeat_s=0.5, patience=Patience(backlog_s=0.3))
+HANGS = "import time\ntime.sleep(3600)\n"
+#: Comes up, when the test lets it.
+SLOW = "import os, time\nwhile not os.path.exists({path!r}):\n    time.sleep(0.01)\n"
 
 Put = Callable[..., str]
 
@@ -205,6 +208,51 @@ async def test_a_bundle_that_cannot_be_imported_is_discarded_and_harms_nobody(
 
 
 @pytest.mark.parametrize("mode", ["process", "async"])
+async def test_code_whose_import_hangs_holds_up_nobody_and_is_charged(
+    start: Any, put: Put, mode: str
+) -> None:
+    patience = Patience(backlog_s=0.5, ready_s=3.0)
+    times = WorkerTimes(heartbeat_s=0.5, patience=patience)
+    bench = await start(mode=mode, times=times)
+    warm = bench.manager.submit("test.noop")
+    await bench.manager.outcome(warm)
+    sha = put("v1", HANGS)
+
+    hang = bench.manager.submit("shop.word", code=sha)
+    ours = [bench.manager.submit("test.noop") for _ in range(3)]
+    others = await bench.manager.all_outcomes(ours)
+    put_off = await bench.manager.outcome(hang)
+    again = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
+    verdicts = [again]
+    while verdicts[-1].kind == "snoozed":
+        verdicts.append(await bench.manager.outcome(bench.manager.submit("shop.word", code=sha)))
+
+    assert {outcome.kind for outcome in others} == {"ok"}
+    assert (put_off.kind, put_off.cause) == ("snoozed", "")
+    assert put_off.error == "the import of the job's code takes long: over 0.5 s"
+    assert (verdicts[-1].kind, verdicts[-1].cause) == ("failed", "not ready")
+    assert verdicts[-1].error == "the import of the job's code took over 3 s"
+
+
+async def test_code_whose_import_takes_long_runs_once_it_is_up(
+    start: Any, put: Put, result: Any, tmp_path: Path
+) -> None:
+    times = WorkerTimes(heartbeat_s=0.5, patience=Patience(backlog_s=0.3))
+    bench = await start(times=times)
+    opened = tmp_path / "opened"
+    sha = put("v1", SLOW.format(path=str(opened)) + SHOP)
+
+    first = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
+    opened.touch()
+    outcome = first
+    while outcome.kind == "snoozed":
+        outcome = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
+
+    assert first.kind == "snoozed"
+    assert result(outcome)[0] == "v1"
+
+
+@pytest.mark.parametrize("mode", ["process", "async"])
 async def test_a_bundle_whose_import_kills_the_process_fails_its_own_attempt(
     start: Any, put: Put, mode: str
 ) -> None:
@@ -252,7 +300,7 @@ async def test_while_the_store_is_away_the_attempt_is_given_back(
     missed = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
     aside.replace(code)  # at once: where it is not there at all, the code is broken for a while
     found = missed
-    while found.kind == "returned":  # so impatient, it also gives back what a slow child is for
+    while found.kind != "ok":  # so impatient, it also puts off what a slow child is for
         found = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
 
     assert missed.kind == "returned"

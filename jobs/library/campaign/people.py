@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -18,6 +18,8 @@ from jobs.outcome import Discard
 __all__ = ["ADDRESS", "Row", "problem_of", "read_addresses", "read_rows"]
 
 ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+#: Also those that nothing is sent to, such as those with letters beyond ASCII.
+LIKE_AN_ADDRESS = re.compile(r"(?!')[^\s@,;:<>\"]+@[^\s@,;:<>\"]+(?<![.'])")
 ADDRESS_CHARS_MAX = 254
 #: Of one merge field.
 FIELD_CHARS_MAX = 2_000
@@ -37,27 +39,36 @@ def format_of(name: str) -> Format:
     return "ndjson" if name.endswith((".ndjson", ".jsonl")) else "csv"
 
 
-def read_rows(file: BinaryIO, form: Format) -> Iterator[Row]:
-    """Yield the rows. Raises Discard for a file that is not of this form at all."""
+def read_rows(file: BinaryIO, form: Format, column: str) -> Iterator[Row]:
+    """Yield the rows. Raises Discard for a file that is not of this form, or lacks the column."""
     if form == "parquet":
-        yield from _parquet(file)
+        yield from _parquet(file, column)
     else:
         # Marks of byte order are no part of the first column's name.
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
-            yield from _csv(lines) if form == "csv" else _ndjson(lines)
+            yield from _csv(lines, column) if form == "csv" else _ndjson(lines)
         except UnicodeDecodeError as error:
             raise Discard(f"source: is not UTF-8 ({error.reason}); save it as that") from error
-        except csv.Error as error:
-            raise Discard(f"source: is no CSV ({error}); say its format") from error
 
 
-def _csv(lines: Iterable[str]) -> Iterator[Row]:
+def _csv(lines: Iterable[str], column: str) -> Iterator[Row]:
     csv.field_size_limit(LINE_CHARS_MAX)
-    reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader, [])]
+    # Strict, for else a quote that is never closed swallows everybody after it.
+    reader = csv.reader(lines, strict=True)
+    try:
+        yield from _records(reader, column)
+    except csv.Error as error:
+        raise Discard(
+            f"source: line {reader.line_num} is no CSV ({error}); correct it, or say its format"
+        ) from error
+
+
+def _records(reader: Any, column: str) -> Iterator[Row]:
+    header = [name.strip() for name in next(filter(None, reader), [])]
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise Discard(f"source: column {twice!r} stands twice in the header; rename one")
+    _check_column(column, header, "or its commas")
     place = 0
     for cells in reader:
         if not cells:
@@ -82,19 +93,37 @@ def _ndjson(lines: Iterable[str]) -> Iterator[Row]:
         yield place, _plain(row) if isinstance(row, dict) else "is no JSON object"
 
 
-def _parquet(file: BinaryIO) -> Iterator[Row]:
+def _check_column(column: str, names: Sequence[str], or_else: str) -> None:
+    if column not in names:
+        told = ", ".join(repr(name[:60]) for name in names[:20]) or "none"
+        raise Discard(
+            f"source: it has no column {column!r}, but: {told}; correct params.column, the file, "
+            f"{or_else}"
+        )
+
+
+def _parquet(file: BinaryIO, column: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    from jobs.library.table.damage import is_damage
+
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        _check_column(column, table.schema_arrow.names, "or say its format")
         place = 0
         for batch in table.iter_batches(batch_size=10_000):
             for row in batch.to_pylist():
                 place += 1
                 yield place, _plain(row)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise Discard(f"source: is no Parquet file ({error}); say its format") from error
+    except (OverflowError, ValueError) as error:
+        raise Discard(
+            f"source: holds a value that no mail can tell ({error}); leave it out"
+        ) from error
 
 
 def _plain(row: Mapping[str, Any]) -> Fields | str:
@@ -133,11 +162,26 @@ def _is_unicode(value: str) -> bool:
 
 
 def read_addresses(path: Path) -> set[str]:
-    """Return the addresses of a list of those who want no mail: the first cell of each line."""
+    """Return the addresses of a list of those who want no mail: the first cell of each line.
+
+    Raises Discard for a line that has none there, except the first: whoever is not understood here
+    would get a mail.
+    """
+    found: set[str] = set()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return {cells[0].strip().lower() for cells in csv.reader(file) if cells}
+            reader = csv.reader(file, strict=True)
+            for cells in filter(None, reader):
+                first = cells[0].strip()
+                if LIKE_AN_ADDRESS.fullmatch(first):
+                    found.add(first.lower())
+                elif first and (found or "@" in first or reader.line_num > 1):
+                    raise Discard(
+                        f"suppress: line {reader.line_num} begins with {first[:60]!r}, which is no "
+                        "address; write one a line, or first in a line of CSV"
+                    )
     except (UnicodeDecodeError, csv.Error) as error:
         raise Discard(
             f"suppress: is no list of addresses, one a line, in UTF-8 ({error})"
         ) from error
+    return found

@@ -67,11 +67,11 @@ def _member() -> "zlib._Decompress":
 
 
 def text_of(data: bytes, charset: str | None) -> str | None:
-    """Return the text that `data` is, or None."""
+    """Return the text that `data` is, without a byte order mark, or None."""
     charset = (charset or "utf-8").lower()
     if charset not in _CHARSETS:
         return None
     try:
-        return data.decode(charset)
+        return data.decode("utf-8-sig" if charset == "utf-8" else charset)
     except UnicodeDecodeError:
         return None

@@ -31,11 +31,13 @@ def exif_facts(exif: Any, with_place: bool) -> dict[str, Any]:
     try:
         details = exif.get_ifd(ExifTags.IFD.Exif)
         place = exif.get_ifd(ExifTags.IFD.GPSInfo) if with_place else {}
+        orientation = exif.get(TAGS.Orientation)
         facts: dict[str, Any] = {
             **{name: _text(exif.get(tag)) for name, tag in TEXTS.items()},
             **{name: _text(details.get(tag)) for name, tag in DETAIL_TEXTS.items()},
             **{name: _number(details.get(tag)) for name, tag in DETAIL_NUMBERS.items()},
-            "orientation": exif.get(TAGS.Orientation),
+            # What is no number turns nothing either.
+            "orientation": orientation if isinstance(orientation, int) else None,
             "latitude": _degrees(place, ExifTags.GPS.GPSLatitude, "S"),
             "longitude": _degrees(place, ExifTags.GPS.GPSLongitude, "W"),
         }

@@ -4,6 +4,7 @@ Rule: the order is that of the list, and within a folder that of the names: the 
 the same numbers.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -94,8 +95,18 @@ def _listed(
     if not paths:
         raise Discard(f"sources: no photos at {shown(source)}; correct it")
     for path in paths:
+        _check_name(path)
         # Each by itself: a link in an opened folder may lead out of it.
         yield str(path), _allowed(str(path), files).stat().st_size
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise Discard(
+            f"sources: the name of {os.fsencode(path)!r} is not UTF-8; rename that file"
+        ) from error
 
 
 def _allowed(path: str, files: Files) -> Path:

@@ -7,13 +7,13 @@ import hashlib
 import mimetypes
 from collections.abc import Mapping
 from email.message import EmailMessage
-from email.policy import SMTP
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from jobs.context import Context
 from jobs.errors import InvalidInput, NotFound
+from jobs.library.mail.headers import POLICY
 from jobs.outcome import Discard
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ def message_id(ctx: Context, sender: str) -> str:
 
 def message_of(ctx: Context, params: "MailParams", sender: str) -> bytes:
     """Return the mail. Raises Discard for an attachment that is not there, and for too much."""
-    # Seven bits: what is not ASCII is encoded, since not every server passes eight.
-    mail = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
+    mail = EmailMessage(policy=POLICY)
     mail["From"] = sender
     mail["To"] = ", ".join(params.to)
     if params.cc:
         mail["Cc"] = ", ".join(params.cc)
     if params.reply_to is not None:
         mail["Reply-To"] = params.reply_to
-    mail["Subject"] = params.subject
+    # Unicode has ends of lines of its own, which come along when a text is pasted.
+    mail["Subject"] = " ".join(params.subject.splitlines())
     mail["Date"] = formatdate()
     mail["Message-ID"] = message_id(ctx, sender)
     text = params.text
@@ -65,6 +65,9 @@ def message_of(ctx: Context, params: "MailParams", sender: str) -> bytes:
             )
         kind = attachment.type or mimetypes.guess_type(name)[0] or "application/octet-stream"
         main, _, sub = kind.partition("/")
+        if main in ("message", "multipart"):
+            # A mail as a part of a mail may not be encoded, and ours may not be left as it is.
+            main, sub = "application", "octet-stream"
         mail.add_attachment(path.read_bytes(), maintype=main, subtype=sub, filename=name)
     return mail.as_bytes()
 

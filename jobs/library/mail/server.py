@@ -46,7 +46,7 @@ class Server:
     #: `implicit` from the first byte, `required` by STARTTLS, `auto` where it is offered.
     tls: Literal["implicit", "required", "auto", "none"]
     sender: str | None
-    #: Of each answer; that to the mail itself may take ten times as long.
+    #: Of each answer; all that follows DATA may take ten times as long.
     timeout_s: float
 
     @property
@@ -143,9 +143,7 @@ class Conversation:
         connection lost at the word DATA counts as a lost answer, though nothing may have gone.
         """
         try:
-            patience = DATA_PATIENCE * self._server.timeout_s
-            data = self._client.data(message, timeout=patience)
-            self._runner.run(self._heed(data, STOP_PATIENCE_S))
+            self._runner.run(self._heed(self._hand_over(message), STOP_PATIENCE_S))
         except SMTPResponseException as error:
             if error.code >= 500:
                 told.refused.update(dict.fromkeys(accepted, _words(error)))
@@ -180,6 +178,12 @@ class Conversation:
                 refusals = told.refused if error.code >= 500 else told.deferred
                 refusals[recipient] = _words(error)
         return accepted, told
+
+    async def _hand_over(self, message: bytes) -> None:
+        # aiosmtplib counts each of the two answers alone.
+        patience_s = DATA_PATIENCE * self._server.timeout_s
+        async with asyncio.timeout(patience_s):
+            await self._client.data(message, timeout=patience_s)
 
     async def _is_ready(self) -> bool:
         """Whether the connection is there and takes another mail."""

@@ -7,6 +7,7 @@ of its sizes is checked before it is believed: a small file may claim, or unpack
 import contextlib
 import zipfile
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,7 @@ from jobs.context import Files
 from jobs.library.model.session import BATCH_BYTES_MAX, ROW_BYTES_MAX, Tensor
 from jobs.library.model.source import opened
 from jobs.library.model.tensors import Where, as_column, fitted, of_column, shape_for
+from jobs.library.table.damage import is_damage
 from jobs.outcome import Discard
 
 __all__ = ["Batch", "Rows", "Wanted", "open_rows"]
@@ -98,7 +100,7 @@ def open_rows(files: Files, uri: str, wanted: Wanted) -> Iterator[Rows]:
         elif head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             with contextlib.ExitStack() as stack:
                 yield _Arrays(file, wanted, stack)
-        elif head.lstrip().startswith(b"{"):
+        elif head.removeprefix(BOM_UTF8).lstrip().startswith(b"{"):
             yield _Lines(file, wanted)
         else:
             raise Discard("input: is neither Parquet, nor .npz, nor NDJSON; convert it to one")
@@ -151,7 +153,9 @@ def _prefixes(path: str) -> Iterator[str]:
 def _parquet_errors() -> Iterator[None]:
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error):
+            raise
         line = str(error).partition("\n")[0]
         raise Discard(f"input: cannot be read as Parquet ({line}); write it again") from error
 
@@ -161,6 +165,7 @@ class _Lines:
         self._file, self._wanted = file, wanted
         self._size = file.seek(0, 2)
         file.seek(0)
+        file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
         self._read = 0
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -185,7 +190,7 @@ class _Lines:
         for number, line in islice(lines, size):
             try:
                 yield number, self._decode(line)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise Discard(f"input: line {number} is no JSON object ({error})") from error
             text += len(line)
             if text > _TEXT_BATCH_BYTES_MAX:

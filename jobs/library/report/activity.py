@@ -192,5 +192,7 @@ def no_rows(flights: Table, carrier: str, year: int, tick: Callable[[int], None]
     if carrier not in codes:
         known = ", ".join(sorted(codes)[:40])
         return Discard(f"flights: no flights of carrier {carrier!r}; use one of {known}")
+    if year in years:
+        return Discard(f"flights: those of {carrier} in {year} have no month; fill the column")
     known = ", ".join(str(y) for y in sorted(years))
     return Discard(f"flights: no flights of {carrier} in {year}; use one of the years {known}")

@@ -24,6 +24,7 @@ from jobs.buckets import refuse_own
 from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
 from jobs.library.report_annual import FilePart
+from jobs.library.table.damage import is_damage
 from jobs.outcome import Discard
 
 __all__ = ["COLUMNS", "Kind", "Table", "open_table", "parts_of", "shown_name", "write_parquet"]
@@ -116,7 +117,9 @@ class Table:
                     yield pa.table(
                         {name: _clean(batch.column(name), kind) for name, kind in columns.items()}
                     )
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, OSError) as error:
+                if not is_damage(error, in_bucket=_is_bucket(fragment.filesystem)):
+                    raise
                 raise _bad(
                     self.name,
                     f"{_base(fragment.path)} cannot be read ({_first_line(error)})",
@@ -169,7 +172,9 @@ def open_table(name: str, uri: str, files: Files, only: Sequence[FilePart] | Non
             fragments = tuple(_selected(name, fragments, base, only))
         for fragment in fragments:
             _check_columns(name, fragment, _whole_schema(fragment, dataset.schema))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error, in_bucket=_is_bucket(filesystem)):
+            raise
         kind = "Parquet" if parquet else "CSV"
         raise _bad(
             name,
@@ -264,11 +269,11 @@ def _locate(name: str, uri: str, shown: str, files: Files) -> tuple[Any, str, st
             ) from error
         return filesystem, root.rstrip("/"), pattern
     if parts.scheme == "file":
-        path, pattern = _split_glob(unquote(parts.path))
+        path, pattern = _split_path(unquote(parts.path))
     elif "://" in uri or uri.startswith(("upload:", "output:")):
         return fs.LocalFileSystem(), str(_brought(name, uri, shown, files.fetch)), None
     else:
-        path, pattern = _split_glob(uri)
+        path, pattern = _split_path(uri)
     return fs.LocalFileSystem(), str(_brought(name, path or ".", shown, files.local)), pattern
 
 
@@ -279,6 +284,11 @@ def _brought(name: str, uri: str, shown: str, bring: Callable[[str], Path]) -> P
         raise _bad(
             name, f"{shown} cannot be fetched ({error})", "upload it, or correct the URI"
         ) from error
+
+
+def _split_path(path: str) -> tuple[str, str | None]:
+    # A file's own name may hold a wildcard's sign; then it is no pattern.
+    return (path, None) if Path(path).expanduser().exists() else _split_glob(path)
 
 
 def _split_glob(path: str) -> tuple[str, str | None]:
@@ -297,11 +307,19 @@ def _list(name: str, filesystem: Any, base: str, pattern: str | None, shown: str
         raise _bad(name, f"there is nothing at {shown}", f"correct the URI in params.{name}")
     if found.type == fs.FileType.File:
         return [base]
-    paths = sorted(
-        info.path
-        for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True))
-        if info.type == fs.FileType.File and _belongs(info.path[len(base) :].lstrip("/"), pattern)
-    )
+    try:
+        paths = sorted(
+            info.path
+            for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+            if info.type == fs.FileType.File
+            and _belongs(info.path[len(base) :].lstrip("/"), pattern)
+        )
+    except UnicodeDecodeError as error:
+        raise _bad(
+            name,
+            f"beneath {shown} is a file whose name is not UTF-8 ({error.object!r})",
+            "rename it",
+        ) from error
     if not paths:
         raise _bad(
             name,
@@ -429,6 +447,10 @@ def _without_secrets(uri: str) -> str:
         return uri
     parts = urlsplit(uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _is_bucket(filesystem: Any) -> bool:
+    return not isinstance(filesystem, fs.LocalFileSystem)
 
 
 def _base(path: str) -> str:

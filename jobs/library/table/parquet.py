@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -22,11 +23,12 @@ from pyarrow import fs
 from jobs.buckets import refuse_own
 from jobs.context import Files
 from jobs.errors import InvalidInput, NotFound
+from jobs.library.table.damage import is_damage
 from jobs.library.table.piece import Piece
 from jobs.library.table.source import NO_VALUE, brought, file_path
 from jobs.outcome import Discard
 
-__all__ = ["Found", "dataset_of", "find", "plan_of", "plan_schema"]
+__all__ = ["Found", "dataset_of", "find", "find_damage", "plan_of", "plan_schema"]
 
 _SUFFIXES = (".parquet", ".pq")
 _STORES = ("s3", "gs", "gcs")
@@ -62,10 +64,9 @@ def find(files: Files, sources: Sequence[str]) -> Found:
                 fragment = _FORMAT.make_fragment(file)
                 physical = fragment.physical_schema
                 metadata = fragment.metadata
-            except pa.ArrowInvalid as error:
-                raise Discard(
-                    f"source: {_name(uri)} cannot be read as Parquet ({_line(error)})"
-                ) from error
+            except (pa.ArrowInvalid, OSError) as error:
+                _blame(uri, error)
+                raise
             groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         if schema is None:
             schema = physical.remove_metadata()
@@ -92,7 +93,7 @@ def plan_schema(data: bytes) -> Any:
 
 @contextlib.contextmanager
 def dataset_of(files: Files, schema: Any, pieces: Sequence[Piece]) -> Iterator[Any]:
-    """Open a dataset of exactly these pieces, in order."""
+    """Open a dataset of exactly these pieces, in order; `find_damage` tells why reading fails."""
     with contextlib.ExitStack() as stack:
         fragments = []
         for piece in pieces:
@@ -106,10 +107,38 @@ def dataset_of(files: Files, schema: Any, pieces: Sequence[Piece]) -> Iterator[A
                 rows = fragment.metadata.num_rows
             except (pa.ArrowInvalid, IndexError) as error:
                 raise _changed(piece.uri) from error
+            except OSError as error:
+                _blame(piece.uri, error)
+                raise
             if rows != piece.file_rows:
                 raise _changed(piece.uri)
             fragments.append(fragment)
         yield ds.FileSystemDataset(fragments, schema, _FORMAT, fs.LocalFileSystem())
+
+
+def find_damage(files: Files, schema: Any, pieces: Sequence[Piece]) -> None:
+    """Read the pieces one by one; raise naming the first that cannot be read, if one cannot.
+
+    Arrow tells what is wrong and not in which file, so they are read again to find it.
+    """
+    for piece in pieces:
+        try:
+            with dataset_of(files, schema, [piece]) as dataset:
+                scanner = dataset.scanner(use_threads=False, fragment_scan_options=SCAN)
+                for _ in scanner.to_batches():
+                    pass
+        except (pa.ArrowInvalid, OSError) as error:
+            _blame(piece.uri, error)
+            raise
+
+
+def _blame(uri: str, error: OSError | pa.ArrowInvalid) -> None:
+    """Raise what names the file, unless something else is at fault."""
+    told = f"source: {_name(uri)} cannot be read as Parquet ({_line(error)})"
+    if is_damage(error, in_bucket=uri.partition("://")[0] in _STORES):
+        raise Discard(told) from error
+    if is_damage(error):
+        raise OSError(told) from error
 
 
 def _changed(uri: str) -> Discard:
@@ -177,7 +206,7 @@ def _name(uri: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].strip()
 
 
 @contextlib.contextmanager
@@ -224,7 +253,9 @@ def _listed(files: Files, source: str) -> list[str]:
     path = file_path(source)
     if path is None:
         return [source]
-    base, pattern = _split_glob(path)
+    # A file's own name may hold such a sign; then it is no pattern.
+    is_there = Path(path).expanduser().exists()
+    base, pattern = (path, None) if is_there else _split_glob(path)
     folder = brought(files, base or ".")
     return list(_walk(fs.LocalFileSystem(), str(folder), pattern, source))
 
@@ -236,11 +267,18 @@ def _walk(filesystem: Any, base: str, pattern: str | None, source: str) -> list[
     paths: list[str] = []
     if info.type == fs.FileType.Directory:
         selector = fs.FileSelector(base, recursive=True)
-        paths = sorted(
-            one.path
-            for one in filesystem.get_file_info(selector)
-            if one.type == fs.FileType.File and _belongs(one.path[len(base) :].lstrip("/"), pattern)
-        )
+        try:
+            paths = sorted(
+                one.path
+                for one in filesystem.get_file_info(selector)
+                if one.type == fs.FileType.File
+                and _belongs(one.path[len(base) :].lstrip("/"), pattern)
+            )
+        except UnicodeDecodeError as error:
+            raise Discard(
+                f"source: beneath {source.partition('?')[0]} is a file whose name is not UTF-8 "
+                f"({error.object!r}); rename it"
+            ) from error
     if not paths:
         shown = source.partition("?")[0]
         raise Discard(f"source: no Parquet files at {shown}; correct the path")

@@ -2,7 +2,8 @@
 
 Rule 1: there is one reading of a value. Arrow's C++ reader converts whole blocks; only a block that
 it refuses is cut down, to the rows and columns at fault, by the same converters. So what a row
-becomes never hangs on its neighbours. Rule 2: a bad row has the number of its first line, counted
+becomes never hangs on its neighbours. But whole numbers are decimal: Arrow would take 0x1F, and
+0xFFFFFFFFFFFFFFFF for -1. Rule 2: a bad row has the number of its first line, counted
 from 1 at the block's start plus `before`, a reason, and its text. Rule 3: text in quotes is no
 other value than the same text without.
 """
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.library.table.hexadecimal import Hexadecimal
 from jobs.library.table.models import keeps_text
 from jobs.library.table.records import Splitter, count_lines
 from jobs.library.table.schema import Column, arrow_schema, arrow_type
@@ -34,10 +36,11 @@ _SHOWN_CHARS = 80
 _FIELD_CHARS_MAX = 1 << 30
 _BLANK = re.compile(rb"[\r\n]*")
 _BLANK_JSON = re.compile(rb"[ \t\r\n]*")
-_INT = re.compile(r"\s*[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)\s*")
+_INT = re.compile(r"\s*[+-]?[0-9]+\s*")
 _REAL = re.compile(r"\s*[+-]?(?:[0-9eE.+-]+|(?i:inf|infinity|nan(?:\(.*\))?))\s*")
 _MOMENT = re.compile(r"\s*[0-9TZ:.+ -]+\s*")
-#: What Arrow may take for a type, and more: anything else it refuses, which saves asking it.
+#: What is taken for a type, and more: anything else Arrow refuses, which saves asking it, except
+#: for hexadecimal, which only this refuses.
 _LIKELY = {
     **dict.fromkeys(("int8", "int16", "int32", "int64"), _INT),
     **dict.fromkeys(("uint8", "uint16", "uint32", "uint64"), _INT),
@@ -128,6 +131,17 @@ class _CsvText:
         return f"column {name!r}: {_shown(value)} is not {self._dialect.encoding}"
 
 
+def _check_decimals(table: Any) -> None:
+    """Raise ArrowInvalid for a decimal of more digits than its type has.
+
+    Arrow's readers count them before they append those that the scale asks for; Parquet would
+    then hold another number.
+    """
+    for column in table.columns:
+        if hasattr(column.type, "precision"):
+            column.validate(full=True)
+
+
 #: First line, last line, fields.
 _Row = tuple[int, int, list[str]]
 
@@ -163,12 +177,17 @@ class CsvRows(_CsvText):
             quote_char=dialect.quote or False,
             newlines_in_values=dialect.quote is not None,
         )
+        self._whole_numbers = {c.name: pa.string() for c in columns if _LIKELY.get(c.type) is _INT}
+        self._hexadecimal = Hexadecimal(dialect.delimiter, dialect.quote)
         self._one = pacsv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
 
     def _convert(self, columns: Sequence[Column]) -> Any:
         told: dict[str, Any] = {}
         if self._dialect.timestamp_formats:
-            told["timestamp_parsers"] = list(self._dialect.timestamp_formats)
+            told["timestamp_parsers"] = [
+                self._csv.ISO8601 if one == "ISO8601" else one
+                for one in self._dialect.timestamp_formats
+            ]
         return self._csv.ConvertOptions(
             column_types={c.name: self._read_as(c) for c in columns},
             include_columns=[c.name for c in columns],
@@ -185,6 +204,7 @@ class CsvRows(_CsvText):
         return arrow_type(column.type)
 
     def _cast(self, table: Any, columns: Sequence[Column]) -> Any:
+        _check_decimals(table)
         if not self._dialect.timestamp_formats:
             return table
         return table.cast(self._pa.schema([(c.name, arrow_type(c.type)) for c in columns]))
@@ -237,9 +257,36 @@ class CsvRows(_CsvText):
         except (pa.ArrowInvalid, UnicodeDecodeError):
             # Which row, and why, is for `_slow` to find.
             return None
+        if self._has_hex(data):
+            return None
         table = self._whole(table)
         nulls = any(table.column(name).null_count for name in self._required)
         return None if nulls else table
+
+    def _has_hex(self, data: bytes) -> bool:
+        """Whether a whole number of the block, which Arrow took, is hexadecimal."""
+        if not self._whole_numbers or not self._hexadecimal.may_be_in(data):
+            return False
+        import pyarrow.compute as pc
+
+        table = self._csv.read_csv(
+            self._pa.BufferReader(data),
+            read_options=self._csv.ReadOptions(
+                column_names=self._header, use_threads=False, block_size=len(data) + 1
+            ),
+            parse_options=self._parse,
+            convert_options=self._csv.ConvertOptions(
+                column_types=self._whole_numbers,
+                include_columns=list(self._whole_numbers),
+                null_values=list(self._dialect.nulls),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+        return any(
+            pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py()
+            for column in table.columns
+        )
 
     def _whole(self, table: Any) -> Any:
         """Return the table under the schema, which knows what may be null."""
@@ -315,7 +362,7 @@ class CsvRows(_CsvText):
 
     def _unlikely(self, column: Column, values: set[str]) -> set[str]:
         likely = _LIKELY.get(column.type.split("(")[0])
-        if likely is None or self._dialect.timestamp_formats:
+        if likely is None or (likely is _MOMENT and self._dialect.timestamp_formats):
             return set()
         nulls = self._dialect.nulls
         return {v for v in values if not likely.fullmatch(v) and v.strip() not in nulls}
@@ -386,6 +433,7 @@ class JsonRows:
                 unexpected_field_behavior=unexpected,
             ),
         )
+        _check_decimals(table)
         wanted = pa.schema([pa.field(c.name, arrow_type(c.type), c.nullable) for c in columns])
         return table.select(wanted.names).cast(pa.schema([(f.name, f.type) for f in wanted]))
 

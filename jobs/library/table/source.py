@@ -33,6 +33,7 @@ __all__ = [
 
 UTF8_BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_ZIP = b"PK\x03\x04"
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 #: The folder `year=...` of rows whose year is null, as Hive names it.
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -40,6 +41,8 @@ HEADER_BYTES_MAX = 1 << 24
 #: What a packed file may unpack to: a table seldom shrinks to a hundredth, a bomb does.
 UNPACKED_TIMES_MAX, UNPACKED_BYTES_FREE = 200, 1 << 26
 _BLOCK = 1 << 20
+#: Of a name that a message tells: what is no table may be one long name.
+_SHOWN_CHARS = 80
 
 
 @dataclass
@@ -138,7 +141,13 @@ def unpacked(ctx: Context, source: Source, name: str) -> Path | None:
 
 def read_start(source: Source, encoding: str) -> int:
     """Return where the text starts, behind a byte order mark."""
-    start = source.read(0, 3)
+    start = source.read(0, 4)
+    if start == _ZIP:
+        raise Discard(
+            "source: the file is a ZIP archive or a workbook; send the table in it as CSV, plain "
+            "or packed with gzip"
+        )
+    start = start[:3]
     if start[:2] in _WIDE_BOMS:
         raise Discard("source: the file is UTF-16; convert it to UTF-8 and import that")
     if start == UTF8_BOM:
@@ -178,7 +187,9 @@ def read_header(
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                raise Discard(f"column {name!r} stands twice in the header; rename one")
+                raise Discard(
+                    f"column {name[:_SHOWN_CHARS]!r} stands twice in the header; rename one"
+                )
             seen.add(name)
         return names, end
     return [], start
@@ -206,7 +217,7 @@ def match_columns(
     """
     missing = [name for name, required in wanted if required and name not in header]
     if missing:
-        told = ", ".join(map(repr, header[:20]))
+        told = ", ".join(repr(name[:_SHOWN_CHARS]) for name in header[:20])
         raise Discard(
             f"column {missing[0]!r} is not in the header ({told}); correct columns, the file, or "
             f"delimiter {delimiter!r}"
@@ -214,6 +225,6 @@ def match_columns(
     extra = [name for name in header if name not in {name for name, _ in wanted}]
     if extra and others == "refuse":
         raise Discard(
-            f"column {extra[0]!r} of the file is not in the schema; add it, or set "
+            f"column {extra[0][:_SHOWN_CHARS]!r} of the file is not in the schema; add it, or set "
             'other_columns to "ignore"'
         )
