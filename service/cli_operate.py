@@ -216,6 +216,8 @@ def _confirm(client: "Client", filters: dict[str, Any]) -> None:
         count = len(filters["ids"])
     else:
         count = sum(one["count"] for one in client.dead_counts(**filters))
+        if not count:
+            return
     # Not `typer.confirm`: it writes to stdout.
     typer.echo(f"Let {count:,} of the dead letters go for good? [y/N] ", nl=False, err=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

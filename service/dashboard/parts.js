@@ -56,7 +56,8 @@ export function status(name, more = "") {
   return h("span", { class: `status ${tone}` }, h("i", { "aria-hidden": "true" }), words(name), more && h("small", null, more));
 }
 
-export const words = (name) => name.replace("_", " ");
+/** A status or state in words; a task that is leased runs, as far as anybody who looks is concerned. */
+export const words = (name) => (name === "leased" ? "running" : name.replace("_", " "));
 
 /** A moment, as long ago as it is. It keeps up by itself. */
 export function time(moment, empty = "–") {

@@ -162,6 +162,12 @@ def test_purge_asks_first(connected: Drayman, dies: Dies, answers: Callable[[str
     assert connected("dead-letters").out == ""
 
 
+def test_purge_asks_nothing_where_there_is_nothing(connected: Drayman) -> None:
+    ran = connected("purge", "--type", "no.such")
+
+    assert (ran.code, ran.out, ran.err) == (0, "purged: 0\n", "")
+
+
 def test_purge_with_yes_does_not_ask(connected: Drayman, dies: Dies) -> None:
     dies()
 

@@ -117,7 +117,7 @@ export function open(view) {
     if (job.status === "failed") {
       found.push(button("Redrive", { icon: "retry", kind: "primary", key: "redrive", title: "Give it a new budget of attempts", onclick: () => acted(() => post(`${base}/retry`), "It has a new budget of attempts") }));
       if (!job.steps.length) {
-        found.push(button("Edit and redrive", { icon: "submit", key: "edit", onclick: () => editAndRedrive(job, refollow) }));
+        found.push(button("Edit and redrive", { icon: "retry", key: "edit", onclick: () => editAndRedrive(job, refollow) }));
       }
     }
     found.push(h("a", { class: "button", href: `/submit?type=${enc(job.type)}`, "data-key": "again" }, icon("submit"), h("span", null, "Submit another")));

@@ -46,7 +46,7 @@ export function open(view) {
           h("td", null, one.last_job ? [jobLink(one.last_job), " ", time(one.last_at)] : "–"),
           h("td", { class: "num" }, count(one.fired), one.skipped ? h("span", { class: "faint" }, `, ${count(one.skipped)} skipped`) : null),
           h("td", { class: "end" }, levers(one, "small")))), { label: "Schedules" }))
-        : h("div", { class: "panel" }, empty("No schedules", "A schedule submits a job at each tick of a cron line, and makes up for ticks that a restart missed.", `drayman schedule put nightly report.annual --cron "0 2 * * *"`))));
+        : h("div", { class: "panel" }, empty("No schedules", "A schedule submits a job at each tick of a cron line, and makes up for ticks that a restart missed.", `drayman schedule put nightly --cron "0 2 * * *" shop.invoice customer=Ada`))));
   }
 
   function drawOne(one) {
