@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli_show import JsonFlag, complain, connect, note, print_json, print_table
+from service.cli_show import EXIT_USAGE, JsonFlag, complain, connect, note, print_json, print_table
 
 if TYPE_CHECKING:
     from cluster.bundle import Bundle
@@ -68,6 +68,11 @@ def deploy(
 
 def _withdraw(context: typer.Context, types: list[str], as_json: bool) -> None:
     with connect(context) as client:
+        known = {*client.deployed(), *(kind["name"] for kind in client.types())}
+        for name in types:
+            if name not in known:
+                complain(f"there is no type {name}; `drayman deploy` shows what is deployed")
+                raise typer.Exit(EXIT_USAGE)
         done = client.deploy("", types)
         left = {kind["name"]: kind["code"] for kind in client.types()}
     if as_json:

@@ -48,7 +48,11 @@ def find_target(
     if url is not None:
         found = next((run for run in runs if run.url == url.rstrip("/")), None)
         if found is None:
-            raise NoTarget(f"no token for {url}; set {TOKEN_ENV}, or give --token")
+            if url.rstrip("/") in _starting(environment):
+                raise NoTarget(f"the Drayman at {url} is starting; try again when it says its url")
+            raise NoTarget(
+                f"no Drayman of yours runs at {url}; for another's set {TOKEN_ENV}, or give --token"
+            )
         return found
     if not runs:
         raise NoTarget(f"no Drayman runs here; start one with `drayman up`, or set {URL_ENV}")
@@ -73,10 +77,27 @@ def _refuse_no_url(url: str) -> None:
 
 def _running(environment: Mapping[str, str]) -> list[Target]:
     """Return what `drayman up` recorded (`service.runfile`) and still runs, by port."""
+    found = map(_target, _records(environment))
+    return [target for target in found if target is not None]
+
+
+def _records(environment: Mapping[str, str]) -> list[Path]:
     home = Path(environment.get(HOME_ENV) or Path.home() / ".drayman")
     paths = [path for path in (home / "run").glob("*.json") if path.stem.isdigit()]
-    found = (_target(path) for path in sorted(paths, key=lambda path: int(path.stem)))
-    return [target for target in found if target is not None]
+    return sorted(paths, key=lambda path: int(path.stem))
+
+
+def _starting(environment: Mapping[str, str]) -> set[str]:
+    """Return the URLs of those that are not ready yet."""
+    found = set()
+    for path in _records(environment):
+        try:
+            run = json.loads(path.read_bytes())
+            if not run["ready"] and _is_alive(run["driver"]["pid"]):
+                found.add(run["url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _target(path: Path) -> Target | None:

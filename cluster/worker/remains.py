@@ -10,19 +10,22 @@ wait for: the way there takes longer than the end of a process.
 import asyncio
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import structlog
 
-__all__ = ["hold", "make_scratch", "wait_until_gone"]
+__all__ = ["hold", "make_scratch", "sweep", "wait_until_gone"]
 
 log = structlog.get_logger("drayman.worker")
 
 #: A process that the kernel cannot end by then is in a call that never returns to the handler.
 GIVE_UP_S = 10.0
 LOOK_S = 0.005
+#: Keepers remove their worker's directory; where they were killed, too, it goes after this.
+SWEPT_AFTER_S = 24 * 3600.0
 
 
 def make_scratch(worker: str) -> Path:
@@ -35,6 +38,19 @@ def hold(scratch: Path) -> int:
     fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
+
+
+def sweep() -> None:
+    """Remove what workers of this user left behind that died with all their keepers."""
+    before = time.time() - SWEPT_AFTER_S
+    for folder in _folders("worker"):
+        try:
+            found = folder.stat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid == os.getuid() and found.st_mtime < before and not _is_held(folder):
+            log.info("worker.remains_removed", path=str(folder))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def wait_until_gone(worker: str) -> None:

@@ -28,7 +28,7 @@ from cluster.protocol import Orders, Report, decode_orders, encode
 from cluster.worker.ephemeral import Holder
 from cluster.worker.executor import Executor
 from cluster.worker.logs import Logs, LogStore
-from cluster.worker.remains import make_scratch
+from cluster.worker.remains import make_scratch, sweep
 from cluster.worker.slot import Patience, SlotConfig
 
 __all__ = ["ManagerPort", "Worker", "WorkerTimes"]
@@ -156,6 +156,7 @@ class Worker:
         """Work until drained, stopped, or orphaned. Nothing of any attempt lives on its return."""
         log.info("worker.started", worker=self.name, pool=self.pool, queues=self.queues)
         try:
+            await asyncio.to_thread(sweep)
             await self._executor.start()
             stopping = asyncio.ensure_future(self._stopping.wait())
             talking = asyncio.ensure_future(self._talk())

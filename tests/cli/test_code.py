@@ -69,6 +69,12 @@ def test_withdrawing_a_type_gives_it_back_to_the_cluster(admin: Drayman) -> None
     assert ran.err == "greet runs what the cluster was started with\n"
 
 
+def test_withdrawing_what_there_never_was_is_refused(admin: Drayman) -> None:
+    ran = admin("deploy", "--withdraw", "gret")
+
+    assert (ran.code, "there is no type gret" in ran.err) == (2, True)
+
+
 def test_whoever_may_submit_may_run_code_that_an_admin_sent(
     server: Server, admin: Drayman, connected: Drayman, here: Path
 ) -> None:

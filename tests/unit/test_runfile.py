@@ -1,5 +1,6 @@
 """What a run records, and that clearing up ends its own processes and no others."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from service.runfile import (
     is_alive,
     read_pids,
 )
+from service.target import NoTarget, find_target
 
 FOREVER = [sys.executable, "-c", "print('up', flush=True); input()"]
 DEAF = [
@@ -187,3 +189,15 @@ def test_pids_are_read_from_json_lines(tmp_path: Path) -> None:
 
     assert [(r.what, r.pid, r.started) for r in records] == [("haproxy", 7, 70), ("haproxy", 8, 80)]
     assert read_pids(tmp_path / "none", "haproxy") == []
+
+
+def test_who_asks_for_one_that_is_starting_is_told_so(tmp_path: Path) -> None:
+    url, home = "http://127.0.0.1:8123", {"DRAYMAN_HOME": str(tmp_path)}
+    record = {"ready": False, "url": url, "driver": {"pid": os.getpid()}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "8123.json").write_text(json.dumps(record))
+
+    with pytest.raises(NoTarget, match=f"the Drayman at {url} is starting"):
+        find_target(url, environment=home)
+    with pytest.raises(NoTarget, match="no Drayman of yours runs at http://127.0.0.1:8124"):
+        find_target("http://127.0.0.1:8124", environment=home)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.worker.remains import hold, make_scratch, wait_until_gone
+from cluster.worker.remains import hold, make_scratch, sweep, wait_until_gone
 
 
 @pytest.fixture
@@ -50,6 +50,21 @@ async def test_work_of_a_dead_worker_waits_until_its_last_process_is_dead(scratc
     await asyncio.wait_for(waiting, 5.0)
     assert os.read(ends, 1) == b""
     os.close(ends)
+
+
+def test_what_was_left_long_ago_and_is_nobodys_is_removed(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, held = make_scratch("worker-tests-2"), make_scratch("worker-tests-3")
+    fd = hold(held)
+    for folder in (old, held):
+        os.utime(folder, (0, 0))
+
+    sweep()
+
+    assert [folder.exists() for folder in (scratch, old, held)] == [True, False, True]
+    os.close(fd)
+    held.rmdir()
 
 
 async def test_of_a_worker_that_was_elsewhere_there_is_nothing_to_wait_for() -> None:
