@@ -20,6 +20,7 @@ from cluster.actors.workers import RayWorkers
 from cluster.config import PoolSettings, default_config
 from cluster.settings import NAMESPACE, ClusterSettings
 from jobs.errors import Unavailable
+from service.edge import free_port
 from tests.support.eventually import eventually
 from tests.support.live import WAIT_S
 
@@ -71,9 +72,10 @@ def two_nodes() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-        cluster = Cluster(
-            initialize_head=True, head_node_args=common | {"include_dashboard": False}
-        )
+        # Ray looks at the port of a dashboard that it won't start, and where another has the usual
+        # one it leaves its socket open.
+        head = common | {"include_dashboard": False, "dashboard_port": free_port()}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(**common, labels={"tier": "spot"})
             ray.init(cluster.address, namespace="tests", log_to_driver=False, logging_level="error")
