@@ -1,6 +1,9 @@
 """What the command line says of stores: `doctor --store`, and `up` on one that can't be used."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,24 +140,29 @@ def test_up_refuses_a_folder_whose_modules_hide_its_own(
     assert f"{tmp_path / hiding} hides Drayman's own package" in ran.err
 
 
-def test_up_says_which_types_run_code_that_was_deployed(
-    drayman: Drayman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_up_says_which_types_run_code_that_was_deployed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from jobs import job\nfrom pydantic import BaseModel as Params\n\n"
         "@job('mine.one')\ndef one(ctx, params: Params) -> str: ...\n"
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    objects = LocalObjects(tmp_path / "store")
-    Deployed(objects).deploy("ab" * 32, ["mine.one", "mine.other"])
-    # Held, so that it ends before it starts anything.
-    with RunFolder(tmp_path / "home").lock(8999):
-        ran = drayman("up", "--jobs", "mine", "--store", str(tmp_path / "store"), "--port", "8999")
+    Deployed(LocalObjects(tmp_path / "store")).deploy("ab" * 32, ["mine.one", "mine.other"])
+    up = ("up", "--jobs", "mine", "--store", str(tmp_path / "store"), "--port", "8999")
 
-    assert ran.code == 2, ran
-    assert "mine.one runs the code that was deployed (abababababab), not that of" in ran.err
-    assert "mine.other" not in ran.err
+    # The lock is held, so that it ends before it starts anything.
+    with RunFolder(tmp_path / "home").lock(8999):
+        ran = subprocess.run(
+            [str(Path(sys.executable).parent / "drayman"), *up],
+            cwd=tmp_path,
+            env=os.environ | {"DRAYMAN_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert ran.returncode == 2, ran
+    assert "mine.one runs the code that was deployed (abababababab), not that of" in ran.stderr
+    assert "mine.other" not in ran.stderr
 
 
 @pytest.mark.parametrize("command", [("up", "--port", "8999"), ("down",), ("doctor",)])
