@@ -132,9 +132,8 @@ def up(
         # Here, in a second, rather than after Ray has started; the manager looks once more.
         deployment.check_config(settings)
         deployment.check_store(settings)
-        for name, code in deployment.deployed(settings, types).items():
-            told = f"{name} runs the code that was deployed ({code[:12]}), not that of --jobs"
-            complain(f"{told}; to replace it: drayman deploy {' '.join(modules)}")
+        if types:
+            _tell_deployed(settings, types, modules)
         complain(f"starting Ray and Drayman on port {port}, which takes a while")
         if detach:
             arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
@@ -218,6 +217,21 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
     for command in (up, down, demo, doctor):
         app.command()(command)
+
+
+def _tell_deployed(settings: Any, types: set[str], modules: list[str]) -> None:
+    """Say which of the types run other code than that of their modules here."""
+    from jobs.errors import DraymanError
+    from service import deployment
+
+    try:
+        found = deployment.deployed(settings, types)
+    except DraymanError as error:  # no reason not to start
+        complain(f"which code is deployed can't be read: {error}")
+        return
+    for name, code in found.items():
+        told = f"{name} runs the code that was deployed ({code[:12]}), not that of --jobs"
+        complain(f"{told}; to replace it: drayman deploy {' '.join(modules)}")
 
 
 def _check_folder() -> None:

@@ -10,7 +10,7 @@ import msgspec
 from cluster.queue.events import JobSubmitted
 from cluster.queue.model import State, Usage
 from cluster.queue.rules import NO_LIMITS, Rules, TenantLimits
-from cluster.queue.spec import Plan, SpecHead, decode_head, decode_spec, encode_spec
+from cluster.queue.spec import Plan, SpecHead, StepSpec, decode_head, decode_spec, encode_spec
 from jobs.errors import InvalidInput, Overloaded
 
 __all__ = ["check_room", "lane_of", "no_queue", "submitted", "tenant_limits"]
@@ -54,15 +54,17 @@ def submitted(state: State, rules: Rules, job_id: str, spec: SpecHead, raw: byte
 
 def _laned(rules: Rules, plan: Plan) -> Plan:
     """Return the plan with each step in a queue that there is. Raises InvalidInput."""
+    moved: dict[int, StepSpec] = {}
     for at, step in enumerate(plan.steps):
         if step.queue is None or step.queue in rules.queues:
             continue
         if step.queue != DEFAULT:
             raise no_queue(rules, f"steps.{at}.queue", step.queue)
-        steps = list(plan.steps)
-        steps[at] = msgspec.structs.replace(step, queue=rules.default_queue)
-        plan = msgspec.structs.replace(plan, steps=steps)
-    return plan
+        moved[at] = msgspec.structs.replace(step, queue=rules.default_queue)
+    if not moved:
+        return plan
+    steps = [moved.get(at, step) for at, step in enumerate(plan.steps)]
+    return msgspec.structs.replace(plan, steps=steps)
 
 
 def no_queue(rules: Rules, field: str, name: str) -> InvalidInput:

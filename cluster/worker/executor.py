@@ -227,7 +227,11 @@ class Executor:
     def _queue(self, held: Held) -> None:
         code = held.assignment.code
         if code:
-            if verdict := self._codes.verdict(code):
+            verdict = self._codes.verdict(code)
+            # Slow is what is coming: a child that was let go for another code's sake is not.
+            if verdict is not None and (
+                verdict.kind != "snoozed" or self._children.is_coming(code)
+            ):
                 self._conclude(held, refused(held, verdict))
                 return
             if self._codes.wants(code):

@@ -162,11 +162,11 @@ def router(api: Api) -> APIRouter:
         # Where each log lies, or what it has until now.
         logs: list[str | bytes] = []
         running = 0
-        known: set[int] = set()
+        is_known = False
         for view in await api.gateway.attempts(job_id_of(job_id), caller.sees):
             if query.task not in (None, view.task_id):
                 continue
-            known.add(view.number)
+            is_known = True
             if query.attempt not in (None, view.number):
                 continue
             if view.outcome != "running":
@@ -174,10 +174,10 @@ def router(api: Api) -> APIRouter:
             elif (running := running + 1) <= RUNNING_MAX:
                 path = log_path(real_id, view.task_id, view.number)
                 logs.append(await asyncio.to_thread(_so_far, api.store, path))
-        if query.task is not None and job.steps:
+        if query.task is not None and not is_known and job.steps:
             # The attempts of a chunk that is done are not among those; their logs are.
             for number in await _attempts_of_chunk(api, caller, job_id, query.task):
-                if number not in known and query.attempt in (None, number):
+                if query.attempt in (None, number):
                     path = log_path(real_id, query.task, number)
                     logs.append(await asyncio.to_thread(_so_far, api.store, path))
         etag = _etag(logs)

@@ -252,6 +252,27 @@ async def test_code_whose_import_takes_long_runs_once_it_is_up(
     assert result(outcome)[0] == "v1"
 
 
+async def test_code_whose_child_was_let_go_while_it_came_up_gets_another(
+    start: Any, put: Put, result: Any, tmp_path: Path
+) -> None:
+    times = WorkerTimes(heartbeat_s=0.5, patience=Patience(backlog_s=0.3))
+    bench = await start(times=times)
+    opened = tmp_path / "opened"
+    sha = put("v1", SLOW.format(path=str(opened)) + SHOP)
+    first = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
+    children = bench.worker._executor._children
+    [coming] = children.aside
+    children._close(coming)
+    opened.touch()
+
+    outcome = first
+    while outcome.kind != "ok":
+        outcome = await bench.manager.outcome(bench.manager.submit("shop.word", code=sha))
+
+    assert first.kind == "snoozed"
+    assert result(outcome)[0] == "v1"
+
+
 @pytest.mark.parametrize("mode", ["process", "async"])
 async def test_a_bundle_whose_import_kills_the_process_fails_its_own_attempt(
     start: Any, put: Put, mode: str
